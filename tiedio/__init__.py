@@ -1,0 +1,47 @@
+"""Keeps weights tied when a Keras model is saved and loaded."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tiedio.errors import TiedioError, TiedioWarning
+    from tiedio.saving import load_tied, save_tied
+    from tiedio.ties import Place, TieGroup
+    from tiedio.tying import tie, untie
+    from tiedio.variables import find_ties
+
+__all__ = [
+    "Place",
+    "TieGroup",
+    "TiedioError",
+    "TiedioWarning",
+    "find_ties",
+    "load_tied",
+    "save_tied",
+    "tie",
+    "untie",
+]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Place": "ties",
+    "TieGroup": "ties",
+    "TiedioError": "errors",
+    "TiedioWarning": "errors",
+    "find_ties": "variables",
+    "load_tied": "saving",
+    "save_tied": "saving",
+    "tie": "tying",
+    "untie": "tying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Keras takes seconds to import; commands that only read files do without it.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

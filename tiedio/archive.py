@@ -1,0 +1,195 @@
+"""The containers around a weights file: here the `.keras` zip archive.
+
+Writing is all or nothing: a file beside the target is written, flushed to disk
+and renamed. Nothing is read from an archive before its size is checked, and no
+member can leave the folder it is extracted to.
+"""
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tiedio import hdf5
+from tiedio.errors import FileFormatError, MissingFileError, listed
+
+METADATA = "metadata.json"
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+ASSETS = "assets"
+
+# Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs.
+_LARGEST_EXPANSION = 100
+_EXPANSION_FLOOR = 1 << 28  # bytes
+
+
+def write_archive(
+    filepath: Path,
+    metadata: dict[str, Any],
+    config: Any,
+    layout: hdf5.Layout,
+    assets: Path,
+) -> None:
+    """Writes a `.keras` file whole, or leaves what is there untouched.
+
+    Args:
+        filepath: The target.
+        metadata: Content of `metadata.json`.
+        config: Content of `config.json`.
+        layout: The weights.
+        assets: Folder whose files become members below `assets/`.
+    """
+    # Before any byte is written: both may hold what JSON cannot.
+    texts = {METADATA: json.dumps(metadata), CONFIG: json.dumps(config)}
+    with replacing(filepath) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+        with archive.open(WEIGHTS, "w", force_zip64=True) as member:
+            hdf5.write(layout, member)
+        for path in sorted(assets.rglob("*")):
+            if path.is_file():
+                archive.write(path, f"{ASSETS}/{path.relative_to(assets).as_posix()}")
+
+
+class Archive:
+    """A `.keras` file open for reading.
+
+    Attributes:
+        metadata: Content of `metadata.json`; empty if the file has none.
+        config: Content of `config.json`.
+        weights: The weights.
+    """
+
+    def __init__(self, filepath: Path, archive: zipfile.ZipFile):
+        self._filepath = filepath
+        self._archive = archive
+        members = archive.namelist()
+        if missing := {CONFIG, WEIGHTS}.difference(members):
+            raise FileFormatError(
+                f"`{filepath}` is not a Keras file: it has no {listed(missing)}.\n"
+                f"Expected: a zip archive with `{CONFIG}` and `{WEIGHTS}`. "
+                f"Received: {len(members)} other members.\n"
+                "Pass a file that was saved by Keras or tiedio as `.keras`."
+            )
+        self.metadata = self._json(METADATA) if METADATA in members else {}
+        self.config = self._json(CONFIG)
+        self.weights = hdf5.WeightsFile(io.BytesIO(self._read(WEIGHTS)), str(filepath))
+
+    def extract_assets(self, folder: Path) -> None:
+        """Extracts the assets below `folder`, in the folder `assets`."""
+        for info in self._archive.infolist():
+            if info.filename.startswith(f"{ASSETS}/"):
+                self._check_size(info)
+                # `extract` drops drive letters, leading slashes and `..`.
+                self._archive.extract(info, folder)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(self._read(name))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(self._filepath, f"`{name}` is not JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise _damaged(self._filepath, f"`{name}` is not a JSON object")
+        return content
+
+    def _read(self, name: str) -> bytes:
+        self._check_size(self._archive.getinfo(name))
+        return self._archive.read(name)
+
+    def _check_size(self, info: zipfile.ZipInfo) -> None:
+        limit = max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * info.compress_size)
+        if info.file_size > limit:
+            raise _damaged(
+                self._filepath,
+                f"`{info.filename}` of {info.file_size} bytes in {info.compress_size}",
+            )
+
+
+@contextlib.contextmanager
+def open_archive(filepath: Path) -> Iterator[Archive]:
+    """Opens a `.keras` file.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        FileFormatError: If it is not a `.keras` file, or a damaged one.
+    """
+    if not filepath.is_file():
+        raise MissingFileError(
+            f"There is no file `{filepath}`.\n"
+            f"Expected: a file. Received: {'a folder' if filepath.is_dir() else 'nothing there'}.\n"
+            "Check the path."
+        )
+    with open(filepath, "rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except zipfile.BadZipFile as error:
+            file.seek(0)
+            if file.read(4) == b"PK\x03\x04":
+                raise _damaged(
+                    filepath, "a zip archive without its end; it was truncated"
+                ) from error
+            raise FileFormatError(
+                f"`{filepath}` is not a Keras file: it is no zip archive.\n"
+                "Expected: a file saved by Keras or tiedio as `.keras`. Received: something else.\n"
+                "Check the path; other formats must be converted first."
+            ) from error
+        with archive:
+            try:
+                content = Archive(filepath, archive)
+            except (
+                zipfile.BadZipFile,
+                EOFError,
+                NotImplementedError,
+                RuntimeError,
+                zlib.error,
+            ) as error:
+                # Also encrypted members and unknown compression.
+                raise _damaged(filepath, str(error)) from error
+            with contextlib.closing(content.weights):
+                yield content
+
+
+@contextlib.contextmanager
+def replacing(filepath: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `filepath` once it is complete."""
+    # What a symbolic link points to is replaced, as `open(filepath, "w")` would.
+    target = Path(os.path.realpath(filepath))
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        # Not `tempfile`, whose files are private to the user.
+        with open(partial, "xb") as file:
+            if target.exists():
+                os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flushes a folder's entries to disk, where the system can (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _damaged(filepath: Path, received: str) -> FileFormatError:
+    return FileFormatError(
+        f"`{filepath}` is damaged.\n"
+        f"Expected: a complete `.keras` file. Received: {received}.\n"
+        "Restore it from a copy, or save the model again."
+    )

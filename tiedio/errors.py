@@ -1,0 +1,63 @@
+"""Every error tiedio raises, as one tree.
+
+    TiedioError
+    ├── TieError                (ValueError)  variables cannot be tied, untied or retied
+    ├── ModelNotBuiltError      (ValueError)  a layer or model has no variables yet
+    ├── MissingFileError        (FileNotFoundError, ValueError)  no such file
+    ├── FileFormatError         (ValueError)  not a file Keras wrote, or a damaged one
+    │   └── RecordError         (ValueError)  the record of a file cannot be honoured
+    ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
+    ├── SaveError               (ValueError)  a state cannot be saved without loss
+    └── LoadError               (ValueError)  a state cannot be restored without loss
+
+Each leaf is also the builtin that code written for Keras already catches. A
+message has at most three lines: what failed and for which variables (all of
+them, sorted); what was expected and received; what to do.
+"""
+
+from collections.abc import Iterable
+
+
+class TiedioError(Exception):
+    """Base class of every error and of nothing else."""
+
+
+class TieError(TiedioError, ValueError):
+    """Variables cannot be tied, untied or retied."""
+
+
+class ModelNotBuiltError(TiedioError, ValueError):
+    """A layer or a model has no variables yet."""
+
+
+class MissingFileError(TiedioError, FileNotFoundError, ValueError):
+    """There is no file at the path (Keras raises `ValueError` for it)."""
+
+
+class FileFormatError(TiedioError, ValueError):
+    """The file is not one that Keras or tiedio wrote, or it is damaged."""
+
+
+class RecordError(FileFormatError):
+    """The record of a file is malformed, too new, or does not fit the model."""
+
+
+class CustomObjectsError(TiedioError, TypeError):
+    """The file needs classes or functions that are not registered."""
+
+
+class SaveError(TiedioError, ValueError):
+    """Saving would lose something; the old file is untouched."""
+
+
+class LoadError(TiedioError, ValueError):
+    """Loading would lose something."""
+
+
+class TiedioWarning(UserWarning):
+    """Something was given up that the caller allowed, or could not be kept."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Joins names for a message: every one of them, sorted, in backquotes."""
+    return ", ".join(f"`{name}`" for name in sorted(names))

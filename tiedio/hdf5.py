@@ -1,0 +1,269 @@
+"""Lay out, stream and map a weights file; shared tensors are hard links.
+
+Writer and reader mirror each other. The writer lets HDF5 lay the file out
+without any tensor in it, then streams the laid-out bytes and the tensors to a
+file that need not seek: one pass, one tensor in memory at a time.
+"""
+
+import dataclasses
+import io
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+from tiedio.errors import FileFormatError, listed
+
+# HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_BFLOAT16_STORED = np.dtype("V2")
+
+_DAMAGED = "The file is damaged; restore it from a copy or save the model again."
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array to be written, made only when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass
+class Layout:
+    """What a weights file holds.
+
+    Attributes:
+        groups: Attributes of each HDF5 group, by path; parents need no mention.
+        tensors: The tensors by dataset_path.
+        links: Second dataset_paths of tensors, to the first ones.
+    """
+
+    groups: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    links: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(layout: Layout, stream: BinaryIO) -> None:
+    """Writes `layout` as an HDF5 file to a stream, from its start to its end."""
+    sheet = _Sheet()
+    with h5py.File(sheet, "w") as file:
+        tensors = sorted(_lay_out(layout, file), key=lambda tensor: tensor[0])
+    position = 0
+    for offset, tensor in tensors:
+        stream.write(sheet.between(position, offset))
+        content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype).reshape(-1).view(np.uint8)
+        stream.write(content.data)
+        position = offset + content.nbytes
+    stream.write(sheet.between(position, sheet.size))
+
+
+def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, Tensor]]:
+    """Creates every object of `layout`; returns the tensors with their offsets."""
+    for path, attributes in layout.groups.items():
+        file.require_group(path).attrs.update(attributes)
+    # Allocated at once and never filled, a dataset gets its place and no bytes.
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    placed = []
+    for path, tensor in layout.tensors.items():
+        parent, name = posixpath.split(path)
+        bfloat16 = tensor.dtype == _BFLOAT16
+        dataset = h5py.Dataset(
+            h5py.h5d.create(
+                file.require_group(parent).id,
+                name.encode(),
+                h5py.h5t.py_create(_BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
+                h5py.h5s.create_simple(tensor.shape)
+                if tensor.shape
+                else h5py.h5s.create(h5py.h5s.SCALAR),
+                creation,
+            )
+        )
+        if bfloat16:
+            dataset.attrs["dtype"] = "bfloat16"
+        if dataset.nbytes:
+            placed.append((dataset.id.get_offset(), tensor))
+    for path, target in layout.links.items():
+        file.require_group(posixpath.dirname(path))
+        file[path] = file[target]
+    return placed
+
+
+class _Sheet(io.RawIOBase):
+    """A file in memory that keeps only the pages HDF5 has written to."""
+
+    PAGE = 4096
+
+    def __init__(self):
+        self.pages: dict[int, bytearray] = {}
+        self.position = 0
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self.position if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        done = 0
+        while done < len(data):
+            number, start = divmod(self.position, self.PAGE)
+            page = self.pages.setdefault(number, bytearray(self.PAGE))
+            part = data[done : done + self.PAGE - start]
+            page[start : start + len(part)] = part
+            done += len(part)
+            self.position += len(part)
+        self.size = max(self.size, self.position)
+        return done
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.between(self.position, min(self.position + len(buffer), self.size))
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+    def between(self, start: int, end: int) -> bytes:
+        """Returns the bytes from `start` to `end`, zeros where nothing was written."""
+        if end <= start:
+            return b""
+        first, last = start // self.PAGE, (end - 1) // self.PAGE
+        blank = bytes(self.PAGE)
+        pages = b"".join(self.pages.get(number, blank) for number in range(first, last + 1))
+        return pages[start - first * self.PAGE : end - first * self.PAGE]
+
+
+class WeightsFile:
+    """A weights file open for reading.
+
+    Args:
+        file: A seekable binary file.
+        filepath: Its name for messages.
+
+    Raises:
+        FileFormatError: If it is no HDF5 file, or a damaged one.
+    """
+
+    def __init__(self, file: BinaryIO, filepath: str):
+        self.filepath = filepath
+        try:
+            self._file = h5py.File(file, "r")
+        except OSError as error:
+            raise self._error("is not an HDF5 file", str(error)) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def store(self, inner_path: str) -> Mapping[str, np.ndarray]:
+        """Returns what is stored for one saveable: arrays by name, read when asked for."""
+        return Store(self, f"{inner_path}/vars".lstrip("/"))
+
+    def names(self, group_path: str) -> list[str]:
+        group = self._find(group_path)
+        return list(group) if isinstance(group, h5py.Group) else []
+
+    def read(self, dataset_path: str) -> np.ndarray:
+        """Reads one tensor.
+
+        Raises:
+            KeyError: If there is no such dataset.
+            FileFormatError: If it is damaged, or its bytes are outside this file.
+        """
+        dataset = self._find(dataset_path)
+        if not isinstance(dataset, h5py.Dataset):
+            raise KeyError(dataset_path)
+        if dataset.external or dataset.is_virtual:
+            raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
+        try:
+            value = dataset[()]
+            kind = dataset.attrs.get("dtype")
+        except OSError as error:
+            raise self._error(f"has an unreadable `{dataset_path}`", str(error)) from error
+        return np.asarray(value).view(_BFLOAT16) if kind == "bfloat16" else np.asarray(value)
+
+    def disagreements(self, paths: Mapping[str, str]) -> list[str]:
+        """Lists the datasets that should be, but do not equal, another one.
+
+        Args:
+            paths: dataset_paths of aliases, to those of their owners.
+        """
+        differing = []
+        for alias, owner in paths.items():
+            first, second = self._find(owner), self._find(alias)
+            # One object under two paths, as tiedio writes it, needs no look at the values.
+            if not (first is not None and second is not None and first == second):
+                try:
+                    if self.read(alias).tobytes() == self.read(owner).tobytes():
+                        continue
+                except KeyError:
+                    pass
+                differing.append(alias)
+        return differing
+
+    def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
+        """Returns the object at `path`, or `None`; only hard links are followed."""
+        found: Any = self._file
+        for name in path.split("/"):
+            if not isinstance(found, h5py.Group):
+                return None
+            try:
+                link = found.get(name, getlink=True)
+                if link is None:
+                    return None
+                if not isinstance(link, h5py.HardLink):
+                    raise self._error(f"has a {type(link).__name__} at `{path}`", "a link")
+                found = found[name]
+            except (OSError, RuntimeError, KeyError) as error:
+                raise self._error(f"has an unreadable `{path}`", str(error)) from error
+        return found
+
+    def _error(self, what: str, received: str) -> FileFormatError:
+        return FileFormatError(
+            f"`{self.filepath}` {what}.\n"
+            f"Expected: weights as Keras stores them. Received: {received}.\n{_DAMAGED}"
+        )
+
+
+class Store(Mapping[str, np.ndarray]):
+    """The arrays of one saveable, as `load_own_variables` expects them."""
+
+    def __init__(self, file: WeightsFile, group_path: str):
+        self._file = file
+        self._group_path = group_path
+        self._names = file.names(group_path)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.read(f"{self._group_path}/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def damaged(filepath: str, names: list[str]) -> FileFormatError:
+    """The error for datasets that contradict the record of a file."""
+    return FileFormatError(
+        f"`{filepath}` stores other values at {listed(names)} than at their owners.\n"
+        f"Expected: one value for every place of a tie group. Received: {len(names)} others.\n"
+        f"{_DAMAGED}"
+    )

@@ -1,0 +1,258 @@
+"""`save_tied` and `load_tied`: where a live model and a file meet.
+
+On its way out: the saveables are visited, ties found, every array laid out
+once, and streamed. On its way in: the model is built *uncompiled*, retied, then
+compiled, so that its optimizer sees the shared variables, and last the state is
+read into place. Reader and writer mirror each other, step by step.
+"""
+
+import datetime
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tiedio import archive, hdf5, models, state, ties, variables
+from tiedio.errors import (
+    CustomObjectsError,
+    LoadError,
+    ModelNotBuiltError,
+    SaveError,
+    listed,
+)
+from tiedio.ties import Record
+
+
+def save_tied(
+    model: keras.Model,
+    filepath: str | os.PathLike[str],
+    overwrite: bool = True,
+    zipped: bool | None = None,
+) -> None:
+    """Saves a model, with its shared variables, as a `.keras` file.
+
+    Takes the place of `model.save`. The file is one that Keras itself can load,
+    without the sharing. Each shared tensor is stored once: its other paths are
+    HDF5 hard links. The tie groups are recorded in `metadata.json`. The old file
+    is replaced once the new one is complete and on disk, or left untouched.
+
+    Args:
+        model: A built model.
+        filepath: Path of the file, ending in `.keras`.
+        overwrite: Whether to replace an existing file without asking at the
+            prompt, as in Keras.
+        zipped: `None` or `True`: only zip archives are written so far.
+
+    Raises:
+        ModelNotBuiltError: If the model has no variables yet.
+        SaveError: If the path does not end in `.keras`, or a layer stores
+            something else than a tied variable of its own (as with LoRA), so
+            that the tie could not be restored. All are named.
+        OSError: If the file cannot be written.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
+    >>> _ = tiedio.tie(decoder, to=encoder)
+    >>> tiedio.save_tied(model, "model.keras")
+    >>> loaded = tiedio.load_tied("model.keras")
+    >>> loaded.layers[0].kernel is loaded.layers[1].kernel
+    True
+
+    Source: the file format is that of `keras.saving.save_model`; for the record
+    see `tiedio/ties.py`.
+    """
+    path = _keras_path(filepath, zipped)
+    if not model.built:
+        raise ModelNotBuiltError(
+            f"Model `{model.name}` has no variables yet: it is not built.\n"
+            "Expected: a built model. Received: an unbuilt one.\n"
+            "Build it, or call it on data, before saving."
+        )
+    if path.exists() and not overwrite and not _may_overwrite(path):
+        return
+    visits = variables.walk(model)
+    with tempfile.TemporaryDirectory() as assets:
+        layout, record = state.capture(visits, Path(assets))
+        with variables.ObjectSharingScope():
+            config = keras.saving.serialize_keras_object(model)
+        metadata = {
+            "keras_version": keras.__version__,
+            "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+            ties.METADATA_KEY: record.to_json(),
+        }
+        archive.write_archive(path, metadata, config, layout, Path(assets))
+
+
+def load_tied(
+    filepath: str | os.PathLike[str],
+    custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
+    safe_mode: bool = True,
+    *,
+    strict: bool = True,
+) -> Any:
+    """Loads a model and shares again the variables that it shared when saved.
+
+    Takes the place of `keras.saving.load_model`, also for files that Keras wrote.
+    The optimizer resumes with its slots, iterations and learning rate, and seed
+    generators (dropout) with their state: training goes on as if it had not
+    stopped.
+
+    Args:
+        filepath: Path of a `.keras` file.
+        custom_objects: Maps names to classes and functions of your own.
+        compile: Whether to compile the model as it was.
+        safe_mode: Whether to refuse Python lambdas, which can run any code.
+        strict: Whether it is an error if ties or optimizer state cannot be restored;
+            otherwise it is a `TiedioWarning`, and they are left out.
+
+    Returns:
+        The model.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        FileFormatError: If the file is not a Keras file, or is damaged.
+        RecordError: If its record is malformed, newer than this tiedio, or names
+            variables that the model does not have.
+        CustomObjectsError: If `custom_objects` lacks classes of the file.
+        LoadError: If some state cannot be restored. All is named.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> layers = [keras.layers.Conv2D(2, 3, padding=padding) for padding in ("same", "valid")]
+    >>> model = keras.Sequential([keras.Input((9, 9, 2)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> model.compile(optimizer="adam", loss="mse")
+    >>> tiedio.save_tied(model, "model.keras")
+    >>> resumed = tiedio.load_tied("model.keras")
+    >>> first, second = resumed.layers
+    >>> first.kernel is second.kernel and len(resumed.optimizer.variables)
+    6
+    """
+    path = _keras_path(filepath)
+    with archive.open_archive(path) as source, tempfile.TemporaryDirectory() as folder:
+        recorded = source.metadata.get(ties.METADATA_KEY)
+        # A file that Keras wrote has no record: it loads as in Keras, warnings included.
+        record = None if recorded is None else Record.from_json(recorded)
+        _check_links(source.weights, record)
+        config = dict(source.config)
+        compile_config = config.pop("compile_config", None)
+        with (
+            variables.ObjectSharingScope(),
+            variables.SafeModeScope(safe_mode),
+            keras.saving.CustomObjectScope(dict(custom_objects or {})),
+        ):
+            try:
+                model = keras.saving.deserialize_keras_object(config)
+                _retie(model, record, strict)
+                if compile and compile_config:
+                    model.compile_from_config(compile_config)
+                    model.compiled = True
+                    _match_optimizer(model, record, strict)
+            except TypeError as error:
+                if missing := _unregistered(source.config):
+                    raise CustomObjectsError(
+                        f"`{path}` needs classes or functions that are not registered: "
+                        f"{listed(missing)}.\n"
+                        f"Expected: all of them in `custom_objects`. "
+                        f"Received: {listed(custom_objects or ()) or 'none'}.\n"
+                        "Pass `custom_objects`, or register them with "
+                        "`keras.saving.register_keras_serializable`."
+                    ) from error
+                raise
+        source.extract_assets(Path(folder))
+        state.restore(
+            variables.walk(model), source.weights, Path(folder) / archive.ASSETS, record, strict
+        )
+    return model
+
+
+def _keras_path(filepath: str | os.PathLike[str], zipped: bool | None = None) -> Path:
+    path = Path(filepath)
+    if path.suffix != ".keras" or zipped is False:
+        raise SaveError(
+            f"`{path}` is of a format that tiedio does not handle yet.\n"
+            f"Expected: a path ending in `.keras`. Received: `{path.name}`, zipped={zipped}.\n"
+            "Use a `.keras` file."
+        )
+    return path
+
+
+def _may_overwrite(path: Path) -> bool:
+    answer = input(f"[WARNING] {path} already exists - overwrite? [y/n] ")
+    return answer.strip().lower() == "y"
+
+
+def _check_links(weights: hdf5.WeightsFile, record: Record | None) -> None:
+    """Checks the record against the values: what it ties must be equal in the file."""
+    owners = {
+        path: group.dataset_paths[0]
+        for group in (record.tie_groups if record else ())
+        for path in group.dataset_paths[1:]
+    }
+    if differing := weights.disagreements(owners):
+        raise hdf5.damaged(weights.filepath, differing)
+
+
+def _unregistered(config: Any) -> set[str]:
+    """Names the classes and functions in a config that Keras cannot find."""
+    if isinstance(config, list):
+        return set().union(*map(_unregistered, config))
+    if not isinstance(config, dict):
+        return set()
+    found = _unregistered(list(config.values()))
+    module = config.get("module", "keras")
+    if "class_name" in config and (
+        module is None or module.split(".")[0] not in ("keras", "builtins")
+    ):
+        function = config["class_name"] == "function"
+        name = config["config"] if function else config.get("registered_name")
+        if keras.saving.get_registered_object(name or config["class_name"]) is None:
+            found.add(config["config"] if function else config["class_name"])
+    return found
+
+
+def _retie(model: Any, record: Record | None, strict: bool) -> None:
+    """Restores the sharing of a model that was just built and not compiled."""
+    if record is None:
+        return
+    visits = variables.walk(model)
+    substitutions, error = variables.plan_retie(visits, record)
+    state.report(error, strict)
+    places = variables.find_places(visits)
+    inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
+    models.apply(substitutions, inner)
+    variables.restore_order(visits, record.variable_order)
+    for group in record.tie_groups:
+        if group.owner in places:
+            places[group.owner][1].trainable = group.trainable
+
+
+def _match_optimizer(model: Any, record: Record | None, strict: bool) -> None:
+    """Makes the optimizer of a compiled model be built as it was when saved."""
+    if record is None:
+        return
+    if getattr(model, "optimizer", None) is None:
+        if record.optimizer_variables is not None:
+            state.report(
+                LoadError(
+                    f"Cannot resume the optimizer of `{model.name}`: the model has none.\n"
+                    "Expected: an optimizer. Received: a class whose `compile` is its own.\n"
+                    "Give the class a `compile_from_config`, or pass `strict=False`."
+                ),
+                strict,
+            )
+        return
+    places = variables.find_places(variables.walk(model))
+    saved = record.optimizer_variables
+    wanted = None if saved is None else [places[place][1] for place in saved if place in places]
+    built = models.optimizer_variables(model)
+    if (built and list(map(id, built))) != (wanted and list(map(id, wanted))):
+        models.set_optimizer(model, models.renewed_optimizer(model), wanted)
