@@ -20,7 +20,7 @@ for filepath in sorted(folder.glob("*.keras")):
     model = tiedio.load_tied(filepath)
     report = {
         "ties": scenarios.ties_of(model),
-        "optimizer": [variable.path.split("/")[-1] for variable in model.optimizer.variables],
+        "optimizer": [variable.name.split("_")[-1] for variable in model.optimizer.variables],
         "iterations": int(model.optimizer.iterations),
     }
     loaded = scenarios.state_of(model)

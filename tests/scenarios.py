@@ -75,15 +75,20 @@ def compiled(model, optimizer="adam"):
     return model
 
 
-def two_paddings(optimizer="adam", tie=tiedio.tie):
-    image = keras.Input((8, 8, 2))
-    same = keras.layers.Conv2D(3, 3, padding="same", kernel_regularizer="l2")
-    valid = keras.layers.Conv2D(3, 3, padding="valid")
+def two_paddings(optimizer="adam", tie=tiedio.tie, shape=(8, 8, 2), filters=3):
+    image = keras.Input(shape)
+    same = keras.layers.Conv2D(filters, 3, padding="same", kernel_regularizer="l2")
+    valid = keras.layers.Conv2D(filters, 3, padding="valid")
     pooled = [keras.layers.GlobalAveragePooling2D()(conv(image)) for conv in (same, valid)]
     if tie:
         tie(valid, to=same)
     merged = keras.layers.Concatenate()(pooled)
     return compiled(keras.Model(image, keras.layers.Dense(2)(merged)), optimizer)
+
+
+def origin_at_its_real_size():
+    """The model that tiedio was begun for; too slow for every run."""
+    return two_paddings(shape=(299, 299, 3), filters=64)
 
 
 def kernel_by_hand():
@@ -181,7 +186,8 @@ def frozen_owner():
 
 def dropout():
     first, second = keras.layers.Dense(4), keras.layers.Dense(4)
-    noise = [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(0.1)]
+    # Without a seed, dropout on torch draws from torch's own generator instead of Keras'.
+    noise = [keras.layers.Dropout(0.5, seed=3), keras.layers.GaussianNoise(0.1)]
     model = keras.Sequential([keras.Input((4,)), first, *noise, second])
     tiedio.tie(second, to=first)
     return compiled(model)
@@ -246,10 +252,17 @@ def train(model):
     model.fit(inputs, targets, epochs=2, batch_size=4, shuffle=False, verbose=0)
 
 
-def state_of(model):
-    """Lists every value that training changes, as bytes-comparable arrays."""
-    variables = [*model.variables, *(model.optimizer.variables if model.optimizer else ())]
+def variables_of(model):
+    return [*model.variables, *(model.optimizer.variables if model.optimizer else ())]
+
+
+def arrays_of(variables):
     return [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def state_of(model):
+    """Lists every value that training changes."""
+    return arrays_of(variables_of(model))
 
 
 def ties_of(model):

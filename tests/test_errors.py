@@ -1,0 +1,472 @@
+"""The text of every error, and that nothing is half-done when it is raised."""
+
+import json
+import os
+import re
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import scenarios
+
+import tiedio
+from tiedio import errors
+
+
+def dense(units=4, shape=(None, 4), **options):
+    layer = keras.layers.Dense(units, **options)
+    layer.build(shape)
+    return layer
+
+
+def pin(error, kind, text):
+    """Checks the class, its builtin and the whole text; `*` stands for what varies."""
+    assert type(error.value) is kind
+    pattern = re.escape(text).replace(re.escape("*"), ".*")
+    assert re.fullmatch(pattern, str(error.value)), str(error.value)
+    assert str(error.value).count("\n") == 2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    keras.utils.clear_session()
+    model = scenarios.two_paddings()
+    scenarios.train(model)
+    filepath = tmp_path / "model.keras"
+    tiedio.save_tied(model, filepath)
+    return filepath
+
+
+def rewrite(filepath, change, member="metadata.json"):
+    """Writes the archive again with one JSON member changed."""
+    with zipfile.ZipFile(filepath) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    content = json.loads(members[member])
+    members[member] = json.dumps(change(content) or content).encode()
+    with zipfile.ZipFile(filepath, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_the_tree_names_every_error():
+    tree = errors.__doc__
+    leaves = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, Exception)]
+    for leaf in leaves:
+        if issubclass(leaf, errors.TiedioError):
+            assert leaf.__name__ in tree
+            builtins = [b.__name__ for b in leaf.__mro__ if b.__module__ == "builtins"]
+            assert leaf is errors.TiedioError or set(builtins) & {"ValueError", "TypeError"}
+
+
+def test_shapes_differ():
+    a, b = dense(name="a"), dense(3, name="b")
+    before = [b.kernel, b.bias]
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(b, to=a)
+    pin(
+        error,
+        errors.TieError,
+        "Cannot tie `b/bias` to `a/bias`, `b/kernel` to `a/kernel`: shapes or dtypes differ.\n"
+        "Expected: (4,) float32, (4, 4) float32 (owner). Received: (3,) float32, (4, 3) float32.\n"
+        "Tie only variables of equal shape and dtype.",
+    )
+    assert b.kernel is before[0]
+    assert b.bias is before[1]
+
+
+def test_dtypes_differ():
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(dense(name="b", dtype="float16", use_bias=False), to=dense(name="a"))
+    pin(
+        error,
+        errors.TieError,
+        "Cannot tie `b/kernel` to `a/kernel`: shapes or dtypes differ.\n"
+        "Expected: (4, 4) float32 (owner). Received: (4, 4) float16.\n"
+        "Tie only variables of equal shape and dtype.",
+    )
+
+
+def test_layer_without_variables():
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(keras.layers.Flatten(name="b"), to=dense(name="a"))
+    pin(
+        error,
+        errors.TieError,
+        "Cannot tie `b` to `a`: they have no weights of equal name.\n"
+        "Expected: `bias`, `kernel` (owner). Received: none.\n"
+        "Tie layers of the same kind.",
+    )
+
+
+def test_unknown_weight_names():
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(dense(name="b"), to=dense(name="a"), weights=("gamma", "kernel", "beta"))
+    pin(
+        error,
+        errors.TieError,
+        "Layer `b` has no weights `beta`, `gamma`.\n"
+        "Expected: some of `bias`, `kernel`. Received: `beta`, `gamma`.\n"
+        "Pass names that both layers have.",
+    )
+
+
+def test_weight_that_the_owner_lacks():
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(dense(name="b"), to=dense(name="a", use_bias=False), weights=("bias",))
+    pin(
+        error,
+        errors.TieError,
+        "Layer `a` has no weights `bias`.\n"
+        "Expected: some of `kernel`. Received: `bias`.\n"
+        "Pass names that both layers have.",
+    )
+
+
+def test_a_layer_to_itself():
+    layer = dense(name="a")
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(layer, to=layer)
+    pin(
+        error,
+        errors.TieError,
+        "Cannot tie `a` to itself.\n"
+        "Expected: two layers. Received: one, twice.\n"
+        "Pass the layer whose variables are to be used as `to`.",
+    )
+
+
+def test_unbuilt_owner():
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(dense(name="b"), to=keras.layers.Dense(4, name="a"))
+    pin(
+        error,
+        errors.ModelNotBuiltError,
+        "Layer `a` has no variables yet: it is not built.\n"
+        "Expected: a built layer. Received: an unbuilt one, and no `input_shape`.\n"
+        "Build it, call it on data, or pass `input_shape` to `tie`.",
+    )
+
+
+def test_a_shape_that_cannot_be_built():
+    with pytest.raises(ValueError) as error:
+        tiedio.tie(keras.layers.Conv2D(3, 2, name="b"), to=dense(name="a"))
+    pin(
+        error,
+        errors.ModelNotBuiltError,
+        "Layer `b` cannot be built: *\n"
+        "Expected: a shape it accepts. Received: {'input_shape': (None, 4)}.\n"
+        "Build the layer first, or pass its `input_shape` to `tie`.",
+    )
+
+
+def test_untie_what_is_not_tied():
+    with pytest.raises(ValueError) as error:
+        tiedio.untie(dense(name="a"))
+    pin(
+        error,
+        errors.TieError,
+        "Cannot untie `a`: no other layer holds its weights.\n"
+        "Expected: a tied weight. Received: `bias`, `kernel`.\n"
+        "Untie one of the layers that were tied, by the names of tied weights.",
+    )
+
+
+def test_save_an_unbuilt_model(tmp_path):
+    with pytest.raises(ValueError) as error:
+        tiedio.save_tied(keras.Sequential(name="m"), tmp_path / "model.keras")
+    pin(
+        error,
+        errors.ModelNotBuiltError,
+        "Model `m` has no variables yet: it is not built.\n"
+        "Expected: a built model. Received: an unbuilt one.\n"
+        "Build it, or call it on data, before saving.",
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_format(tmp_path):
+    with pytest.raises(ValueError) as error:
+        tiedio.save_tied(scenarios.equal_but_untied(), tmp_path / "model.h5")
+    pin(
+        error,
+        errors.SaveError,
+        "`*model.h5` is of a format that tiedio does not handle yet.\n"
+        "Expected: a path ending in `.keras`. Received: `model.h5`, zipped=None.\n"
+        "Use a `.keras` file.",
+    )
+
+
+def test_a_tie_that_is_not_what_the_layer_stores(saved):
+    keras.utils.clear_session()
+    before = saved.read_bytes()
+    a, b = keras.layers.Dense(4), keras.layers.Dense(4)
+    model = keras.Sequential([keras.Input((4,)), a, b])
+    tiedio.tie(b, to=a)
+    b.enable_lora(2)
+    with pytest.raises(ValueError) as error:
+        tiedio.save_tied(model, saved)
+    pin(
+        error,
+        errors.SaveError,
+        "Cannot save `layers/dense_1/_kernel`: the layer stores another value than the tied one.\n"
+        "Expected: layers that store the variables they share. Received: computed values, "
+        "as with LoRA.\n"
+        "Untie these layers, or merge what was added to them, before saving.",
+    )
+    assert saved.read_bytes() == before
+
+
+def test_an_optimizer_for_variables_that_are_gone(saved):
+    keras.utils.clear_session()
+    model = scenarios.two_paddings(tie=None)
+    scenarios.train(model)
+    scenarios.tie_by_hand(model.layers[2], model.layers[1], "_kernel")
+    with pytest.raises(ValueError) as error:
+        tiedio.save_tied(model, saved)
+    pin(
+        error,
+        errors.SaveError,
+        "Cannot save the optimizer state of `conv2d_1/kernel`: no layer holds these variables.\n"
+        "Expected: an optimizer built for the model's variables. Received: one built for "
+        "variables that were replaced since.\n"
+        "Compile the model again after replacing variables, or use `tiedio.tie`.",
+    )
+
+
+@pytest.mark.parametrize(("make", "received"), [(None, "nothing there"), (os.mkdir, "a folder")])
+def test_no_such_file(tmp_path, make, received):
+    if make:
+        make(tmp_path / "none.keras")
+    with pytest.raises(FileNotFoundError) as error:
+        tiedio.load_tied(tmp_path / "none.keras")
+    pin(
+        error,
+        errors.MissingFileError,
+        f"There is no file `*none.keras`.\nExpected: a file. Received: {received}.\nCheck the path.",
+    )
+    assert isinstance(error.value, ValueError)
+
+
+def test_not_a_keras_file(tmp_path):
+    (tmp_path / "text.keras").write_text("weights")
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(tmp_path / "text.keras")
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*text.keras` is not a Keras file: it is no zip archive.\n"
+        "Expected: a file saved by Keras or tiedio as `.keras`. Received: something else.\n"
+        "Check the path; other formats must be converted first.",
+    )
+
+
+def test_another_zip_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
+        archive.writestr("letter.txt", "hello")
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(tmp_path / "zip.keras")
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*zip.keras` is not a Keras file: it has no `config.json`, `model.weights.h5`.\n"
+        "Expected: a zip archive with `config.json` and `model.weights.h5`. "
+        "Received: 1 other members.\n"
+        "Pass a file that was saved by Keras or tiedio as `.keras`.",
+    )
+
+
+@pytest.mark.parametrize("part", [0.3, 0.9, 0.999])
+def test_a_truncated_file(saved, part):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*model.keras` is damaged.\n"
+        "Expected: a complete `.keras` file. "
+        "Received: a zip archive without its end; it was truncated.\n"
+        "Restore it from a copy, or save the model again.",
+    )
+
+
+def test_flipped_bits(saved):
+    content = bytearray(saved.read_bytes())
+    start = content.index(b"\x89HDF")
+    content[start + 3000] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*model.keras` is damaged.\n"
+        "Expected: a complete `.keras` file. Received: Bad CRC-32 for file 'model.weights.h5'.\n"
+        "Restore it from a copy, or save the model again.",
+    )
+
+
+def test_a_newer_record(saved):
+    rewrite(saved, lambda metadata: metadata["tiedio"].update(version=2))
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.RecordError,
+        "Cannot read the record of this file.\n"
+        "Expected: version 1. Received: version 2.\n"
+        "Install a newer tiedio to read it.",
+    )
+
+
+def test_a_malformed_record(saved):
+    rewrite(saved, lambda metadata: metadata["tiedio"]["tie_groups"][0].update(owner=7))
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.RecordError,
+        "Cannot read the record of this file.\n"
+        "Expected: `owner` of a tie group as dict. Received: 7.\n"
+        "The file was changed after it was saved; save it again.",
+    )
+
+
+def renamed(metadata):
+    first, second = metadata["tiedio"]["tie_groups"]
+    first["aliases"][0]["attribute"] = "table"
+    second["owner"]["inner_path"] = "layers/gone"
+    second["shape"] = [9]
+
+
+def test_a_record_of_variables_the_model_does_not_have(saved):
+    rewrite(saved, renamed)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    text = (
+        "Cannot restore `layers/conv2d_1/bias`, `layers/conv2d_1/table`, `layers/gone/bias`: "
+        "the model is not the one that was saved.\n"
+        "Received: `layers/conv2d_1/bias`: (3,) float32, not (9,) float32; "
+        "`layers/conv2d_1/table`: no such variable; `layers/gone/bias`: no such variable.\n"
+        "Load the file with the same classes, in the version it was saved with."
+    )
+    pin(error, errors.RecordError, text)
+    # `strict=False` loads what can be: the optimizer's slots cannot.
+    with pytest.warns(tiedio.TiedioWarning) as warned:
+        model = tiedio.load_tied(saved, strict=False)
+    assert str(warned[0].message) == text
+    assert tiedio.find_ties(model) == ()
+
+
+def test_a_tie_of_unequal_values(saved):
+    import h5py
+
+    with zipfile.ZipFile(saved) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    weights = saved.with_suffix(".h5")
+    weights.write_bytes(members["model.weights.h5"])
+    with h5py.File(weights, "a") as file:
+        del file["layers/conv2d_1/vars/1"]
+        file["layers/conv2d_1/vars/1"] = np.ones(3, "float32")
+    with zipfile.ZipFile(saved, "w") as archive:
+        for name, data in {**members, "model.weights.h5": weights.read_bytes()}.items():
+            archive.writestr(name, data)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*model.keras` stores other values at `layers/conv2d_1/vars/1` than at their owners.\n"
+        "Expected: one value for every place of a tie group. Received: 1 others.\n"
+        "The file is damaged; restore it from a copy or save the model again.",
+    )
+
+
+def local_model():
+    class Local(keras.layers.Dense):
+        pass
+
+    def wave(x):
+        return keras.ops.sin(x)
+
+    layer = Local(2, activation=wave)
+    return {"Local": Local, "wave": wave}, keras.Sequential([keras.Input((2,)), layer])
+
+
+def test_missing_custom_objects(tmp_path):
+    custom, model = local_model()
+    tiedio.save_tied(model, tmp_path / "custom.keras")
+    with pytest.raises(TypeError) as error:
+        tiedio.load_tied(tmp_path / "custom.keras", custom_objects={"other": str})
+    pin(
+        error,
+        errors.CustomObjectsError,
+        "`*custom.keras` needs classes or functions that are not registered: `Local`, `wave`.\n"
+        "Expected: all of them in `custom_objects`. Received: `other`.\n"
+        "Pass `custom_objects`, or register them with "
+        "`keras.saving.register_keras_serializable`.",
+    )
+    assert tiedio.load_tied(tmp_path / "custom.keras", custom_objects=custom).built
+
+
+def test_state_that_does_not_fit(saved):
+    def widen(config):
+        layers = config["config"]["layers"]
+        next(layer for layer in layers if layer["class_name"] == "Dense")["config"]["units"] = 5
+
+    rewrite(saved, widen, "config.json")
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.LoadError,
+        "Cannot load the state of `layers/dense`, `optimizer`.\n"
+        "Received, for `layers/dense`: *\n"
+        "Load the file with the same classes, in the version it was saved with.",
+    )
+
+
+def test_slots_that_do_not_fit(saved):
+    def drop(config):
+        config["compile_config"]["optimizer"]["config"]["amsgrad"] = True
+
+    rewrite(saved, drop, "config.json")
+    text = (
+        "Cannot resume `optimizer`: its variables are not those of the file.\n"
+        "Expected: 14. Received: 10.\n"
+        "Load the file in the version it was saved with, or pass `strict=False`."
+    )
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(error, errors.LoadError, text)
+    with pytest.warns() as warned:
+        model = tiedio.load_tied(saved, strict=False)
+    assert text in [str(warning.message) for warning in warned]
+    assert int(model.optimizer.iterations) == 0
+    assert len(tiedio.find_ties(model)) == 2
+
+
+def test_a_model_that_cannot_be_compiled_again(tmp_path):
+    @keras.saving.register_keras_serializable("tiedio_tests")
+    class OwnCompile(keras.Sequential):
+        def compile(self, *args, **kwargs):
+            super().compile(*args, **kwargs)
+
+    model = OwnCompile([keras.Input((4,)), keras.layers.Dense(4)], name="m")
+    scenarios.train(scenarios.compiled(model))
+    tiedio.save_tied(model, tmp_path / "own.keras")
+    with (
+        pytest.warns(UserWarning, match="`compile\\(\\)` was not called"),
+        pytest.raises(ValueError) as error,
+    ):
+        tiedio.load_tied(tmp_path / "own.keras")
+    pin(
+        error,
+        errors.LoadError,
+        "Cannot resume the optimizer of `m`: the model has none.\n"
+        "Expected: an optimizer. Received: a class whose `compile` is its own.\n"
+        "Give the class a `compile_from_config`, or pass `strict=False`.",
+    )
+    assert not tiedio.load_tied(tmp_path / "own.keras", compile=False).compiled

@@ -1,0 +1,138 @@
+"""The weights file: what is streamed is what h5py would have written."""
+
+import io
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tiedio import hdf5
+from tiedio.errors import FileFormatError
+
+DTYPES = ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"]
+
+
+class OneWay(io.RawIOBase):
+    """A stream that can be written once, from start to end, as a socket or a zip member."""
+
+    def __init__(self):
+        self.parts = []
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.parts.append(bytes(data))
+        return len(self.parts[-1])
+
+
+def tensor(array):
+    return hdf5.Tensor(array.shape, array.dtype, lambda: array)
+
+
+def write(arrays, links=None, groups=None):
+    stream = OneWay()
+    layout = hdf5.Layout(groups or {}, {p: tensor(a) for p, a in arrays.items()}, links or {})
+    hdf5.write(layout, stream)
+    return io.BytesIO(b"".join(stream.parts))
+
+
+@given(
+    st.lists(
+        st.sampled_from(DTYPES).flatmap(
+            lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))
+        ),
+        max_size=12,
+    )
+)
+def test_arrays_of_any_shape_come_back(arrays):
+    named = {f"layers/layer_{i}/vars/{i % 3}": array for i, array in enumerate(arrays)}
+    file = write(named)
+    with h5py.File(file, "r") as plain:
+        for path, array in named.items():
+            assert plain[path].dtype == array.dtype
+            assert plain[path].shape == array.shape
+            assert plain[path][()].tobytes() == array.tobytes()
+    weights = hdf5.WeightsFile(file, "x")
+    for path, array in named.items():
+        assert weights.read(path).tobytes() == array.tobytes()
+
+
+def test_many_large_tensors_between_much_metadata():
+    random = np.random.default_rng(0)
+    named = {f"layers/l{i}/vars/{j}": random.random((i, 37)) for i in range(400) for j in range(2)}
+    with h5py.File(write(named), "r") as plain:
+        for path, array in named.items():
+            assert np.array_equal(plain[path], array)
+
+
+def test_bfloat16_is_stored_as_keras_stores_it():
+    array = np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16)
+    file = write({"vars/0": array, "vars/1": array[0, 1]})
+    with h5py.File(file, "r") as plain:
+        assert plain["vars/0"].attrs["dtype"] == "bfloat16"
+        assert np.array_equal(np.array(plain["vars/0"], dtype=ml_dtypes.bfloat16), array)
+    assert hdf5.WeightsFile(file, "x").read("vars/1") == array[0, 1]
+
+
+def test_links_are_second_names_of_one_object():
+    file = write({"a/vars/0": np.ones(1000)}, links={"b/vars/7": "a/vars/0"})
+    with h5py.File(file, "r") as plain:
+        assert plain["a/vars/0"] == plain["b/vars/7"]
+        assert isinstance(plain.get("b/vars/7", getlink=True), h5py.HardLink)
+    assert file.getbuffer().nbytes < 2 * 8000
+    assert hdf5.WeightsFile(file, "x").disagreements({"b/vars/7": "a/vars/0"}) == []
+
+
+def test_disagreements_are_those_of_values():
+    file = write({"v/a": np.ones(3), "v/b": np.ones(3), "v/c": np.zeros(3)})
+    paths = {"v/b": "v/a", "v/c": "v/a", "gone": "v/a"}
+    assert hdf5.WeightsFile(file, "x").disagreements(paths) == ["v/c", "gone"]
+
+
+def test_a_store_is_a_mapping_of_what_is_there():
+    file = write({"l/vars/0": np.ones(3)}, groups={"l/vars": {"name": "dense"}})
+    weights = hdf5.WeightsFile(file, "x")
+    store = weights.store("l")
+    assert list(store.keys()) == ["0"]
+    assert "0" in store
+    assert "1" not in store
+    assert len(weights.store("none")) == 0
+    with h5py.File(file, "r") as plain:
+        assert plain["l/vars"].attrs["name"] == "dense"
+
+
+def hostile(kind):
+    file = io.BytesIO()
+    with h5py.File(file, "w") as plain:
+        plain["vars/0"] = np.ones(3)
+        if kind == "soft":
+            plain["vars/1"] = h5py.SoftLink("/vars/0")
+        elif kind == "external link":
+            plain["vars/1"] = h5py.ExternalLink("other.h5", "/x")
+        elif kind == "external data":
+            plain.create_dataset("vars/1", (3,), "f8", external=[("/etc/hostname", 0, 24)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((3,), "f8")
+            layout[:] = h5py.VirtualSource("other.h5", "x", (3,))
+            plain.create_virtual_dataset("vars/1", layout)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["soft", "external link", "external data", "virtual"])
+def test_no_byte_comes_from_outside(kind):
+    store = hdf5.WeightsFile(hostile(kind), "x.keras").store("")
+    assert store["0"].tolist() == [1, 1, 1]
+    with pytest.raises(FileFormatError, match=r"^`x\.keras` (has a|keeps)"):
+        store["1"]
+
+
+def test_no_hdf5_file():
+    with pytest.raises(
+        FileFormatError, match=r"^`x\.keras` is not an HDF5 file\.\nExpected: weights"
+    ):
+        hdf5.WeightsFile(io.BytesIO(b"nothing of the kind"), "x.keras")

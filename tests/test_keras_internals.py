@@ -1,0 +1,143 @@
+"""The private parts of Keras that tiedio leans on: each test names one that moved."""
+
+import io
+import json
+import zipfile
+
+import h5py
+import keras
+import pytest
+import scenarios
+
+from tiedio import models, state, variables
+
+
+def paths_in(file):
+    with h5py.File(file, "r") as weights:
+        found = {}
+        weights.visititems(
+            lambda path, item: (
+                found.update({path: dict(item.attrs)})
+                if isinstance(item, h5py.Dataset) or path.endswith("vars")
+                else None
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_the_walk_is_that_of_keras(name, tmp_path):
+    """`saving_lib._walk_saveable`, `_get_unique_name`, `naming.to_snake_case`, `KerasSaveable`."""
+    model = scenarios.SCENARIOS[name]()
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "stock.keras")
+    content = zipfile.ZipFile(tmp_path / "stock.keras").read("model.weights.h5")
+    layout, _ = state.capture(variables.walk(model), tmp_path)
+    ours = {**layout.groups, **dict.fromkeys([*layout.tensors, *layout.links], {})}
+    theirs = paths_in(io.BytesIO(content))
+    assert sorted(ours) == sorted(theirs)
+    for path, attributes in layout.groups.items():
+        assert theirs[path] == attributes
+
+
+def test_variables_are_tracked_in_two_lists_with_their_ids():
+    """`Layer._trainable_variables`, `._non_trainable_variables`, `._tracker.stored_ids`, `.locked`."""
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 3))
+    assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
+    assert [v.name for v in layer._non_trainable_variables] == ["moving_mean", "moving_variance"]
+    assert layer._tracker.locked
+    for store in variables.TRACKED:
+        ids = {id(variable) for variable in getattr(layer, store)}
+        assert layer._tracker.stored_ids[store.removeprefix("_")] == ids
+        assert layer._tracker.config[store.removeprefix("_")][1] is getattr(layer, store)
+
+
+def test_bookkeeping_is_no_name_for_a_variable():
+    """Attributes of a layer that mention its variables: `_BOOKKEEPING` must list them."""
+    layer = keras.layers.Dropout(0.5)
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    assert set(variables.named_variables(dense)) == {"_kernel", "bias"}
+    places = variables.find_random_states(variables.walk(layer))
+    assert [place.attribute for place in places] == ["seed_generator"]
+
+
+def test_substitution_leaves_the_tracker_in_step():
+    a, b = keras.layers.Dense(2), keras.layers.Dense(2)
+    a.build((None, 3))
+    b.build((None, 3))
+    variables.substitute(b, b.kernel, a.kernel)
+    assert b._tracker.locked
+    assert b._tracker.is_in_store("trainable_variables", a.kernel)
+    assert [v is w for v, w in zip(b._trainable_variables, [a.kernel, b.bias], strict=True)] == [
+        True
+    ] * 2
+
+
+def test_layer_paths_open_the_paths_of_their_variables():
+    """`Layer.path`, `Layer._open_name_scope`."""
+    layer = keras.layers.Dense(2, name="dense_of_mine")
+    keras.Sequential([keras.Input((3,)), layer], name="outer")
+    assert layer.kernel.path == f"{layer.path}/kernel"
+    assert variables.copy_of(layer.kernel, layer).path == layer.kernel.path
+
+
+def test_the_optimizer_lists_its_variables():
+    """`Optimizer._trainable_variables`."""
+    model = scenarios.two_paddings()
+    assert models.optimizer_variables(model) is None
+    model.optimizer.build(model.trainable_variables)
+    trained = models.optimizer_variables(model)
+    assert list(map(id, trained)) == list(map(id, model.trainable_variables))
+
+
+def test_the_compile_config_holds_the_optimizer():
+    """`Trainer._compile_config.config`."""
+    model = scenarios.two_paddings()
+    assert model._compile_config.config["optimizer"] is model.optimizer
+    wrapped = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    wrapped.dtype_policy = "mixed_float16"
+    scenarios.compiled(wrapped)
+    before = wrapped.optimizer
+    assert isinstance(before, keras.optimizers.LossScaleOptimizer)
+    models.set_optimizer(wrapped, models.renewed_optimizer(wrapped), wrapped.trainable_variables)
+    assert wrapped.optimizer is not before
+    assert wrapped._compile_config.config["optimizer"] is wrapped.optimizer.inner_optimizer
+
+
+def test_compiled_functions_are_these_three():
+    """`train_function`, `test_function`, `predict_function`."""
+    model = scenarios.two_paddings()
+    scenarios.train(model)
+    assert model.train_function is not None
+    models.forget_functions(model)
+    assert [model.train_function, model.test_function, model.predict_function] == [None] * 3
+
+
+def test_torch_parameters_follow_the_variables():
+    """`TorchLayer._track_variables`, `._torch_params`."""
+    model = scenarios.two_paddings()
+    has_parameters = hasattr(model, "_track_variables")
+    assert has_parameters == (keras.backend.backend() == "torch")
+    if has_parameters:
+        parameters = {id(parameter) for parameter in model.parameters()}
+        assert parameters == {id(variable.value) for variable in model.variables}
+
+
+def test_shared_objects_and_safe_mode_have_scopes(tmp_path):
+    """`serialization_lib.ObjectSharingScope`, `.SafeModeScope`."""
+    layer = keras.layers.Dense(2)
+    with variables.ObjectSharingScope():
+        config = [keras.saving.serialize_keras_object(layer) for _ in range(2)]
+    with variables.ObjectSharingScope(), variables.SafeModeScope(True):
+        first, second = (
+            keras.saving.deserialize_keras_object(json.loads(json.dumps(c))) for c in config
+        )
+    assert first is second
+    lambda_layer = keras.saving.serialize_keras_object(keras.layers.Lambda(lambda x: x))
+    with (
+        variables.SafeModeScope(True),
+        pytest.raises(ValueError, match="unsafe|arbitrary code|lambda"),
+    ):
+        keras.saving.deserialize_keras_object(lambda_layer, safe_mode=False)

@@ -1,0 +1,126 @@
+"""Any way of sharing among equal layers survives the round trip, and nothing else is shared."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import keras
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiedio
+from tiedio import ties
+from tiedio.errors import RecordError
+
+# One number for each layer and role: layers with equal numbers share that variable.
+PARTITIONS = st.integers(2, 5).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(0, n - 1), min_size=n, max_size=n),
+        st.lists(st.integers(0, n - 1), min_size=n, max_size=n),
+    )
+)
+
+
+def partition(model):
+    """Numbers the kernels and biases of a model by identity, in order of appearance."""
+    numbers = []
+    for role in ("kernel", "bias"):
+        seen = []
+        for layer in model.layers:
+            variable = getattr(layer, role)
+            if not any(variable is other for other in seen):
+                seen.append(variable)
+            numbers.append(next(i for i, other in enumerate(seen) if variable is other))
+    return numbers
+
+
+@hypothesis.settings(deadline=None, max_examples=20)
+@given(PARTITIONS)
+def test_any_partition_survives_exactly(roles):
+    kernels, biases = roles
+    # Equal values everywhere: only identity can tell what is tied.
+    layers = [keras.layers.Dense(3, kernel_initializer="ones") for _ in kernels]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    for role, numbers in (("kernel", kernels), ("bias", biases)):
+        for i, number in enumerate(numbers):
+            if numbers.index(number) != i:
+                tiedio.tie(layers[i], to=layers[numbers.index(number)], weights=(role,))
+    expected = [sorted(set(r), key=r.index).index(number) for r in roles for number in r]
+    assert partition(model) == expected
+    with tempfile.TemporaryDirectory() as folder:
+        filepath = Path(folder) / "model.keras"
+        tiedio.save_tied(model, filepath)
+        loaded = tiedio.load_tied(filepath)
+    assert partition(loaded) == expected
+    assert [str(group) for group in tiedio.find_ties(loaded)] == [
+        str(group) for group in tiedio.find_ties(model)
+    ]
+
+
+PLACES = st.builds(
+    ties.Place, st.text(max_size=8), st.text(max_size=8), st.none() | st.text(max_size=8)
+)
+INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
+
+
+@st.composite
+def records(draw):
+    places = draw(st.lists(PLACES, unique=True, max_size=9))
+    pairs = [places[i : i + 3] for i in range(0, len(places) - 1, 3)]
+    groups = tuple(
+        ties.TieGroup(
+            owner,
+            tuple(aliases),
+            tuple(draw(st.lists(st.integers(0, 9), max_size=3))),
+            draw(st.sampled_from(["float32", "int8"])),
+            draw(st.booleans()),
+        )
+        for owner, *aliases in pairs
+    )
+    return ties.Record(
+        groups,
+        draw(st.dictionaries(st.text(max_size=4), st.lists(st.text(max_size=4)).map(tuple))),
+        draw(st.none() | st.lists(PLACES, max_size=3).map(tuple)),
+        draw(st.dictionaries(PLACES, st.lists(INTEGERS, max_size=2).map(tuple), max_size=3)),
+    )
+
+
+@given(records())
+def test_records_come_back_from_json(record):
+    assert ties.Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_unknown_keys_are_ignored():
+    record = {**ties.Record().to_json(), "from_the_future": [1, 2]}
+    assert ties.Record.from_json(record) == ties.Record()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(records(), st.data())
+def test_a_mutated_record_is_refused_or_read(record, data):
+    """Whatever JSON stands anywhere in a record: a `RecordError`, or a record."""
+    mutated = record.to_json()
+    node = mutated
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        if not keys:
+            break
+        key = data.draw(st.sampled_from(keys))
+        if isinstance(node[key], (dict, list)) and node[key] and data.draw(st.booleans()):
+            node = node[key]
+            continue
+        node[key] = data.draw(JSON)
+        break
+    try:
+        assert isinstance(ties.Record.from_json(mutated), ties.Record)
+    except RecordError as error:
+        assert str(error).count("\n") == 2

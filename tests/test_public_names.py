@@ -1,0 +1,17 @@
+import tiedio
+
+
+def test_public_names():
+    assert tiedio.__all__ == [
+        "Place",
+        "TieGroup",
+        "TiedioError",
+        "TiedioWarning",
+        "find_ties",
+        "load_tied",
+        "save_tied",
+        "tie",
+        "untie",
+    ]
+    assert all(getattr(tiedio, name).__doc__ for name in tiedio.__all__)
+    assert dir(tiedio) == tiedio.__all__

@@ -1,0 +1,220 @@
+"""`tie` and `untie` on live layers and models."""
+
+import keras
+import numpy as np
+import pytest
+import scenarios
+
+import tiedio
+from tiedio.errors import TieError
+
+
+def built(layer, shape=(None, 4)):
+    layer.build(shape)
+    return layer
+
+
+def image_model(*layers):
+    image = keras.Input((8, 8, 2))
+    pooled = [keras.layers.GlobalMaxPooling2D()(layer(image)) for layer in layers]
+    return keras.Model(image, keras.layers.Dense(2)(keras.layers.Concatenate()(pooled)))
+
+
+LAYERS = {
+    "conv": (lambda **kw: keras.layers.Conv2D(3, 2, **kw), (None, 8, 8, 2)),
+    "transposed": (lambda **kw: keras.layers.Conv2DTranspose(3, 2, **kw), (None, 8, 8, 2)),
+    "separable": (lambda **kw: keras.layers.SeparableConv2D(3, 2, **kw), (None, 8, 8, 2)),
+    "depthwise": (lambda **kw: keras.layers.DepthwiseConv2D(2, **kw), (None, 8, 8, 2)),
+    "dense": (lambda **kw: keras.layers.Dense(3, **kw), (None, 4)),
+    "einsum": (
+        lambda **kw: keras.layers.EinsumDense("ab,bc->ac", 3, bias_axes="c", **kw),
+        (None, 4),
+    ),
+    "embedding": (lambda **kw: keras.layers.Embedding(5, 3, **kw), (None, 4)),
+    "lstm": (lambda **kw: keras.layers.LSTM(3, **kw), (None, 5, 4)),
+    "gru": (lambda **kw: keras.layers.GRU(3, **kw), (None, 5, 4)),
+    "cell": (lambda **kw: keras.layers.LSTMCell(3, **kw), (None, 4)),
+    "batch": (lambda **kw: keras.layers.BatchNormalization(**kw), (None, 4)),
+    "layer": (lambda **kw: keras.layers.LayerNormalization(**kw), (None, 4)),
+    "group": (lambda **kw: keras.layers.GroupNormalization(2, **kw), (None, 4)),
+    "custom": (lambda **kw: scenarios.Mixture(**kw), (None, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("order", ["both built", "one built", "none built"])
+def test_every_weight_of_equal_role_is_one_variable(kind, order):
+    make, shape = LAYERS[kind]
+    owner, layer = make(), make()
+    if order != "none built":
+        owner.build(shape)
+    if order == "both built":
+        layer.build(shape)
+    tiedio.tie(layer, to=owner, input_shape=shape if order == "none built" else None)
+    assert len(owner.weights) > 0
+    for ours, theirs in zip(layer.weights, owner.weights, strict=True):
+        assert ours is theirs
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("padding", "same"), ("strides", 2), ("dilation_rate", 2)]
+)
+def test_convolutions_may_differ_in_everything_else(option, value):
+    plain = keras.layers.Conv2D(3, 2)
+    other = keras.layers.Conv2D(3, 2, **{option: value}, activation="relu")
+    model = image_model(plain, other)
+    before = model.count_params()
+    tiedio.tie(other, to=plain)
+    assert other.kernel is plain.kernel
+    assert other.bias is plain.bias
+    assert model.count_params() == before - plain.count_params()
+    assert len(model.trainable_variables) == 4
+
+
+def test_named_weights_only():
+    a, b = built(keras.layers.Dense(4)), built(keras.layers.Dense(4))
+    assert tiedio.tie(b, to=a, weights=("kernel",)) is b
+    assert b.kernel is a.kernel
+    assert b.bias is not a.bias
+
+
+def test_a_name_stands_for_all_weights_of_that_name():
+    a, b = built(keras.layers.LSTM(2), (None, 3, 4)), built(keras.layers.LSTM(2), (None, 3, 4))
+    tiedio.tie(b, to=a, weights="recurrent_kernel")
+    assert b.cell.recurrent_kernel is a.cell.recurrent_kernel
+    assert b.cell.kernel is not a.cell.kernel
+
+
+def test_weights_that_only_one_layer_has_stay():
+    a, b = built(keras.layers.Dense(4, use_bias=False)), built(keras.layers.Dense(4))
+    bias = b.bias
+    tiedio.tie(b, to=a)
+    assert b.kernel is a.kernel
+    assert b.bias is bias
+
+
+@pytest.mark.parametrize(
+    "layers", [keras.layers.Dense, lambda _: keras.layers.LayerNormalization()]
+)
+def test_places_in_the_layers_lists_are_kept(layers):
+    a, b = built(layers(4)), built(layers(4))
+    names = [variable.name for variable in b.trainable_variables]
+    tiedio.tie(b, to=a, weights=(names[0],))
+    assert [variable.name for variable in b.trainable_variables] == names
+    assert b.trainable_variables[0] is a.trainable_variables[0]
+
+
+def test_tying_again_changes_nothing():
+    a, b = built(keras.layers.Dense(4)), built(keras.layers.Dense(4))
+    tiedio.tie(b, to=a)
+    kernel = a.kernel
+    tiedio.tie(b, to=a)
+    assert a.kernel is b.kernel is kernel
+
+
+def test_find_ties_names_owner_aliases_and_nothing_equal():
+    model = scenarios.three_in_a_row()
+    (group,) = tiedio.find_ties(model)
+    assert (
+        str(group)
+        == "layers/dense/_kernel = layers/dense_1/_kernel, layers/dense_2/_kernel  (4, 4) float32"
+    )
+    assert tiedio.find_ties(scenarios.equal_but_untied()) == ()
+    assert tiedio.find_ties(scenarios.one_layer_called_twice()) == ()
+
+
+def test_owner_is_the_layer_that_created_the_variable():
+    model = scenarios.owner_comes_second()
+    assert [group.owner.inner_path for group in tiedio.find_ties(model)] == ["layers/conv2d_1"] * 2
+
+
+def test_a_trained_function_does_not_go_on_with_the_old_variable():
+    first, second = keras.layers.Conv2D(3, 2), keras.layers.Conv2D(3, 2)
+    model = scenarios.compiled(image_model(first, second))
+    scenarios.train(model)
+    with pytest.warns(tiedio.TiedioWarning, match="starts anew, with its slots and iterations"):
+        tiedio.tie(second, to=first)
+    assert int(model.optimizer.iterations) == 0
+    inputs, _ = scenarios.data_for(model)
+    model.predict(inputs, verbose=0)
+    before = np.array(first.kernel)
+    scenarios.train(model)
+    assert second.kernel is first.kernel
+    assert np.abs(np.array(first.kernel) - before).max() > 0
+    assert int(model.optimizer.iterations) == 4
+    expected = model.predict(inputs, verbose=0)
+    first.kernel.assign(np.zeros(first.kernel.shape))
+    first.bias.assign(np.zeros(first.bias.shape))
+    assert not np.array_equal(model.predict(inputs, verbose=0), expected)
+    assert np.array_equal(second(inputs), np.zeros(second(inputs).shape))
+
+
+def test_the_optimizer_counts_a_shared_variable_once():
+    first, second = keras.layers.Conv2D(3, 2), keras.layers.Conv2D(3, 2)
+    model = scenarios.compiled(image_model(first, second))
+    model.optimizer.build(model.trainable_variables)
+    optimizer = model.optimizer
+    tiedio.tie(second, to=first)  # never trained: nothing is lost, no warning
+    assert model.optimizer is not optimizer
+    assert len(model.optimizer.variables) == 2 + 2 * len(model.trainable_variables) == 10
+
+
+def test_a_renewed_optimizer_is_the_one_that_is_saved(tmp_path):
+    first, second = keras.layers.Conv2D(3, 2), keras.layers.Conv2D(3, 2)
+    model = scenarios.compiled(image_model(first, second))
+    model.optimizer.build(model.trainable_variables)
+    tiedio.tie(second, to=first)
+    model.optimizer.learning_rate = 0.5
+    assert model.get_compile_config()["optimizer"]["config"]["learning_rate"] == 0.5
+
+
+def test_models_without_the_layer_keep_their_optimizer():
+    other = scenarios.equal_but_untied()
+    scenarios.train(other)
+    optimizer = other.optimizer
+    a, b = built(keras.layers.Dense(4)), built(keras.layers.Dense(4))
+    tiedio.tie(b, to=a)
+    assert other.optimizer is optimizer
+
+
+def test_untie_gives_a_copy_of_its_own():
+    a, b = (built(keras.layers.Dense(4, kernel_regularizer=r)) for r in (None, "l2"))
+    tiedio.tie(b, to=a)
+    assert tiedio.untie(b, weights=("kernel",)) is b
+    assert b.kernel is not a.kernel
+    assert b.bias is a.bias
+    assert np.array_equal(b.kernel, a.kernel)
+    assert b.kernel.regularizer is not None
+    a.kernel.assign(np.zeros(a.kernel.shape))
+    assert np.array(b.kernel).any()
+    tiedio.untie(b)
+    assert b.bias is not a.bias
+
+
+def test_untie_the_owner_leaves_the_others_tied():
+    a, b, c = (built(keras.layers.Dense(4)) for _ in range(3))
+    tiedio.tie(b, to=a)
+    tiedio.tie(c, to=a)
+    tiedio.untie(a)
+    assert b.kernel is c.kernel is not a.kernel
+
+
+def test_untied_model_trains_its_copies_apart(tmp_path):
+    model = scenarios.two_paddings()
+    tiedio.untie(model.layers[2])
+    assert tiedio.find_ties(model) == ()
+    scenarios.train(model)
+    assert np.abs(np.array(model.layers[1].kernel) - np.array(model.layers[2].kernel)).max() > 0
+    tiedio.save_tied(model, tmp_path / "untied.keras")
+    loaded = tiedio.load_tied(tmp_path / "untied.keras")
+    for a, b in zip(scenarios.state_of(model), scenarios.state_of(loaded), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_nothing_is_half_tied():
+    a, b = built(keras.layers.Dense(4)), built(keras.layers.Dense(3))
+    kernel, bias = b.kernel, b.bias
+    with pytest.raises(TieError):
+        tiedio.tie(b, to=a)
+    assert b.kernel is kernel
+    assert b.bias is bias
