@@ -243,7 +243,9 @@ def test_no_such_file(tmp_path, make, received):
     pin(
         error,
         errors.MissingFileError,
-        f"There is no file `*none.keras`.\nExpected: a file. Received: {received}.\nCheck the path.",
+        "There is no file `*none.keras`.\n"
+        f"Expected: a file. Received: {received}.\n"
+        "Check the path.",
     )
     assert isinstance(error.value, ValueError)
 

@@ -33,7 +33,7 @@ def test_the_walk_is_that_of_keras(name, tmp_path):
     model.save(tmp_path / "stock.keras")
     content = zipfile.ZipFile(tmp_path / "stock.keras").read("model.weights.h5")
     layout, _ = state.capture(variables.walk(model), tmp_path)
-    ours = {**layout.groups, **dict.fromkeys([*layout.tensors, *layout.links], {})}
+    ours = {**layout.groups, **{path: {} for path in [*layout.tensors, *layout.links]}}
     theirs = paths_in(io.BytesIO(content))
     assert sorted(ours) == sorted(theirs)
     for path, attributes in layout.groups.items():
@@ -41,7 +41,7 @@ def test_the_walk_is_that_of_keras(name, tmp_path):
 
 
 def test_variables_are_tracked_in_two_lists_with_their_ids():
-    """`Layer._trainable_variables`, `._non_trainable_variables`, `._tracker.stored_ids`, `.locked`."""
+    """`Layer._trainable_variables`, `._non_trainable_variables`, `._tracker`."""
     layer = keras.layers.BatchNormalization()
     layer.build((None, 3))
     assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
@@ -138,6 +138,6 @@ def test_shared_objects_and_safe_mode_have_scopes(tmp_path):
     lambda_layer = keras.saving.serialize_keras_object(keras.layers.Lambda(lambda x: x))
     with (
         variables.SafeModeScope(True),
-        pytest.raises(ValueError, match="unsafe|arbitrary code|lambda"),
+        pytest.raises(ValueError, match="arbitrary code"),
     ):
         keras.saving.deserialize_keras_object(lambda_layer, safe_mode=False)

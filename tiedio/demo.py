@@ -38,6 +38,7 @@ def run() -> bool:
         folder = Path(name)
         console.print("Training two convolutions with one kernel on the handwritten digits ...")
         before = _train(folder)
+        console.print(f"Trained for {before['iterations']} steps: {before['accuracy']:.1%} right.")
         reports = {}
         for method in METHODS:
             console.print(f"Loading with {method} in a new process, fine-tuning ...")
@@ -50,8 +51,8 @@ def run() -> bool:
 def _digits() -> tuple[Any, Any]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    return digits.images[..., None].astype("float32") / 16, digits.target
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels.reshape(-1, 8, 8, 1).astype("float32") / 16, labels
 
 
 def _model() -> Any:
@@ -97,11 +98,15 @@ def _train(folder: Path) -> dict[str, Any]:
 
     keras.utils.set_random_seed(0)
     model = _model()
-    _fit(model)
+    accuracy = _fit(model)
     model.save(folder / "stock.keras")
     tiedio.save_tied(model, folder / "tiedio.keras")
-    before = {"parameters": model.count_params(), "iterations": int(model.optimizer.iterations)}
-    before["accuracy"] = _fit(model)
+    before = {
+        "parameters": model.count_params(),
+        "iterations": int(model.optimizer.iterations),
+        "accuracy": accuracy,
+    }
+    _fit(model)
     np.savez(folder / "uninterrupted.npz", *_state(model))
     return before
 
@@ -129,8 +134,8 @@ def _resume(method: str, folder: Path) -> dict[str, Any]:
         "parameters": model.count_params(),
         "iterations": int(model.optimizer.iterations),
         "tied": same.kernel is valid.kernel and same.bias is valid.bias,
-        "accuracy": _fit(model),
     }
+    _fit(model)
     with np.load(folder / "uninterrupted.npz") as saved:
         uninterrupted = [saved[name] for name in saved.files]
     state = _state(model)
@@ -174,13 +179,6 @@ _ROWS: list[tuple[str, Callable[..., str], Callable[..., bool]]] = [
         "Bit-equal to the run that never stopped",
         lambda before, report: _yes(report["bit_equal"]),
         lambda before, report: report["bit_equal"],
-    ),
-    (
-        "Accuracy",
-        lambda before, report: (
-            f"{report['accuracy']:.1%} (never stopped: {before['accuracy']:.1%})"
-        ),
-        lambda before, report: report["accuracy"] == before["accuracy"],
     ),
 ]
 

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import h5py
 import ml_dtypes
@@ -48,7 +48,7 @@ class Layout:
     links: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(layout: Layout, stream: BinaryIO) -> None:
+def write(layout: Layout, stream: IO[bytes]) -> None:
     """Writes `layout` as an HDF5 file to a stream, from its start to its end."""
     sheet = _Sheet()
     with h5py.File(sheet, "w") as file:
@@ -162,7 +162,7 @@ class WeightsFile:
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
-    def __init__(self, file: BinaryIO, filepath: str):
+    def __init__(self, file: IO[bytes], filepath: str):
         self.filepath = filepath
         try:
             self._file = h5py.File(file, "r")

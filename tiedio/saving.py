@@ -218,8 +218,9 @@ def _unregistered(config: Any) -> set[str]:
             keras.saving.deserialize_keras_object(config)
         except (TypeError, ValueError):
             found.add(str(config.get("config")))
-    elif name and str(config.get("module")).split(".")[0] != "keras" and "module" in config:
-        if keras.saving.get_registered_object(config.get("registered_name") or name) is None:
+    elif name and str(config.get("module", "keras")).split(".")[0] != "keras":
+        registered = keras.saving.get_registered_object(config.get("registered_name") or name)
+        if registered is None:
             found.add(name)
     return found
 
