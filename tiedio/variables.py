@@ -19,9 +19,9 @@ import numpy as np
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
 from keras.src.saving.keras_saveable import KerasSaveable
 
-# The attributes it visits, in order, and the names it gives to list members:
+# The attributes it visits, in order, and how it names the members of lists (below):
 # paths made from anything else would not be where stock Keras looks for them.
-from keras.src.saving.saving_lib import _get_unique_name, _walk_saveable
+from keras.src.saving.saving_lib import _walk_saveable
 
 # Re-exported for `saving`: a model is read and written inside these scopes.
 from keras.src.saving.serialization_lib import ObjectSharingScope as ObjectSharingScope
@@ -80,7 +80,7 @@ def walk(root: Any) -> list[Visit]:
             visit(child, inner_path)
         elif isinstance(child, (list, dict, tuple)) and id(child) not in entered:
             entered.add(id(child))
-            used: dict[str, int] = {}
+            used = collections.Counter()
             for item in list(child.values()) if isinstance(child, dict) else child:
                 if isinstance(item, KerasSaveable):
                     kind = to_snake_case(type(item).__name__)
@@ -88,7 +88,9 @@ def walk(root: Any) -> list[Visit]:
                     kind = "container"
                 else:
                     continue
-                enter(item, f"{inner_path}/{_get_unique_name(kind, used)}", entered)
+                name = f"{kind}_{used[kind]}" if used[kind] else kind
+                used[kind] += 1
+                enter(item, f"{inner_path}/{name}", entered)
 
     visit(root, "")
     return list(visits.values())
