@@ -76,7 +76,7 @@ def test_a_tied_file_of_version_1_loads_tied_and_resumes():
     kernel = (np.arange(18) / 18).astype("float32").reshape(3, 3, 1, 2)
     assert np.array_equal(keras.ops.convert_to_numpy(same.kernel), kernel)
     assert int(model.optimizer.iterations) == 7
-    assert len(model.optimizer.variables) == 2 + 2 * 5
+    assert len(model.optimizer.variables) == 2 + 2 * 3
     assert np.array_equal(keras.ops.convert_to_numpy(model.optimizer.variables[2]), kernel)
 
 
