@@ -211,6 +211,7 @@ def one_layer_called_twice():
     return compiled(keras.Model(inputs, layer(layer(inputs))))
 
 
+SLOW = (origin_at_its_real_size,)
 CONTROLS = (equal_but_untied, one_layer_called_twice)
 SCENARIOS = {
     build.__name__: build
@@ -232,6 +233,7 @@ SCENARIOS = {
         dropout,
         bfloat16,
         *CONTROLS,
+        *SLOW,
     )
 }
 

@@ -176,7 +176,7 @@ _ROWS: list[tuple[str, Callable[..., str], Callable[..., bool]]] = [
         lambda before, report: report["tied"] and not report["drift"],
     ),
     (
-        "Bit-equal to the run that never stopped",
+        "Bit-equal to an unbroken run",
         lambda before, report: _yes(report["bit_equal"]),
         lambda before, report: report["bit_equal"],
     ),
