@@ -14,18 +14,26 @@ if hasattr(os, "sched_setaffinity"):
     # uninterrupted runs differ in the last bits. On one core all that is left is our doing.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import scenarios  # noqa: E402
+import keras
+import numpy as np
+import scenarios
 
-import tiedio  # noqa: E402
+import tiedio
+from tiedio import models, variables
+
+
+def trained_places(model):
+    """Lists the places of the optimizer's variables, in its order."""
+    places = variables.find_places(variables.walk(model))
+    trained = models.optimizer_variables(model)
+    return [next(p for p, (_, held) in places.items() if held is v) for v in trained]
 
 
 def report(model, folder, name):
     """Trains on, and writes what the model held before and after."""
     facts = {
         "ties": scenarios.ties_of(model),
-        "optimizer": [variable.name.split("_")[-1] for variable in model.optimizer.variables],
+        "optimizer": [str(place) for place in trained_places(model)],
         "iterations": int(model.optimizer.iterations),
     }
     before = scenarios.state_of(model)

@@ -18,8 +18,10 @@ class TiedAutoencoder(keras.Model):
     def __init__(self, width=6, **kwargs):
         super().__init__(**kwargs)
         self.width = width
-        self.encoder = keras.layers.Dense(width, activation="tanh")
-        self.decoders = [keras.layers.Dense(width), keras.layers.Dense(width)]
+        # Named, because TensorFlow adds up three gradients in an order that depends on names,
+        # and automatic names of layers inside a subclassed model are not in its config.
+        self.encoder = keras.layers.Dense(width, activation="tanh", name="encoder")
+        self.decoders = [keras.layers.Dense(width, name=f"decoder_{i}") for i in range(2)]
 
     def call(self, inputs):
         hidden = self.encoder(inputs)
@@ -200,6 +202,45 @@ def bfloat16():
     return compiled(model)
 
 
+def loss_scaling():
+    """As under the policy mixed_float16, which the process that loads need not have set."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        layers = [keras.layers.Dense(4) for _ in range(2)]
+        model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.BatchNormalization()])
+        tiedio.tie(layers[1], to=layers[0])
+        return compiled(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def compiled_inside():
+    """As in a GAN: a discriminator that was trained, frozen in a model that is compiled too."""
+    first, second = keras.layers.Dense(4), keras.layers.Dense(4)
+    discriminator = compiled(keras.Sequential([keras.Input((4,)), first, second]))
+    tiedio.tie(second, to=first, weights=("kernel",))
+    train(discriminator)
+    discriminator.trainable = False
+    inputs = keras.Input((4,))
+    return compiled(keras.Model(inputs, discriminator(keras.layers.Dense(4)(inputs))))
+
+
+def one_frozen_variable():
+    model = two_paddings(tie=None)
+    tiedio.tie(model.layers[2], to=model.layers[1], weights=("kernel",))
+    model.layers[1].bias.trainable = False
+    model.layers[1].kernel.trainable = False
+    return compiled(model)
+
+
+def untied_after_a_tie_by_hand():
+    model = gamma_by_hand()
+    second = model.layers[-1]
+    tiedio.untie(second)
+    second.gamma.assign(second.gamma + 3.0)
+    return compiled(model)
+
+
 def equal_but_untied():
     layers = [keras.layers.Dense(4, kernel_initializer="ones") for _ in range(3)]
     return compiled(keras.Sequential([keras.Input((4,)), *layers]))
@@ -212,7 +253,7 @@ def one_layer_called_twice():
 
 
 SLOW = (origin_at_its_real_size,)
-CONTROLS = (equal_but_untied, one_layer_called_twice)
+CONTROLS = (equal_but_untied, one_layer_called_twice, untied_after_a_tie_by_hand)
 SCENARIOS = {
     build.__name__: build
     for build in (
@@ -232,6 +273,9 @@ SCENARIOS = {
         frozen_owner,
         dropout,
         bfloat16,
+        loss_scaling,
+        compiled_inside,
+        one_frozen_variable,
         *CONTROLS,
         *SLOW,
     )

@@ -89,7 +89,7 @@ def test_the_origin_at_its_real_size(tmp_path):
     uninterrupted, resumed = runs.facts(origin)
     assert resumed == uninterrupted
     assert len(resumed["ties"]) == 2
-    assert len(resumed["optimizer"]) == 2 + 2 * 4
+    assert len(resumed["optimizer"]) == 4
     for moment in ("before", "after"):
         assert bit_equal(*runs.states(origin, moment))
 
@@ -113,8 +113,11 @@ def test_shared_tensors_are_stored_once_as_hard_links(runs, name):
 
 
 # Keras reads LayerNormalization by position, and a tie made out of order changed the positions.
+BY_POSITION = ("gamma_by_hand", "untied_after_a_tie_by_hand")
+
+
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "gamma_by_hand"])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in BY_POSITION])
 def test_stock_keras_opens_the_file(runs, name):
     stock = keras.saving.load_model(runs.folder / f"{name}.keras")
     tied = tiedio.load_tied(runs.folder / f"{name}.keras")
@@ -128,14 +131,27 @@ def without_seeds(model):
     return scenarios.arrays_of(v for v in variables if v.name != "seed_generator_state")
 
 
+def loaded_or_none(load, filepath):
+    try:
+        return load(filepath)
+    except ValueError:
+        return None
+
+
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_stock_files_open_as_in_keras(tmp_path, name):
     model = scenarios.SCENARIOS[name]()
     scenarios.train(model)
     model.save(tmp_path / "stock.keras")
-    ours = tiedio.load_tied(tmp_path / "stock.keras")
-    theirs = keras.saving.load_model(tmp_path / "stock.keras")
+    # Keras cannot read its own file of a loss-scaled model under another policy.
+    ours, theirs = (
+        loaded_or_none(load, tmp_path / "stock.keras")
+        for load in (tiedio.load_tied, keras.saving.load_model)
+    )
+    assert (ours is None) == (theirs is None) == (name == "loss_scaling")
+    if ours is None:
+        return
     for a, b in zip(without_seeds(ours), without_seeds(theirs), strict=True):
         assert a.tobytes() == b.tobytes()
 

@@ -1,5 +1,7 @@
 """`tie` and `untie` on live layers and models."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -218,3 +220,44 @@ def test_nothing_is_half_tied():
         tiedio.tie(b, to=a)
     assert b.kernel is kernel
     assert b.bias is bias
+
+
+def test_a_warning_made_an_error_leaves_nothing_half_done():
+    first, second = keras.layers.Conv2D(3, 2), keras.layers.Conv2D(3, 2)
+    model = scenarios.compiled(image_model(first, second))
+    scenarios.train(model)
+    with warnings.catch_warnings(), pytest.raises(tiedio.TiedioWarning):
+        warnings.simplefilter("error")
+        tiedio.tie(second, to=first)
+    scenarios.train(model)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_an_optimizer_set_after_compile():
+    first, second = keras.layers.Conv2D(3, 2), keras.layers.Conv2D(3, 2)
+    model = scenarios.compiled(image_model(first, second))
+    model.optimizer = keras.optimizers.SGD()
+    model.optimizer.build(model.trainable_variables)
+    tiedio.tie(second, to=first)
+    scenarios.train(model)
+
+
+def test_a_built_layer_inside_an_unbuilt_one_is_in_use():
+    shared, other = built(keras.layers.Dense(4)), keras.Sequential([keras.layers.Dense(4)])
+    user = keras.Sequential([keras.Input((4,)), shared])
+    zeros = user.predict(np.ones((1, 4)), verbose=0) * 0
+    outer = keras.Sequential([shared])
+    other.build((None, 4))
+    tiedio.tie(outer, to=other, input_shape=(None, 4))
+    for variable in other.weights:
+        variable.assign(np.zeros(variable.shape))
+    assert np.array_equal(user.predict(np.ones((1, 4)), verbose=0), zeros)
+
+
+def test_untie_keeps_how_a_variable_is_cast():
+    a, b = (keras.layers.BatchNormalization(dtype="mixed_float16") for _ in range(2))
+    tiedio.tie(b, to=a, input_shape=(None, 4))
+    casts = [variable._autocast for variable in b.weights]
+    tiedio.untie(b)
+    assert [variable._autocast for variable in b.weights] == casts
+    assert False in casts

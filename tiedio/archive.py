@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tiedio import hdf5
-from tiedio.errors import FileFormatError, MissingFileError, listed
+from tiedio.errors import FileFormatError, MissingFileError, first_line, listed
 
 METADATA = "metadata.json"
 CONFIG = "config.json"
@@ -28,6 +29,18 @@ ASSETS = "assets"
 # Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FLOOR = 1 << 28  # bytes
+
+# What `zipfile` raises for damaged, encrypted or unheard-of members.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+)
 
 
 def write_archive(
@@ -87,8 +100,11 @@ class Archive:
         for info in self._archive.infolist():
             if info.filename.startswith(f"{ASSETS}/"):
                 self._check_size(info)
-                # `extract` drops drive letters, leading slashes and `..`.
-                self._archive.extract(info, folder)
+                try:
+                    # `extract` drops drive letters, leading slashes and `..`.
+                    self._archive.extract(info, folder)
+                except _ZIP_ERRORS as error:
+                    raise _damaged(self._filepath, first_line(error)) from error
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -129,7 +145,7 @@ def open_archive(filepath: Path) -> Iterator[Archive]:
     with open(filepath, "rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
+        except (*_ZIP_ERRORS, ValueError) as error:
             file.seek(0)
             if file.read(4) == b"PK\x03\x04":
                 raise _damaged(
@@ -143,15 +159,8 @@ def open_archive(filepath: Path) -> Iterator[Archive]:
         with archive:
             try:
                 content = Archive(filepath, archive)
-            except (
-                zipfile.BadZipFile,
-                EOFError,
-                NotImplementedError,
-                RuntimeError,
-                zlib.error,
-            ) as error:
-                # Also encrypted members and unknown compression.
-                raise _damaged(filepath, str(error)) from error
+            except _ZIP_ERRORS as error:
+                raise _damaged(filepath, first_line(error)) from error
             with contextlib.closing(content.weights):
                 yield content
 

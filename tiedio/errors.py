@@ -60,4 +60,9 @@ class TiedioWarning(UserWarning):
 
 def listed(names: Iterable[str]) -> str:
     """Joins names for a message: every one of them, sorted, in backquotes."""
-    return ", ".join(f"`{name}`" for name in sorted(names))
+    return ", ".join(f"`{name}`" for name in sorted(name.replace("\n", " ") for name in names))
+
+
+def first_line(error: Exception) -> str:
+    """Returns what a message of Keras opens with; the rest may be pages of configs."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,11 +15,18 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from tiedio.errors import FileFormatError, listed
+from tiedio.errors import FileFormatError, first_line, listed
 
 # HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _BFLOAT16_STORED = np.dtype("V2")
+
+# A chunked dataset may declare far more than it stores, and would be allocated whole.
+_LARGEST_EXPANSION = 100
+_EXPANSION_FLOOR = 1 << 28  # bytes
+
+# What h5py raises for damaged files, whichever part of HDF5 meets the damage.
+_HDF5_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError)
 
 _DAMAGED = "The file is damaged; restore it from a copy or save the model again."
 
@@ -178,7 +185,10 @@ class WeightsFile:
 
     def names(self, group_path: str) -> list[str]:
         group = self._find(group_path)
-        return list(group) if isinstance(group, h5py.Group) else []
+        try:
+            return list(group) if isinstance(group, h5py.Group) else []
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{group_path}`", first_line(error)) from error
 
     def read(self, dataset_path: str) -> np.ndarray:
         """Reads one tensor.
@@ -190,14 +200,18 @@ class WeightsFile:
         dataset = self._find(dataset_path)
         if not isinstance(dataset, h5py.Dataset):
             raise KeyError(dataset_path)
-        if dataset.external or dataset.is_virtual:
-            raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
         try:
-            value = dataset[()]
-            kind = dataset.attrs.get("dtype")
-        except OSError as error:
-            raise self._error(f"has an unreadable `{dataset_path}`", str(error)) from error
-        return np.asarray(value).view(_BFLOAT16) if kind == "bfloat16" else np.asarray(value)
+            outside = dataset.external or dataset.is_virtual
+            declared, stored = dataset.nbytes, dataset.id.get_storage_size()
+            if not outside and declared > max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * stored):
+                raise ValueError(f"{declared} bytes declared, {stored} stored")
+            if not outside:
+                value = np.asarray(dataset[()])
+                bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
+                return value.view(_BFLOAT16) if bfloat16 else value
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
+        raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
     def disagreements(self, paths: Mapping[str, str]) -> list[str]:
         """Lists the datasets that should be, but do not equal, another one.
@@ -228,11 +242,12 @@ class WeightsFile:
                 link = found.get(name, getlink=True)
                 if link is None:
                     return None
-                if not isinstance(link, h5py.HardLink):
-                    raise self._error(f"has a {type(link).__name__} at `{path}`", "a link")
-                found = found[name]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise self._error(f"has an unreadable `{path}`", str(error)) from error
+                followed = isinstance(link, h5py.HardLink)
+                found = found[name] if followed else None
+            except _HDF5_ERRORS as error:
+                raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
+            if not followed:
+                raise self._error(f"has a {type(link).__name__} at `{path}`", "a link")
         return found
 
     def _error(self, what: str, received: str) -> FileFormatError:

@@ -2,13 +2,13 @@
 
 import gc
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from tiedio.errors import TiedioWarning
-from tiedio.variables import Substitution, substitute
+from tiedio.errors import TiedioWarning, listed
+from tiedio.variables import Substitution, Visit, layers_of, substitute, track_parameters
 
 
 def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) -> None:
@@ -29,25 +29,31 @@ def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) 
         substitute(one.layer, one.old, one.new)
     for model in models if pending else ():
         forget_functions(model)
+    trained = [model.name for model, _ in optimizers if int(model.optimizer.iterations) > 0]
     for model, optimizer in optimizers:
-        if int(model.optimizer.iterations) > 0:
-            warnings.warn(
-                f"The optimizer of `{model.name}` was built for variables that are now others: "
-                "it starts anew, with its slots and iterations at zero. "
-                "Tie before training to keep them.",
-                TiedioWarning,
-                stacklevel=4,
-            )
         set_optimizer(model, optimizer, model.trainable_variables)
+    if trained:  # last, as a warning may be made an error
+        warnings.warn(
+            f"The optimizer of {listed(trained)} was built for variables that are now others: "
+            "it starts anew, with its slots and iterations at zero. "
+            "Tie before training to keep them.",
+            TiedioWarning,
+            stacklevel=4,
+        )
 
 
 def forget_functions(model: keras.Model) -> None:
     """Drops what a model and its layers derived from their variables."""
     model.train_function = model.test_function = model.predict_function = None
     for layer in model._flatten_layers():
-        # Only torch layers have this: a dict of parameters, made when they were built.
-        if hasattr(layer, "_track_variables"):
-            layer._track_variables()
+        track_parameters(layer)
+
+
+def compiled_models(visits: Iterable[Visit]) -> Iterator[tuple[str, keras.Model]]:
+    """Yields the models among `visits` that have an optimizer, with their inner_paths."""
+    for inner_path, layer in layers_of(visits):
+        if isinstance(layer, keras.Model) and getattr(layer, "optimizer", None) is not None:
+            yield inner_path, layer
 
 
 def optimizer_variables(model: Any) -> list[Any] | None:
@@ -72,7 +78,7 @@ def set_optimizer(
         optimizer.build(variables)
     # What is saved as the model's optimizer; Keras may have wrapped it for loss scaling.
     config = model._compile_config.config
-    wrapped = config["optimizer"] is not before
+    wrapped = config["optimizer"] is getattr(before, "inner_optimizer", None)
     config["optimizer"] = optimizer.inner_optimizer if wrapped else optimizer
 
 

@@ -6,10 +6,11 @@ compiled, so that its optimizer sees the shared variables, and last the state is
 read into place. Reader and writer mirror each other, step by step.
 """
 
+import contextlib
 import datetime
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import keras
 from tiedio import archive, hdf5, models, state, ties, variables
 from tiedio.errors import (
     CustomObjectsError,
+    FileFormatError,
     LoadError,
     ModelNotBuiltError,
     SaveError,
+    TiedioError,
+    first_line,
     listed,
 )
 from tiedio.ties import Record
@@ -67,7 +71,7 @@ def save_tied(
     Source: the file format is that of `keras.saving.save_model`; for the record
     see `tiedio/ties.py`.
     """
-    path = _keras_path(filepath, zipped)
+    path = _keras_path(filepath, SaveError, zipped)
     if not model.built:
         raise ModelNotBuiltError(
             f"Model `{model.name}` has no variables yet: it is not built.\n"
@@ -80,7 +84,12 @@ def save_tied(
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
         with variables.ObjectSharingScope():
-            config = keras.saving.serialize_keras_object(model)
+            config: Any = keras.saving.serialize_keras_object(model)
+            if (config.get("compile_config") or {}).get("optimizer"):
+                # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps
+                # it again only where the policy in force is the same.
+                optimizer = keras.saving.serialize_keras_object(model.optimizer)
+                config["compile_config"]["optimizer"] = optimizer
         metadata = {
             "keras_version": keras.__version__,
             "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
@@ -140,7 +149,7 @@ def load_tied(
     Source: identity of variables after loading is what
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
-    path = _keras_path(filepath)
+    path = _keras_path(filepath, FileFormatError)
     with archive.open_archive(path) as source, tempfile.TemporaryDirectory() as folder:
         recorded = source.metadata.get(ties.METADATA_KEY)
         # A file that Keras wrote has no record: it loads as in Keras, warnings included.
@@ -153,24 +162,20 @@ def load_tied(
             variables.SafeModeScope(safe_mode),
             keras.saving.CustomObjectScope(dict(custom_objects or {})),
         ):
-            try:
+            with _explained(source.config, path):
                 model = keras.saving.deserialize_keras_object(config)
-                _retie(model, record, strict)
-                if compile and compile_config:
+            if not isinstance(model, keras.Layer):
+                raise LoadError(
+                    f"`{path}` holds no model.\n"
+                    f"Expected: a model. Received: {type(model).__name__}.\n"
+                    "Load it with `keras.saving.load_model`."
+                )
+            _retie(model, record, strict)
+            if compile and compile_config:
+                with _explained(source.config, path):
                     model.compile_from_config(compile_config)
-                    model.compiled = True
-                    _match_optimizer(model, record, strict)
-            except TypeError as error:
-                if missing := _unregistered(source.config):
-                    raise CustomObjectsError(
-                        f"`{path}` needs classes or functions that are not registered: "
-                        f"{listed(missing)}.\n"
-                        f"Expected: all of them in `custom_objects`. "
-                        f"Received: {listed(custom_objects or ()) or 'none'}.\n"
-                        "Pass `custom_objects`, or register them with "
-                        "`keras.saving.register_keras_serializable`."
-                    ) from error
-                raise
+                model.compiled = True
+            _match_optimizers(model, record, strict, expected=bool(compile and compile_config))
         source.extract_assets(Path(folder))
         state.restore(
             variables.walk(model), source.weights, Path(folder) / archive.ASSETS, record, strict
@@ -178,12 +183,15 @@ def load_tied(
     return model
 
 
-def _keras_path(filepath: str | os.PathLike[str], zipped: bool | None = None) -> Path:
+def _keras_path(
+    filepath: str | os.PathLike[str], error: type[TiedioError], zipped: bool | None = None
+) -> Path:
     path = Path(filepath)
     if path.suffix != ".keras" or zipped is False:
-        raise SaveError(
+        wanted = "a folder" if zipped is False else f"`{path.name}`"
+        raise error(
             f"`{path}` is of a format that tiedio does not handle yet.\n"
-            f"Expected: a path ending in `.keras`. Received: `{path.name}`, zipped={zipped}.\n"
+            f"Expected: a path ending in `.keras`. Received: {wanted}.\n"
             "Use a `.keras` file."
         )
     return path
@@ -203,6 +211,31 @@ def _check_links(weights: hdf5.WeightsFile, record: Record | None) -> None:
     }
     if differing := weights.disagreements(owners):
         raise hdf5.damaged(weights.filepath, differing)
+
+
+@contextlib.contextmanager
+def _explained(config: Any, path: Path) -> Iterator[None]:
+    """Turns what Keras says of a config that it cannot read into errors of tiedio."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        missing = _unregistered(config)
+        if missing and "ould not locate" in str(error):
+            raise CustomObjectsError(
+                f"`{path}` needs classes or functions that are not registered: "
+                f"{listed(missing)}.\n"
+                "Expected: all of them in `custom_objects`. Received: not these.\n"
+                "Pass `custom_objects`, or register them with "
+                "`keras.saving.register_keras_serializable`."
+            ) from error
+        # Keras wraps the error of a layer once for each model around it.
+        cause = str(error).rpartition("Exception encountered: ")[2]
+        raise LoadError(
+            f"Cannot build the model of `{path}`: {first_line(ValueError(cause))}\n"
+            f"Expected: a config that Keras {keras.__version__} reads. "
+            f"Received: {type(error).__name__}.\n"
+            "Load the file with the same classes, in the version it was saved with."
+        ) from error
 
 
 def _unregistered(config: Any) -> set[str]:
@@ -232,33 +265,38 @@ def _retie(model: Any, record: Record | None, strict: bool) -> None:
     visits = variables.walk(model)
     substitutions, error = variables.plan_retie(visits, record)
     state.report(error, strict)
-    places = variables.find_places(visits)
     inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
     models.apply(substitutions, inner)
-    variables.restore_order(visits, record.variable_order)
-    for group in record.tie_groups:
-        if group.owner in places:
-            places[group.owner][1].trainable = group.trainable
+    variables.restore_held(visits, record.variables)
 
 
-def _match_optimizer(model: Any, record: Record | None, strict: bool) -> None:
-    """Makes the optimizer of a compiled model be built as it was when saved."""
+def _match_optimizers(model: Any, record: Record | None, strict: bool, expected: bool) -> None:
+    """Makes every optimizer be built as it was when saved: a model inside may have its own.
+
+    Args:
+        model: The retied model, compiled if it is to be.
+        record: The record of the file.
+        strict: Whether a missing optimizer is an error.
+        expected: Whether the model itself should be compiled.
+    """
     if record is None:
         return
-    if getattr(model, "optimizer", None) is None:
-        if record.optimizer_variables is not None:
-            state.report(
-                LoadError(
-                    f"Cannot resume the optimizer of `{model.name}`: the model has none.\n"
-                    "Expected: an optimizer. Received: a class whose `compile` is its own.\n"
-                    "Give the class a `compile_from_config`, or pass `strict=False`."
-                ),
-                strict,
-            )
-        return
-    places = variables.find_places(variables.walk(model))
+    visits = variables.walk(model)
+    places = variables.find_places(visits)
+    compiled = dict(models.compiled_models(visits))
     saved = record.optimizer_variables
-    wanted = None if saved is None else [places[place][1] for place in saved if place in places]
-    built = models.optimizer_variables(model)
-    if (built and list(map(id, built))) != (wanted and list(map(id, wanted))):
-        models.set_optimizer(model, models.renewed_optimizer(model), wanted)
+    if expected and saved.get("") and "" not in compiled:
+        state.report(
+            LoadError(
+                f"Cannot resume the optimizer of `{model.name}`: the model has none.\n"
+                "Expected: an optimizer. Received: a class whose `compile` is its own.\n"
+                "Give the class a `compile_from_config`, or pass `strict=False`."
+            ),
+            strict,
+        )
+    for inner_path in compiled.keys() & saved.keys():
+        inner, trained = compiled[inner_path], saved[inner_path]
+        wanted = [places[place][1] for place in trained or () if place in places]
+        built = models.optimizer_variables(inner) or []
+        if list(map(id, built)) != list(map(id, wanted)):
+            models.set_optimizer(inner, models.renewed_optimizer(inner), wanted or None)

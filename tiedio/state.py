@@ -4,6 +4,7 @@
 in the order of the walk, then what Keras itself does not store.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,53 +14,62 @@ import keras
 import numpy as np
 
 from tiedio import hdf5, models, variables
-from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, listed
+from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, first_line, listed
 from tiedio.ties import Place, Record, TieGroup
 
 
 def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once."""
     layout = hdf5.Layout()
+    first: dict[int, str] = {}  # dataset_path under which a variable is met first
     datasets: dict[tuple[str, int], str] = {}  # by inner_path and variable
     opaque = set()  # inner_paths of layers that store other things than variables
     for visit in visits:
         name = getattr(visit.saveable, "name", None)
         group = f"{visit.inner_path}/vars".lstrip("/")
         if hasattr(visit.saveable, "save_own_variables"):
-            stored: dict[str, Any] = {}
-            visit.saveable.save_own_variables(stored)
+            stored = _own_variables(visit.saveable)
             if isinstance(name, str) or stored:
                 layout.groups[group] = {"name": name} if isinstance(name, str) else {}
             for key, value in stored.items():
-                layout.tensors[f"{group}/{key}"] = _tensor(value)
-                if isinstance(value, keras.Variable):
-                    datasets[visit.inner_path, id(value)] = f"{group}/{key}"
-                else:
+                path = f"{group}/{key}"
+                if not isinstance(value, keras.Variable):
                     opaque.add(visit.inner_path)
+                elif first.setdefault(id(value), path) != path:
+                    layout.links[path] = first[id(value)]
+                datasets.setdefault((visit.inner_path, id(value)), path)
+                if path not in layout.links:
+                    layout.tensors[path] = _tensor(value)
         if hasattr(visit.saveable, "save_assets"):
             (assets / visit.inner_path).mkdir(parents=True, exist_ok=True)
             visit.saveable.save_assets(str(assets / visit.inner_path))
 
     def stored_at(place: Place, variable: Any) -> Place:
-        return Place(
-            place.inner_path, place.attribute, datasets.get((place.inner_path, id(variable)))
-        )
+        dataset_path = datasets.get((place.inner_path, id(variable)))
+        return dataclasses.replace(place, dataset_path=dataset_path)
 
     groups = []
     for group, variable in variables.find_shared(visits):
         owner, *aliases = (stored_at(place, variable) for place in group.places)
-        groups.append(TieGroup(owner, tuple(aliases), group.shape, group.dtype, group.trainable))
+        groups.append(dataclasses.replace(group, owner=owner, aliases=tuple(aliases)))
     _check_representable(groups, opaque)
-    for group in groups:
-        for path in group.dataset_paths[1:]:
-            del layout.tensors[path]
-            layout.links[path] = group.dataset_paths[0]
     random_state = {
         place: tuple(int(word) for word in _to_numpy(state))
         for place, state in variables.find_random_states(visits).items()
     }
-    order = variables.variable_order(visits, groups)
-    return layout, Record(tuple(groups), order, _optimizer_places(visits), random_state)
+    held = variables.held_variables(visits)
+    return layout, Record(tuple(groups), held, _optimizer_places(visits), random_state)
+
+
+def _own_variables(saveable: Any) -> dict[str, Any]:
+    """Returns what a saveable stores, by name."""
+    stored: dict[str, Any] = {}
+    saveable.save_own_variables(stored)
+    if isinstance(saveable, keras.optimizers.Optimizer) and len(stored) == len(saveable.variables):
+        # Optimizers store copies; their variables say what is the same tensor
+        # (that of an optimizer inside another one, as with loss scaling).
+        return dict(zip(stored, saveable.variables, strict=True))
+    return stored
 
 
 def restore(
@@ -71,13 +81,16 @@ def restore(
 ) -> None:
     """Reads the state of every saveable into place."""
     failed: dict[str, Exception] = {}
+    unresumed: list[LoadError] = []
     for visit in visits:
         try:
             if hasattr(visit.saveable, "load_own_variables"):
                 store = weights.store(visit.inner_path)
-                if record and isinstance(visit.saveable, keras.optimizers.Optimizer):
-                    _check_slots(visit, store, strict)
-                visit.saveable.load_own_variables(store)
+                error = record and _slots_error(visit, store)
+                if error:
+                    unresumed.append(error)
+                else:
+                    visit.saveable.load_own_variables(store)
             if hasattr(visit.saveable, "load_assets") and assets.exists():
                 folder = assets / visit.inner_path
                 visit.saveable.load_assets(str(folder) if folder.exists() else None)
@@ -96,9 +109,11 @@ def restore(
         first, error = next(iter(failed.items()))
         raise LoadError(
             f"Cannot load the state of {listed(failed)}.\n"
-            f"Received, for `{first}`: {str(error).splitlines()[0]}\n"
+            f"Received, for `{first}`: {first_line(error)}\n"
             "Load the file with the same classes, in the version it was saved with."
         ) from error
+    for error in unresumed:
+        report(error, strict)
 
 
 def _check_representable(groups: list[TieGroup], opaque: set[str]) -> None:
@@ -117,32 +132,39 @@ def _check_representable(groups: list[TieGroup], opaque: set[str]) -> None:
         )
 
 
-def _check_slots(visit: variables.Visit, store: Mapping[str, Any], strict: bool) -> None:
-    # Keras itself only warns, and goes on with slots of zeros.
-    if len(store) != len(visit.saveable.variables):
-        report(
-            LoadError(
-                f"Cannot resume `{visit.inner_path}`: its variables are not those of the file.\n"
-                f"Expected: {len(visit.saveable.variables)}. Received: {len(store)}.\n"
-                "Load the file in the version it was saved with, or pass `strict=False`."
-            ),
-            strict,
-        )
-
-
-def _optimizer_places(visits: list[variables.Visit]) -> tuple[Place, ...] | None:
-    trained = models.optimizer_variables(visits[0].saveable)
-    if trained is None:
+def _slots_error(visit: variables.Visit, store: Mapping[str, Any]) -> LoadError | None:
+    """Compares what an optimizer holds with what is stored, before any of it is changed."""
+    if not isinstance(visit.saveable, keras.optimizers.Optimizer):
         return None
+    expected = [tuple(variable.shape) for variable in visit.saveable.variables]
+    received = [store[name].shape for name in sorted(store, key=lambda name: (len(name), name))]
+    if received == expected:
+        return None
+    return LoadError(
+        f"Cannot resume `{visit.inner_path}`: its variables are not those of the file.\n"
+        f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "
+        f"Received: {len(received)} of shapes {sorted(set(received))}.\n"
+        "Load the file in the version it was saved with, or pass `strict=False`."
+    )
+
+
+def _optimizer_places(visits: list[variables.Visit]) -> dict[str, tuple[Place, ...] | None]:
     places = {id(v): place for place, (_, v) in reversed(variables.find_places(visits).items())}
-    if stale := {variable.path for variable in trained if id(variable) not in places}:
+    found: dict[str, tuple[Place, ...] | None] = {}
+    stale = set()
+    for inner_path, model in models.compiled_models(visits):
+        trained = models.optimizer_variables(model)
+        stale.update(v.path for v in trained or () if id(v) not in places)
+        known = tuple(places[id(v)] for v in trained or () if id(v) in places)
+        found[inner_path] = None if trained is None else known
+    if stale:
         raise SaveError(
             f"Cannot save the optimizer state of {listed(stale)}: no layer holds these variables.\n"
             "Expected: an optimizer built for the model's variables. Received: one built for "
             "variables that were replaced since.\n"
             "Compile the model again after replacing variables, or use `tiedio.tie`."
         )
-    return tuple(places[id(variable)] for variable in trained)
+    return found
 
 
 def _tensor(value: Any) -> hdf5.Tensor:

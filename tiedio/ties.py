@@ -115,28 +115,34 @@ class Record:
 
     Attributes:
         tie_groups: The tie groups of the model.
-        variable_order: For each layer of a tie group (by inner_path), the
-            attributes of its variables in the layer's own order. A layer built
-            anew may list them otherwise, and Keras stores some by position.
-        optimizer_variables: The trained variables in the order in which the
-            optimizer keeps its slots; `None` when there was none built.
+        variables: For each layer (by inner_path), its variables in the layer's
+            own order: attribute and `trainable` flag. A layer built anew may
+            list them otherwise, and Keras stores some by position.
+        optimizer_variables: For each compiled model (by inner_path), the
+            trained variables in the order in which its optimizer keeps their
+            slots; `None` for an optimizer that was not built.
         random_state: State of each seed generator, by place.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
-    variable_order: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    optimizer_variables: tuple[Place, ...] | None = None
+    variables: Mapping[str, tuple[tuple[str, bool], ...]] = dataclasses.field(default_factory=dict)
+    optimizer_variables: Mapping[str, tuple[Place, ...] | None] = dataclasses.field(
+        default_factory=dict
+    )
     random_state: Mapping[Place, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        optimizer = self.optimizer_variables
         return {
             "version": VERSION,
             "tie_groups": [group.to_json() for group in self.tie_groups],
-            "variable_order": {path: list(names) for path, names in self.variable_order.items()},
-            "optimizer_variables": None
-            if optimizer is None
-            else [place.to_json() for place in optimizer],
+            "variables": {
+                inner_path: [list(variable) for variable in held]
+                for inner_path, held in self.variables.items()
+            },
+            "optimizer_variables": {
+                inner_path: places and [place.to_json() for place in places]
+                for inner_path, places in self.optimizer_variables.items()
+            },
             "random_state": [
                 {"place": place.to_json(), "state": list(state)}
                 for place, state in self.random_state.items()
@@ -145,7 +151,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Any) -> "Record":
-        """Reads a record; keys it does not know are ignored.
+        """Reads a record; keys it does not know are ignored, missing ones are empty.
 
         Raises:
             RecordError: If the version is another one, a value has the wrong
@@ -155,19 +161,25 @@ class Record:
         version = fields.get("version", int)
         if version != VERSION:
             raise RecordError(
-                f"Cannot read the record of this file.\n"
+                "Cannot read the record of this file.\n"
                 f"Expected: version {VERSION}. Received: version {version}.\n"
-                "Install a newer tiedio to read it."
+                "Read it with the version of tiedio that wrote it, or a newer one."
             )
-        optimizer = fields.get("optimizer_variables", list | None)
         record = cls(
-            tuple(fields.each("tie_groups", TieGroup.from_json)),
+            tuple(fields.each("tie_groups", TieGroup.from_json, missing=[])),
             {
-                path: _Fields({"names": names}, "variable_order").texts("names")
-                for path, names in fields.get("variable_order", dict).items()
+                inner_path: tuple(map(_held_variable, _typed(held, list, "held variables")))
+                for inner_path, held in fields.get("variables", dict, missing={}).items()
             },
-            None if optimizer is None else tuple(map(Place.from_json, optimizer)),
-            dict(fields.each("random_state", _random_state)),
+            {
+                inner_path: None
+                if _typed(places, list | None, "optimizer variables") is None
+                else tuple(map(Place.from_json, places))
+                for inner_path, places in fields.get(
+                    "optimizer_variables", dict, missing={}
+                ).items()
+            },
+            dict(fields.each("random_state", _random_state, missing=[])),
         )
         claimed = collections.Counter(p for group in record.tie_groups for p in group.places)
         if twice := sorted(str(place) for place, times in claimed.items() if times > 1):
@@ -175,52 +187,53 @@ class Record:
         return record
 
 
+def _typed(value: Any, kind: Any, what: str) -> Any:
+    # JSON has no type of its own for what Python calls a bool that is an int.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _malformed(f"{what} as {getattr(kind, '__name__', kind)}", value)
+    return value
+
+
 class _Fields:
     """A JSON object whose every value is asked for by name and type."""
 
     def __init__(self, data: Any, what: str):
-        if not isinstance(data, dict):
-            raise _malformed(f"{what} as an object", data)
-        self.data = data
+        self.data = _typed(data, dict, what)
         self.what = what
 
-    def get(self, name: str, kind: Any) -> Any:
-        value = self.data.get(name)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            expected = getattr(kind, "__name__", str(kind))
-            raise _malformed(f"`{name}` of {self.what} as {expected}", value)
-        return value
+    def get(self, name: str, kind: Any, missing: Any = None) -> Any:
+        return _typed(self.data.get(name, missing), kind, f"`{name}` of {self.what}")
 
-    def each(self, name: str, read: Callable[[Any], T]) -> list[T]:
-        return [read(item) for item in self.get(name, list)]
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        return tuple(self.each(name, lambda item: _Fields({"": item}, name).get("", str)))
+    def each(self, name: str, read: Callable[[Any], T], missing: Any = None) -> list[T]:
+        return [read(item) for item in self.get(name, list, missing)]
 
 
 def _dimension(item: Any) -> int:
-    size = _Fields({"shape": item}, "a tie group").get("shape", int)
-    if size < 0:
-        raise _malformed("`shape` of a tie group without negative sizes", size)
-    return size
+    if _typed(item, int, "a size in `shape`") < 0:
+        raise _malformed("a size in `shape` of 0 or more", item)
+    return item
+
+
+def _held_variable(item: Any) -> tuple[str, bool]:
+    if len(_typed(item, list, "a held variable")) != 2:
+        raise _malformed("attribute and flag of a held variable", item)
+    return _typed(item[0], str, "an attribute"), _typed(item[1], bool, "a flag")
 
 
 def _word(item: Any) -> int:
-    word = _Fields({"state": item}, "a random state").get("state", int)
-    if not -(1 << 63) <= word < 1 << 63:
-        raise _malformed("`state` of a random state in 64 bits", word)
-    return word
+    if not -(1 << 63) <= _typed(item, int, "a random state") < 1 << 63:
+        raise _malformed("a random state in 64 bits", item)
+    return item
 
 
 def _random_state(item: Any) -> tuple[Place, tuple[int, ...]]:
     fields = _Fields(item, "a random state")
-    state = fields.each("state", _word)
-    return Place.from_json(fields.get("place", dict)), tuple(state)
+    return Place.from_json(fields.get("place", dict)), tuple(fields.each("state", _word))
 
 
 def _malformed(expected: str, received: Any) -> RecordError:
     return RecordError(
-        f"Cannot read the record of this file.\n"
-        f"Expected: {expected}. Received: {str(received)[:200]}.\n"
+        "Cannot read the record of this file.\n"
+        f"Expected: {expected}. Received: {repr(received)[:200]}.\n"
         "The file was changed after it was saved; save it again."
     )

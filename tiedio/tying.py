@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import keras
 
 from tiedio import models, variables
-from tiedio.errors import ModelNotBuiltError, TieError, listed
+from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed
 
 LayerT = TypeVar("LayerT", bound=keras.Layer)
 
@@ -67,8 +67,8 @@ def tie(
             f"Expected: two layers. Received: one, twice.\n"
             "Pass the layer whose variables are to be used as `to`."
         )
-    # Nothing but the layer itself can hold variables that do not exist yet.
-    in_use = layer.built
+    # Nothing else can hold variables that do not exist yet.
+    in_use = any(part.built for part in layer._flatten_layers())
     _build(to, input_shape)
     _build(layer, input_shape, like=to)
     own, owned = _weights(layer), _weights(to)
@@ -190,9 +190,9 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
         )
     try:
         layer.build_from_config(config)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever a layer's own `build` raises
         raise ModelNotBuiltError(
-            f"Layer `{layer.name}` cannot be built: {error}\n"
+            f"Layer `{layer.name}` cannot be built: {first_line(error)}\n"
             f"Expected: a shape it accepts. Received: {config}.\n"
             "Build the layer first, or pass its `input_shape` to `tie`."
         ) from error

@@ -227,16 +227,12 @@ def plan_retie(
         in another shape or dtype.
     """
     places = find_places(visits)
-    known = {*places, *find_random_states(visits)}
-    problems = {
-        str(place): "no such variable"
-        for place in (
-            *(place for group in record.tie_groups for place in group.places),
-            *(record.optimizer_variables or ()),
-            *record.random_state,
-        )
-        if place not in known
-    }
+    named = [place for group in record.tie_groups for place in group.places]
+    for trained in record.optimizer_variables.values():
+        named += trained or ()
+    missing = [place for place in named if place not in places]
+    missing += record.random_state.keys() - find_random_states(visits).keys()
+    problems = {str(place): "no such variable" for place in missing}
     for group in record.tie_groups:
         expected = f"{group.shape} {group.dtype}"
         for place in group.places:
@@ -257,28 +253,28 @@ def plan_retie(
     )
 
 
-def variable_order(
-    visits: Iterable[Visit], groups: Iterable[TieGroup]
-) -> dict[str, tuple[str, ...]]:
-    """Lists, for each layer of a tie group, its variables in its own order."""
-    tied = {place.inner_path for group in groups for place in group.places}
-    order = {}
+def held_variables(visits: Iterable[Visit]) -> dict[str, tuple[tuple[str, bool], ...]]:
+    """Lists the variables of each layer in its own order: attribute and `trainable`."""
+    held = {}
     for inner_path, layer in layers_of(visits):
-        if inner_path in tied:
-            attributes = {id(v): name for name, v in reversed(named_variables(layer).items())}
-            tracked = [v for store in TRACKED for v in getattr(layer, store)]
-            order[inner_path] = tuple(attributes[id(variable)] for variable in tracked)
-    return order
+        attributes = {id(v): name for name, v in reversed(named_variables(layer).items())}
+        tracked = [variable for store in TRACKED for variable in getattr(layer, store)]
+        if tracked:
+            held[inner_path] = tuple((attributes[id(v)], bool(v.trainable)) for v in tracked)
+    return held
 
 
-def restore_order(visits: Iterable[Visit], order: Mapping[str, Sequence[str]]) -> None:
-    """Sorts the variables of each layer as `variable_order` found them."""
+def restore_held(visits: Iterable[Visit], held: Mapping[str, Sequence[tuple[str, bool]]]) -> None:
+    """Sorts and flags the variables of each layer as `held_variables` found them."""
     for inner_path, layer in layers_of(visits):
-        if inner_path in order:
-            named = named_variables(layer)
-            rank = {id(named[name]): i for i, name in enumerate(order[inner_path]) if name in named}
-            for store in TRACKED:
-                getattr(layer, store).sort(key=lambda variable: rank.get(id(variable), len(rank)))
+        named = named_variables(layer)
+        ranks = {}
+        for rank, (attribute, trainable) in enumerate(held.get(inner_path, ())):
+            if attribute in named:
+                ranks[id(named[attribute])] = rank
+                named[attribute].trainable = trainable
+        for store in TRACKED:
+            getattr(layer, store).sort(key=lambda variable: ranks.get(id(variable), len(ranks)))
 
 
 def substitute(layer: keras.Layer, old: Any, new: Any) -> None:
@@ -301,6 +297,13 @@ def substitute(layer: keras.Layer, old: Any, new: Any) -> None:
     for store, variables in tracked.items():
         getattr(layer, store)[:] = variables
         tracker.stored_ids[store.removeprefix("_")] = {id(variable) for variable in variables}
+    track_parameters(layer)
+
+
+def track_parameters(layer: keras.Layer) -> None:
+    """Makes a torch module's parameters those of its variables (it keeps them when built)."""
+    if hasattr(layer, "_track_variables"):
+        layer._track_variables()
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:
@@ -359,6 +362,8 @@ def copy_of(variable: Any, layer: keras.Layer) -> Any:
             np.array(keras.ops.convert_to_numpy(variable)),
             dtype=variable.dtype,
             trainable=variable.trainable,
+            autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
+            aggregation=variable.aggregation,
             name=variable.name,
         )
     for wish in ("regularizer", "constraint"):
