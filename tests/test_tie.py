@@ -227,7 +227,7 @@ def test_a_warning_made_an_error_leaves_nothing_half_done():
     model = scenarios.compiled(image_model(first, second))
     scenarios.train(model)
     with warnings.catch_warnings(), pytest.raises(tiedio.TiedioWarning):
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", tiedio.TiedioWarning)
         tiedio.tie(second, to=first)
     scenarios.train(model)
     assert int(model.optimizer.iterations) == 4

@@ -47,7 +47,7 @@ class Layout:
     Attributes:
         groups: Attributes of each HDF5 group, by path; parents need no mention.
         tensors: The tensors by dataset_path.
-        links: Second dataset_paths of tensors, to the first ones.
+        links: Second paths of tensors, or of groups, to the first ones.
     """
 
     groups: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
@@ -97,8 +97,10 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, Tensor]]:
         if dataset.nbytes:
             placed.append((dataset.id.get_offset(), tensor))
     for path, target in layout.links.items():
-        file.require_group(posixpath.dirname(path))
-        file[path] = file[target]
+        # A shared layer may have stored nothing.
+        if target in file:
+            file.require_group(posixpath.dirname(path))
+            file[path] = file[target]
     return placed
 
 

@@ -2,13 +2,14 @@
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
 from tiedio.errors import TiedioWarning, listed
-from tiedio.variables import Substitution, Visit, layers_of, substitute, track_parameters
+from tiedio.substitution import Substitution, substitute, track_parameters
+from tiedio.variables import Visit
 
 
 def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) -> None:
@@ -21,9 +22,10 @@ def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) 
     replaced = {id(one.old) for one in pending}
     # From their configs first: a custom optimizer may fail here, and nothing is changed yet.
     optimizers = [
-        (model, renewed_optimizer(model))
+        (model, renewed_optimizer(optimizer))
         for model in models
-        if pending and any(id(v) in replaced for v in optimizer_variables(model) or ())
+        if (optimizer := getattr(model, "optimizer", None))
+        and any(id(v) in replaced for v in optimizer_variables(optimizer) or ())
     ]
     for one in pending:
         substitute(one.layer, one.old, one.new)
@@ -31,7 +33,7 @@ def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) 
         forget_functions(model)
     trained = [model.name for model, _ in optimizers if int(model.optimizer.iterations) > 0]
     for model, optimizer in optimizers:
-        set_optimizer(model, optimizer, model.trainable_variables)
+        set_optimizer(model, "optimizer", optimizer, model.trainable_variables)
     if trained:  # last, as a warning may be made an error
         warnings.warn(
             f"The optimizer of {listed(trained)} was built for variables that are now others: "
@@ -49,37 +51,44 @@ def forget_functions(model: keras.Model) -> None:
         track_parameters(layer)
 
 
-def compiled_models(visits: Iterable[Visit]) -> Iterator[tuple[str, keras.Model]]:
-    """Yields the models among `visits` that have an optimizer, with their inner_paths."""
-    for inner_path, layer in layers_of(visits):
-        if isinstance(layer, keras.Model) and getattr(layer, "optimizer", None) is not None:
-            yield inner_path, layer
+def find_optimizers(visits: Iterable[Visit]) -> dict[str, keras.optimizers.Optimizer]:
+    """Maps inner_paths to the optimizers of a model, without those inside another one."""
+    found: dict[str, keras.optimizers.Optimizer] = {}
+    for visit in visits:
+        inside = any(visit.inner_path.startswith(f"{path}/") for path in found)
+        if isinstance(visit.saveable, keras.optimizers.Optimizer) and not inside:
+            found[visit.inner_path] = visit.saveable
+    return found
 
 
-def optimizer_variables(model: Any) -> list[Any] | None:
-    """Lists the variables the optimizer of `model` was built for, in its order."""
-    optimizer = getattr(model, "optimizer", None)
+def optimizer_variables(optimizer: keras.optimizers.Optimizer | None) -> list[Any] | None:
+    """Lists the variables that `optimizer` was built for, in its order."""
     if optimizer is None or not optimizer.built:
         return None
     return list(optimizer._trainable_variables)  # there is no public list of them
 
 
-def renewed_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Makes the optimizer of `model` anew, unbuilt (a second `build` does nothing)."""
-    return type(model.optimizer).from_config(model.optimizer.get_config())
+def renewed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Makes an optimizer anew, unbuilt (a second `build` does nothing)."""
+    return type(optimizer).from_config(optimizer.get_config())
 
 
 def set_optimizer(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, variables: list[Any] | None
+    model: keras.Layer,
+    attribute: str,
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[Any] | None,
 ) -> None:
-    """Gives `optimizer` to the compiled `model`, built for `variables` if there are any."""
-    before, model.optimizer = model.optimizer, optimizer
+    """Gives `optimizer` to `model`, built for `variables` if there are any."""
+    before = getattr(model, attribute)
+    setattr(model, attribute, optimizer)
     if variables is not None:
         optimizer.build(variables)
     # What is saved as the model's optimizer; Keras may have wrapped it for loss scaling.
-    config = model._compile_config.config
-    wrapped = config["optimizer"] is getattr(before, "inner_optimizer", None)
-    config["optimizer"] = optimizer.inner_optimizer if wrapped else optimizer
+    config = getattr(getattr(model, "_compile_config", None), "config", {})
+    for given in (before, getattr(before, "inner_optimizer", None)):
+        if given is not None and config.get("optimizer") is given:
+            config["optimizer"] = optimizer if given is before else optimizer.inner_optimizer
 
 
 def live_layers() -> list[keras.Layer]:

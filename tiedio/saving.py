@@ -6,6 +6,7 @@ compiled, so that its optimizer sees the shared variables, and last the state is
 read into place. Reader and writer mirror each other, step by step.
 """
 
+import collections
 import contextlib
 import datetime
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import keras
 
-from tiedio import archive, hdf5, models, state, ties, variables
+from tiedio import archive, hdf5, retying, state, ties, variables
 from tiedio.errors import (
     CustomObjectsError,
     FileFormatError,
@@ -28,6 +29,9 @@ from tiedio.errors import (
     listed,
 )
 from tiedio.ties import Record
+
+# How Keras says in a config that several layers are one object.
+_MARK = "shared_object_id"
 
 
 def save_tied(
@@ -84,7 +88,7 @@ def save_tied(
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
         with variables.ObjectSharingScope():
-            config: Any = keras.saving.serialize_keras_object(model)
+            config = _without_marks(keras.saving.serialize_keras_object(model))
             if (config.get("compile_config") or {}).get("optimizer"):
                 # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps
                 # it again only where the policy in force is the same.
@@ -155,7 +159,7 @@ def load_tied(
         # A file that Keras wrote has no record: it loads as in Keras, warnings included.
         record = None if recorded is None else Record.from_json(recorded)
         _check_links(source.weights, record)
-        config = dict(source.config)
+        config = _without_marks(source.config)
         compile_config = config.pop("compile_config", None)
         with (
             variables.ObjectSharingScope(),
@@ -170,12 +174,18 @@ def load_tied(
                     f"Expected: a model. Received: {type(model).__name__}.\n"
                     "Load it with `keras.saving.load_model`."
                 )
-            _retie(model, record, strict)
+            if record is None:
+                inferred = retying.infer_shared_layers(model, source.weights)
+                retying.retie(model, Record(shared_layers=inferred), source.weights)
+            else:
+                state.report(retying.retie(model, record, source.weights), strict)
             if compile and compile_config:
                 with _explained(source.config, path):
                     model.compile_from_config(compile_config)
                 model.compiled = True
-            _match_optimizers(model, record, strict, expected=bool(compile and compile_config))
+            if record:
+                error = retying.match_optimizers(model, record)
+                state.report(error if compile and compile_config else None, strict)
         source.extract_assets(Path(folder))
         state.restore(
             variables.walk(model), source.weights, Path(folder) / archive.ASSETS, record, strict
@@ -238,6 +248,45 @@ def _explained(config: Any, path: Path) -> Iterator[None]:
         ) from error
 
 
+def _without_marks(config: Any) -> Any:
+    """Copies a config without Keras' marks of layers that are shared by several graphs.
+
+    A graph finds the calls of its layers by number: made one object by such a mark, a
+    layer that was called in another graph before would answer with that call.
+    """
+    marked = collections.Counter()
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return [copied(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        marked.update(mark for mark in map(_mark, _graph_layers(part)) if mark is not None)
+        return {key: copied(value) for key, value in part.items()}
+
+    def clean(part: Any) -> None:
+        for item in part.values() if isinstance(part, dict) else part:
+            if isinstance(item, (list, dict)):
+                clean(item)
+        for layer in _graph_layers(part):
+            if marked[_mark(layer)] > 1:
+                layer.pop(_MARK, None)
+
+    config = copied(config)
+    clean(config)
+    return config
+
+
+def _graph_layers(config: Any) -> list[dict[str, Any]]:
+    layers = config.get("layers") if isinstance(config, dict) else None
+    return [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
+
+
+def _mark(layer: dict[str, Any]) -> Any:
+    mark = layer.get(_MARK)
+    return mark if isinstance(mark, int) else None
+
+
 def _unregistered(config: Any) -> set[str]:
     """Names the classes and functions in a config that Keras cannot find."""
     if isinstance(config, list):
@@ -256,47 +305,3 @@ def _unregistered(config: Any) -> set[str]:
         if registered is None:
             found.add(name)
     return found
-
-
-def _retie(model: Any, record: Record | None, strict: bool) -> None:
-    """Restores the sharing of a model that was just built and not compiled."""
-    if record is None:
-        return
-    visits = variables.walk(model)
-    substitutions, error = variables.plan_retie(visits, record)
-    state.report(error, strict)
-    inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
-    models.apply(substitutions, inner)
-    variables.restore_held(visits, record.variables)
-
-
-def _match_optimizers(model: Any, record: Record | None, strict: bool, expected: bool) -> None:
-    """Makes every optimizer be built as it was when saved: a model inside may have its own.
-
-    Args:
-        model: The retied model, compiled if it is to be.
-        record: The record of the file.
-        strict: Whether a missing optimizer is an error.
-        expected: Whether the model itself should be compiled.
-    """
-    if record is None:
-        return
-    visits = variables.walk(model)
-    places = variables.find_places(visits)
-    compiled = dict(models.compiled_models(visits))
-    saved = record.optimizer_variables
-    if expected and saved.get("") and "" not in compiled:
-        state.report(
-            LoadError(
-                f"Cannot resume the optimizer of `{model.name}`: the model has none.\n"
-                "Expected: an optimizer. Received: a class whose `compile` is its own.\n"
-                "Give the class a `compile_from_config`, or pass `strict=False`."
-            ),
-            strict,
-        )
-    for inner_path in compiled.keys() & saved.keys():
-        inner, trained = compiled[inner_path], saved[inner_path]
-        wanted = [places[place][1] for place in trained or () if place in places]
-        built = models.optimizer_variables(inner) or []
-        if list(map(id, built)) != list(map(id, wanted)):
-            models.set_optimizer(inner, models.renewed_optimizer(inner), wanted or None)

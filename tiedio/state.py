@@ -4,9 +4,11 @@
 in the order of the walk, then what Keras itself does not store.
 """
 
+import collections
 import dataclasses
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from tiedio import hdf5, models, variables
 from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, first_line, listed
-from tiedio.ties import Place, Record, TieGroup
+from tiedio.ties import Place, RandomState, Record
 
 
 def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, Record]:
@@ -23,7 +25,6 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
     layout = hdf5.Layout()
     first: dict[int, str] = {}  # dataset_path under which a variable is met first
     datasets: dict[tuple[str, int], str] = {}  # by inner_path and variable
-    opaque = set()  # inner_paths of layers that store other things than variables
     for visit in visits:
         name = getattr(visit.saveable, "name", None)
         group = f"{visit.inner_path}/vars".lstrip("/")
@@ -33,16 +34,26 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
                 layout.groups[group] = {"name": name} if isinstance(name, str) else {}
             for key, value in stored.items():
                 path = f"{group}/{key}"
-                if not isinstance(value, keras.Variable):
-                    opaque.add(visit.inner_path)
-                elif first.setdefault(id(value), path) != path:
-                    layout.links[path] = first[id(value)]
-                datasets.setdefault((visit.inner_path, id(value)), path)
-                if path not in layout.links:
-                    layout.tensors[path] = _tensor(value)
+                if isinstance(value, keras.Variable):
+                    datasets.setdefault((visit.inner_path, id(value)), path)
+                    if first.setdefault(id(value), path) != path:
+                        layout.links[path] = first[id(value)]
+                        continue
+                layout.tensors[path] = _tensor(value)
         if hasattr(visit.saveable, "save_assets"):
             (assets / visit.inner_path).mkdir(parents=True, exist_ok=True)
             visit.saveable.save_assets(str(assets / visit.inner_path))
+    shared_layers = variables.find_shared_layers(visits)
+    _link_layers(shared_layers, layout, assets)
+    places = variables.find_places(visits)
+    exact_values = []
+    for place, (_, variable) in places.items():
+        if (place.inner_path, id(variable)) not in datasets:
+            # A tensor beside `vars`, where Keras does not look.
+            path = f"{place.inner_path}/exact/{len(exact_values)}".lstrip("/")
+            if first.setdefault(id(variable), path) == path:
+                layout.tensors[path] = _tensor(variable)
+            exact_values.append(dataclasses.replace(place, dataset_path=first[id(variable)]))
 
     def stored_at(place: Place, variable: Any) -> Place:
         dataset_path = datasets.get((place.inner_path, id(variable)))
@@ -52,13 +63,37 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
     for group, variable in variables.find_shared(visits):
         owner, *aliases = (stored_at(place, variable) for place in group.places)
         groups.append(dataclasses.replace(group, owner=owner, aliases=tuple(aliases)))
-    _check_representable(groups, opaque)
-    random_state = {
-        place: tuple(int(word) for word in _to_numpy(state))
-        for place, state in variables.find_random_states(visits).items()
-    }
-    held = variables.held_variables(visits)
-    return layout, Record(tuple(groups), held, _optimizer_places(visits), random_state)
+    return layout, Record(
+        tie_groups=tuple(groups),
+        layers=variables.find_layers(visits),
+        shared_layers=shared_layers,
+        exact_values=tuple(exact_values),
+        optimizer_variables=_optimizer_places(visits),
+        random_states=_random_states(visits),
+    )
+
+
+def _link_layers(shared_layers: Iterable[Sequence[str]], layout: hdf5.Layout, assets: Path) -> None:
+    """Gives Keras, which builds a shared layer once for each path, the state of each."""
+    for first, *others in shared_layers:
+        for inner_path in others:
+            if not inner_path.startswith(f"{first}/".lstrip("/")):
+                layout.links[inner_path] = first
+                if (assets / first).exists():
+                    shutil.copytree(assets / first, assets / inner_path, dirs_exist_ok=True)
+
+
+def _random_states(visits: list[variables.Visit]) -> tuple[RandomState, ...]:
+    held = collections.defaultdict(list)
+    for place, (_, generator) in variables.find_generators(visits).items():
+        held[id(generator)].append((place, generator))
+    return tuple(
+        RandomState(
+            tuple(place for place, _ in holders),
+            tuple(int(word) for word in _to_numpy(holders[0][1].state)),
+        )
+        for holders in held.values()
+    )
 
 
 def _own_variables(saveable: Any) -> dict[str, Any]:
@@ -98,11 +133,19 @@ def restore(
             if isinstance(error, TiedioError):
                 raise
             failed[visit.inner_path or "the model"] = error
-    states = variables.find_random_states(visits)
-    for place, state in record.random_state.items() if record else ():
-        if place in states:
+    places = variables.find_places(visits)
+    generators = variables.find_generators(visits)
+    for place in record.exact_values if record else ():
+        if place in places and place.dataset_path:
             try:
-                states[place].assign(np.array(state))
+                places[place][1].assign(weights.read(place.dataset_path))
+            except (ValueError, KeyError, TypeError) as error:
+                failed[str(place)] = error
+    for random_state in record.random_states if record else ():
+        place = random_state.places[0]
+        if place in generators:
+            try:
+                generators[place][1].state.assign(np.array(random_state.state))
             except (ValueError, TypeError) as error:
                 failed[str(place)] = error
     if failed:
@@ -114,22 +157,6 @@ def restore(
         ) from error
     for error in unresumed:
         report(error, strict)
-
-
-def _check_representable(groups: list[TieGroup], opaque: set[str]) -> None:
-    lossy = {
-        str(place)
-        for group in groups
-        for place in group.places
-        if place.dataset_path is None and place.inner_path in opaque
-    }
-    if lossy:
-        raise SaveError(
-            f"Cannot save {listed(lossy)}: the layer stores another value than the tied one.\n"
-            "Expected: layers that store the variables they share. Received: computed values, "
-            "as with LoRA.\n"
-            "Untie these layers, or merge what was added to them, before saving."
-        )
 
 
 def _slots_error(visit: variables.Visit, store: Mapping[str, Any]) -> LoadError | None:
@@ -152,8 +179,8 @@ def _optimizer_places(visits: list[variables.Visit]) -> dict[str, tuple[Place, .
     places = {id(v): place for place, (_, v) in reversed(variables.find_places(visits).items())}
     found: dict[str, tuple[Place, ...] | None] = {}
     stale = set()
-    for inner_path, model in models.compiled_models(visits):
-        trained = models.optimizer_variables(model)
+    for inner_path, optimizer in models.find_optimizers(visits).items():
+        trained = models.optimizer_variables(optimizer)
         stale.update(v.path for v in trained or () if id(v) not in places)
         known = tuple(places[id(v)] for v in trained or () if id(v) in places)
         found[inner_path] = None if trained is None else known

@@ -110,43 +110,125 @@ class TieGroup:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldVariable:
+    """A variable in a layer's own list.
+
+    Attributes:
+        attribute: Where the layer holds it, as in `Place`.
+        path: Its `Variable.path`, by which optimizers tell variables apart.
+        listed_trainable: Whether it is in the list of trainable variables.
+        trainable: Its own `trainable` flag.
+    """
+
+    attribute: str
+    path: str
+    listed_trainable: bool
+    trainable: bool
+
+    def to_json(self) -> list[Any]:
+        return list(dataclasses.astuple(self))
+
+    @classmethod
+    def from_json(cls, data: Any) -> "HeldVariable":
+        if len(_typed(data, list, "a held variable")) != 4:
+            raise _malformed("four facts of a held variable", data)
+        attribute, path, listed_trainable, trainable = data
+        return cls(
+            _typed(attribute, str, "an attribute"),
+            _typed(path, str, "a variable path"),
+            _typed(listed_trainable, bool, "a flag"),
+            _typed(trainable, bool, "a flag"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerState:
+    """What Keras does not write of a layer that has no config of its own.
+
+    Attributes:
+        name: Its name, which may have been given automatically.
+        trainable: Its `trainable` flag.
+        variables: Its variables in its own order. A layer built anew may list
+            them otherwise, and Keras stores some by position.
+    """
+
+    name: str
+    trainable: bool
+    variables: tuple[HeldVariable, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "variables": [variable.to_json() for variable in self.variables],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "LayerState":
+        fields = _Fields(data, "a layer")
+        return cls(
+            fields.get("name", str),
+            fields.get("trainable", bool),
+            tuple(fields.each("variables", HeldVariable.from_json, missing=[])),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomState:
+    """The state of a seed generator, and the places that hold it."""
+
+    places: tuple[Place, ...]
+    state: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"places": [place.to_json() for place in self.places], "state": list(self.state)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "RandomState":
+        fields = _Fields(data, "a random state")
+        places = tuple(fields.each("places", Place.from_json))
+        if not places:
+            raise _malformed("places of a random state", data)
+        return cls(places, tuple(fields.each("state", _word)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """The tiedio metadata of a file: all that Keras itself does not write.
 
     Attributes:
         tie_groups: The tie groups of the model.
-        variables: For each layer (by inner_path), its variables in the layer's
-            own order: attribute and `trainable` flag. A layer built anew may
-            list them otherwise, and Keras stores some by position.
-        optimizer_variables: For each compiled model (by inner_path), the
-            trained variables in the order in which its optimizer keeps their
-            slots; `None` for an optimizer that was not built.
-        random_state: State of each seed generator, by place.
+        layers: State of every layer, by inner_path.
+        shared_layers: For each layer that is reached by several inner_paths,
+            all of them; its values are stored under the first.
+        exact_values: Variables whose layer stores another value than theirs, as
+            with LoRA, or none; their exact value is at the `dataset_path`.
+        optimizer_variables: For each optimizer (by inner_path), the variables
+            it was built for, in the order of its slots; `None` if it was not built.
+        random_states: State of each seed generator.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
-    variables: Mapping[str, tuple[tuple[str, bool], ...]] = dataclasses.field(default_factory=dict)
+    layers: Mapping[str, LayerState] = dataclasses.field(default_factory=dict)
+    shared_layers: tuple[tuple[str, ...], ...] = ()
+    exact_values: tuple[Place, ...] = ()
     optimizer_variables: Mapping[str, tuple[Place, ...] | None] = dataclasses.field(
         default_factory=dict
     )
-    random_state: Mapping[Place, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    random_states: tuple[RandomState, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "version": VERSION,
             "tie_groups": [group.to_json() for group in self.tie_groups],
-            "variables": {
-                inner_path: [list(variable) for variable in held]
-                for inner_path, held in self.variables.items()
-            },
+            "layers": {inner_path: layer.to_json() for inner_path, layer in self.layers.items()},
+            "shared_layers": [list(inner_paths) for inner_paths in self.shared_layers],
+            "exact_values": [place.to_json() for place in self.exact_values],
             "optimizer_variables": {
                 inner_path: places and [place.to_json() for place in places]
                 for inner_path, places in self.optimizer_variables.items()
             },
-            "random_state": [
-                {"place": place.to_json(), "state": list(state)}
-                for place, state in self.random_state.items()
-            ],
+            "random_states": [state.to_json() for state in self.random_states],
         }
 
     @classmethod
@@ -168,9 +250,11 @@ class Record:
         record = cls(
             tuple(fields.each("tie_groups", TieGroup.from_json, missing=[])),
             {
-                inner_path: tuple(map(_held_variable, _typed(held, list, "held variables")))
-                for inner_path, held in fields.get("variables", dict, missing={}).items()
+                inner_path: LayerState.from_json(layer)
+                for inner_path, layer in fields.get("layers", dict, missing={}).items()
             },
+            tuple(fields.each("shared_layers", _inner_paths, missing=[])),
+            tuple(fields.each("exact_values", Place.from_json, missing=[])),
             {
                 inner_path: None
                 if _typed(places, list | None, "optimizer variables") is None
@@ -179,7 +263,7 @@ class Record:
                     "optimizer_variables", dict, missing={}
                 ).items()
             },
-            dict(fields.each("random_state", _random_state, missing=[])),
+            tuple(fields.each("random_states", RandomState.from_json, missing=[])),
         )
         claimed = collections.Counter(p for group in record.tie_groups for p in group.places)
         if twice := sorted(str(place) for place, times in claimed.items() if times > 1):
@@ -214,21 +298,16 @@ def _dimension(item: Any) -> int:
     return item
 
 
-def _held_variable(item: Any) -> tuple[str, bool]:
-    if len(_typed(item, list, "a held variable")) != 2:
-        raise _malformed("attribute and flag of a held variable", item)
-    return _typed(item[0], str, "an attribute"), _typed(item[1], bool, "a flag")
+def _inner_paths(item: Any) -> tuple[str, ...]:
+    if len(_typed(item, list, "a shared layer")) < 2:
+        raise _malformed("two paths or more of a shared layer", item)
+    return tuple(_typed(inner_path, str, "an inner_path") for inner_path in item)
 
 
 def _word(item: Any) -> int:
     if not -(1 << 63) <= _typed(item, int, "a random state") < 1 << 63:
         raise _malformed("a random state in 64 bits", item)
     return item
-
-
-def _random_state(item: Any) -> tuple[Place, tuple[int, ...]]:
-    fields = _Fields(item, "a random state")
-    return Place.from_json(fields.get("place", dict)), tuple(fields.each("state", _word))
 
 
 def _malformed(expected: str, received: Any) -> RecordError:

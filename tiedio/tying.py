@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import keras
 
-from tiedio import models, variables
+from tiedio import models, substitution, variables
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed
 
 LayerT = TypeVar("LayerT", bound=keras.Layer)
@@ -83,12 +83,12 @@ def tie(
             f"Expected: {listed(owned) or 'weights'} (owner). Received: {listed(own) or 'none'}.\n"
             "Tie layers of the same kind."
         )
-    variables.check_shapes(
+    substitution.check_shapes(
         (f"{layer.name}/{name}", own[name][1], f"{to.name}/{name}", owned[name][1])
         for name in names
     )
     substitutions = [
-        variables.Substitution(own[name][0], own[name][1], owned[name][1]) for name in names
+        substitution.Substitution(own[name][0], own[name][1], owned[name][1]) for name in names
     ]
     _apply(substitutions, models.live_layers() if in_use else [])
     return layer
@@ -138,10 +138,10 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
             f"Expected: a tied weight. Received: {listed(own) or 'no weights'}.\n"
             "Untie one of the layers that were tied, by the names of tied weights."
         )
-    copies = {id(own[name][1]): variables.copy_of(own[name][1], own[name][0]) for name in names}
+    copies = {id(own[name][1]): substitution.copy_of(own[name][1], own[name][0]) for name in names}
     _apply(
         [
-            variables.Substitution(holder, variable, copies[id(variable)])
+            substitution.Substitution(holder, variable, copies[id(variable)])
             for holder, variable in (own[name] for name in names)
         ],
         everywhere,
@@ -198,6 +198,6 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
         ) from error
 
 
-def _apply(substitutions: list[variables.Substitution], everywhere: list[keras.Layer]) -> None:
+def _apply(substitutions: list[substitution.Substitution], everywhere: list[keras.Layer]) -> None:
     layers = [one.layer for one in substitutions]
     models.apply(substitutions, models.models_with(layers, among=everywhere))

@@ -1,8 +1,8 @@
-"""Name, find and substitute the variables of a live model.
+"""Name and find the variables of a live model.
 
-The only module that touches Keras internals. Every private name is imported or
-read here, each with its reason, and `tests/test_keras_internals.py` says which
-one broke when a Keras version moves it.
+With `substitution` the only module that touches Keras internals. Every private
+name is imported or read there, each with its reason, and
+`tests/test_keras_internals.py` says which one broke when a Keras version moves it.
 
 Variables overload `==` and cannot be hashed: they are compared by identity
 throughout, and whoever keeps an `id()` also keeps the object alive.
@@ -10,11 +10,10 @@ throughout, and whoever keeps an `id()` also keeps the object alive.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -28,8 +27,7 @@ from keras.src.saving.serialization_lib import ObjectSharingScope as ObjectShari
 from keras.src.saving.serialization_lib import SafeModeScope as SafeModeScope
 from keras.src.utils.naming import to_snake_case
 
-from tiedio.errors import RecordError, TieError, listed
-from tiedio.ties import Place, Record, TieGroup
+from tiedio.ties import HeldVariable, LayerState, Place, TieGroup
 
 # The two lists in which a layer tracks its variables (there is no public way
 # to put another variable into a given place of them).
@@ -37,7 +35,7 @@ TRACKED = ("_trainable_variables", "_non_trainable_variables")
 
 # Attributes that mention a variable without being a name for it: the lists
 # above, that of seed generators, and TensorFlow's own account of attributes.
-_BOOKKEEPING = {
+BOOKKEEPING = {
     *TRACKED,
     "_seed_generators",
     "_self_unconditional_checkpoint_dependencies",
@@ -68,32 +66,38 @@ def walk(root: Any) -> list[Visit]:
     visits: dict[int, Visit] = {}
 
     def visit(saveable: Any, inner_path: str) -> None:
-        if id(saveable) in visits:
-            visits[id(saveable)].inner_paths.append(inner_path)
-            return
         visits[id(saveable)] = Visit(saveable, [inner_path])
+        held: set[int] = set()
         for attribute, child in _walk_saveable(saveable):
-            enter(child, f"{inner_path}/{attribute}".lstrip("/"), set())
-
-    def enter(child: Any, inner_path: str, entered: set[int]) -> None:
-        if isinstance(child, KerasSaveable):
-            visit(child, inner_path)
-        elif isinstance(child, (list, dict, tuple)) and id(child) not in entered:
-            entered.add(id(child))
-            used = collections.Counter()
-            for item in list(child.values()) if isinstance(child, dict) else child:
-                if isinstance(item, KerasSaveable):
-                    kind = to_snake_case(type(item).__name__)
-                elif isinstance(item, (list, dict, tuple)):
-                    kind = "container"
-                else:
-                    continue
-                name = f"{kind}_{used[kind]}" if used[kind] else kind
-                used[kind] += 1
-                enter(item, f"{inner_path}/{name}", entered)
+            # What a model holds by its own attributes is once more in the view `layers` of it.
+            seen = held if attribute == "layers" else set()
+            for item, item_path in _saveables(child, f"{inner_path}/{attribute}".lstrip("/")):
+                if id(item) not in visits:
+                    visit(item, item_path)
+                elif id(item) not in seen:
+                    visits[id(item)].inner_paths.append(item_path)
+                held.add(id(item))
 
     visit(root, "")
     return list(visits.values())
+
+
+def _saveables(value: Any, inner_path: str, entered: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Yields the saveables in an attribute, with their paths, as Keras names them."""
+    if isinstance(value, KerasSaveable):
+        yield value, inner_path
+    elif isinstance(value, (list, dict, tuple)) and id(value) not in entered:
+        used = collections.Counter()
+        for item in list(value.values()) if isinstance(value, dict) else value:
+            if isinstance(item, KerasSaveable):
+                kind = to_snake_case(type(item).__name__)
+            elif isinstance(item, (list, dict, tuple)):
+                kind = "container"
+            else:
+                continue
+            name = f"{kind}_{used[kind]}" if used[kind] else kind
+            used[kind] += 1
+            yield from _saveables(item, f"{inner_path}/{name}", (*entered, id(value)))
 
 
 def layers_of(visits: Iterable[Visit]) -> Iterator[tuple[str, keras.Layer]]:
@@ -116,9 +120,15 @@ def _members(layer: keras.Layer, kind: type) -> Iterator[tuple[str, Any]]:
             for index, item in enumerate(value):
                 yield from search(f"{name}/{index}", item)
 
-    for name, value in vars(layer).items():
-        if name not in _BOOKKEEPING:
-            yield from search(name, value)
+    for name, value in attributes_of(layer).items():
+        yield from search(name, value)
+
+
+def attributes_of(layer: keras.Layer) -> dict[str, Any]:
+    """Maps the attributes in which a layer may hold something to their values."""
+    # On torch, sub-layers are in a dict of their own.
+    attributes = {**vars(layer), **getattr(layer, "_modules", {})}
+    return {name: value for name, value in attributes.items() if name not in BOOKKEEPING}
 
 
 def named_variables(layer: keras.Layer) -> dict[str, Any]:
@@ -145,13 +155,39 @@ def find_places(visits: Iterable[Visit]) -> dict[Place, tuple[keras.Layer, Any]]
     }
 
 
-def find_random_states(visits: Iterable[Visit]) -> dict[Place, Any]:
-    """Maps the places of seed generators to their state variables."""
+def find_generators(visits: Iterable[Visit]) -> dict[Place, tuple[keras.Layer, Any]]:
+    """Maps the places of seed generators to their layer and the generator."""
     return {
-        Place(inner_path, attribute): generator.state
+        Place(inner_path, attribute): (layer, generator)
         for inner_path, layer in layers_of(visits)
         for attribute, generator in _members(layer, keras.random.SeedGenerator)
     }
+
+
+def find_shared_layers(visits: Iterable[Visit]) -> tuple[tuple[str, ...], ...]:
+    """Finds the layers that are reached by several paths, and lists all of these."""
+    return tuple(
+        tuple(visit.inner_paths)
+        for visit in visits
+        if len(visit.inner_paths) > 1
+        and isinstance(visit.saveable, keras.Layer)
+        # The inputs of two models can be one object, and nothing is gained by it.
+        and not isinstance(visit.saveable, keras.layers.InputLayer)
+    )
+
+
+def find_layers(visits: Iterable[Visit]) -> dict[str, LayerState]:
+    """Maps inner_paths to what Keras does not write of each layer."""
+    found = {}
+    for inner_path, layer in layers_of(visits):
+        attributes = {id(v): name for name, v in reversed(named_variables(layer).items())}
+        held = tuple(
+            HeldVariable(attributes[id(v)], v.path, tracked == TRACKED[0], bool(v.trainable))
+            for tracked in TRACKED
+            for v in getattr(layer, tracked)
+        )
+        found[inner_path] = LayerState(layer.name, bool(layer.trainable), held)
+    return found
 
 
 def find_ties(model: keras.Layer) -> tuple[TieGroup, ...]:
@@ -205,167 +241,3 @@ def _created_by(layer: keras.Layer, variable: Any) -> int:
     if variable.path == f"{layer.path}/{variable.name}":
         return 2
     return int(f"/{variable.path}".endswith(f"/{layer.name}/{variable.name}"))
-
-
-@dataclasses.dataclass
-class Substitution:
-    """`new` is to take the place of `old` in `layer`."""
-
-    layer: keras.Layer
-    old: Any
-    new: Any
-
-
-def plan_retie(
-    visits: Sequence[Visit], record: Record
-) -> tuple[list[Substitution], RecordError | None]:
-    """Plans the substitutions that give a freshly built model its sharing back.
-
-    Returns:
-        The substitutions of every tie group that fits the model, and an error
-        that names all that does not: variables the model does not have, or has
-        in another shape or dtype.
-    """
-    places = find_places(visits)
-    named = [place for group in record.tie_groups for place in group.places]
-    for trained in record.optimizer_variables.values():
-        named += trained or ()
-    missing = [place for place in named if place not in places]
-    missing += record.random_state.keys() - find_random_states(visits).keys()
-    problems = {str(place): "no such variable" for place in missing}
-    for group in record.tie_groups:
-        expected = f"{group.shape} {group.dtype}"
-        for place in group.places:
-            if place in places and (received := facts_of(places[place][1])) != expected:
-                problems[str(place)] = f"{received}, not {expected}"
-    substitutions = [
-        Substitution(*places[alias], new=places[group.owner][1])
-        for group in record.tie_groups
-        if not any(str(place) in problems for place in group.places)
-        for alias in group.aliases
-    ]
-    if not problems:
-        return substitutions, None
-    return substitutions, RecordError(
-        f"Cannot restore {listed(problems)}: the model is not the one that was saved.\n"
-        f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
-        "Load the file with the same classes, in the version it was saved with."
-    )
-
-
-def held_variables(visits: Iterable[Visit]) -> dict[str, tuple[tuple[str, bool], ...]]:
-    """Lists the variables of each layer in its own order: attribute and `trainable`."""
-    held = {}
-    for inner_path, layer in layers_of(visits):
-        attributes = {id(v): name for name, v in reversed(named_variables(layer).items())}
-        tracked = [variable for store in TRACKED for variable in getattr(layer, store)]
-        if tracked:
-            held[inner_path] = tuple((attributes[id(v)], bool(v.trainable)) for v in tracked)
-    return held
-
-
-def restore_held(visits: Iterable[Visit], held: Mapping[str, Sequence[tuple[str, bool]]]) -> None:
-    """Sorts and flags the variables of each layer as `held_variables` found them."""
-    for inner_path, layer in layers_of(visits):
-        named = named_variables(layer)
-        ranks = {}
-        for rank, (attribute, trainable) in enumerate(held.get(inner_path, ())):
-            if attribute in named:
-                ranks[id(named[attribute])] = rank
-                named[attribute].trainable = trainable
-        for store in TRACKED:
-            getattr(layer, store).sort(key=lambda variable: ranks.get(id(variable), len(ranks)))
-
-
-def substitute(layer: keras.Layer, old: Any, new: Any) -> None:
-    """Puts `new` wherever `layer` itself holds `old`, in the same place of its lists."""
-    # A built layer refuses new state, and tracking would append what must keep its place.
-    tracker = layer._tracker
-    tracked = {
-        store: [new if variable is old else variable for variable in getattr(layer, store)]
-        for store in TRACKED
-    }
-    locked, tracker.locked = tracker.locked, False
-    try:
-        for name, value in list(vars(layer).items()):
-            if name not in _BOOKKEEPING:
-                replaced = _replaced(value, old, new)
-                if replaced is not value:
-                    setattr(layer, name, replaced)
-    finally:
-        tracker.locked = locked
-    for store, variables in tracked.items():
-        getattr(layer, store)[:] = variables
-        tracker.stored_ids[store.removeprefix("_")] = {id(variable) for variable in variables}
-    track_parameters(layer)
-
-
-def track_parameters(layer: keras.Layer) -> None:
-    """Makes a torch module's parameters those of its variables (it keeps them when built)."""
-    if hasattr(layer, "_track_variables"):
-        layer._track_variables()
-
-
-def _replaced(value: Any, old: Any, new: Any) -> Any:
-    """Returns `value` with `new` for `old`: lists and dicts changed in place."""
-    if value is old:
-        return new
-    if isinstance(value, tuple):
-        items = [_replaced(item, old, new) for item in value]
-        if all(item is before for item, before in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, (list, dict)):
-        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            replaced = _replaced(item, old, new)
-            if replaced is not item:
-                value[key] = replaced
-    return value
-
-
-def check_shapes(pairs: Iterable[tuple[str, Any, str, Any]]) -> None:
-    """Refuses to tie variables that differ.
-
-    Args:
-        pairs: Name and variable of each alias, then of its owner.
-
-    Raises:
-        TieError: If shapes or dtypes differ; every pair is named.
-    """
-    differing = [
-        (f"`{alias_name}` to `{owner_name}`", facts_of(alias), facts_of(owner))
-        for alias_name, alias, owner_name, owner in pairs
-        if facts_of(alias) != facts_of(owner)
-    ]
-    if differing:
-        differing.sort()
-        pairs_named, received, expected = (
-            ", ".join(column) for column in zip(*differing, strict=True)
-        )
-        raise TieError(
-            f"Cannot tie {pairs_named}: shapes or dtypes differ.\n"
-            f"Expected: {expected} (owner). Received: {received}.\n"
-            "Tie only variables of equal shape and dtype."
-        )
-
-
-def facts_of(variable: Any) -> str:
-    """Tells what must be equal for two variables to be tied, as messages show it."""
-    return f"{tuple(variable.shape)} {variable.dtype}"
-
-
-def copy_of(variable: Any, layer: keras.Layer) -> Any:
-    """Makes a separate variable for `layer` with the value of `variable`."""
-    # Named like a variable that `layer` made itself, as it tells owners from aliases.
-    with layer._open_name_scope():
-        copy = keras.Variable(
-            np.array(keras.ops.convert_to_numpy(variable)),
-            dtype=variable.dtype,
-            trainable=variable.trainable,
-            autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
-            aggregation=variable.aggregation,
-            name=variable.name,
-        )
-    for wish in ("regularizer", "constraint"):
-        setattr(copy, wish, getattr(layer, f"{variable.name}_{wish}", getattr(variable, wish)))
-    return copy

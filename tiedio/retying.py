@@ -1,0 +1,277 @@
+"""Give a freshly built model the sharing, the order and the flags that a record describes.
+
+A class may build fewer ties than were saved, or more: afterwards the places that
+held one variable hold one again, and those that held two hold two.
+"""
+
+import collections
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tiedio import models, variables
+from tiedio.errors import LoadError, RecordError, listed
+from tiedio.hdf5 import WeightsFile
+from tiedio.substitution import (
+    Substitution,
+    adopt,
+    copy_of,
+    facts_of,
+    restore_layer,
+    substitute,
+    substitute_layer,
+)
+from tiedio.ties import Place, Record
+
+Problems = dict[str, str]
+
+
+def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordError | None:
+    """Restores what layers of `model`, just built and not compiled, have in common.
+
+    Returns:
+        An error that names all that does not fit the model, and was left as it is.
+    """
+    problems: Problems = {}
+    _share_layers(model, record.shared_layers, problems)
+    visits = variables.walk(model)
+    _check_layers(visits, record, problems)
+    _share_generators(visits, record, problems)
+    for one in _separations(visits, record):
+        substitute(one.layer, one.old, one.new)
+    _adopt_missing(visits, record)
+    inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
+    models.apply(_plan(visits, record, problems), inner)
+    _restore_layers(visits, record, weights, problems)
+    for one in inner:
+        models.forget_functions(one)
+    if not problems:
+        return None
+    return RecordError(
+        f"Cannot restore {listed(problems)}: the model is not the one that was saved.\n"
+        f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
+        "Load the file with the same classes, in the version it was saved with."
+    )
+
+
+def _share_layers(
+    model: keras.Layer, shared_layers: Sequence[Sequence[str]], problems: Problems
+) -> None:
+    """Makes one object of the layers that were one when saved."""
+    visits = variables.walk(model)
+    by_path = {
+        path: layer
+        for visit in visits
+        for path in visit.inner_paths
+        if isinstance(layer := visit.saveable, keras.Layer)
+    }
+    holders = [layer for _, layer in variables.layers_of(visits)]
+    for first, *others in shared_layers:
+        new = by_path.get(first)
+        for inner_path in others:
+            old = by_path.get(inner_path)
+            if new is None or old is None:
+                problems[first if new is None else inner_path] = "no such layer"
+            elif old is not new and _kind(old) != _kind(new):
+                problems[inner_path] = f"another layer than `{first}`"
+            elif old is not new:
+                substitute_layer(old, new, holders)
+
+
+def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
+    return type(layer), [facts_of(variable) for variable in layer.weights]
+
+
+def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: Problems) -> None:
+    """Compares the layers of a model, and what they list, with those of the record."""
+    layers = variables.find_layers(visits)
+    tied = {place for group in record.tie_groups for place in group.places}
+    for inner_path, saved in record.layers.items():
+        if inner_path not in layers:
+            if saved.variables:
+                problems[inner_path] = "no such layer, or one with another"
+            continue
+        known = {held.attribute for held in saved.variables}
+        for held in layers[inner_path].variables:
+            place = Place(inner_path, held.attribute)
+            if held.attribute not in known and place not in tied:
+                problems[str(place)] = "not in the file"
+
+
+def _share_generators(
+    visits: Sequence[variables.Visit], record: Record, problems: Problems
+) -> None:
+    """Makes one seed generator of those that were one when saved."""
+    generators = variables.find_generators(visits)
+    for random_state in record.random_states:
+        first, *others = random_state.places
+        for place in (first, *others):
+            if place not in generators:
+                problems[str(place)] = "no such seed generator"
+        for place in others:
+            if place in generators and first in generators:
+                layer, generator = generators[place]
+                if generator is not generators[first][1]:
+                    substitute(layer, generator, generators[first][1])
+
+
+def _separations(visits: Sequence[variables.Visit], record: Record) -> list[Substitution]:
+    """Plans copies where the model shares a variable that was two when saved."""
+    groups = {place: group.owner for group in record.tie_groups for place in group.places}
+    for inner_path, saved in record.layers.items():
+        for held in saved.variables:
+            place = Place(inner_path, held.attribute)
+            groups.setdefault(place, place)
+    places = variables.find_places(visits)
+    separations = []
+    for shared, variable in variables.find_shared(visits):
+        copies: dict[Place, Any] = {}
+        kept = groups.get(shared.owner)
+        for place in shared.aliases:
+            group = groups.get(place, kept)
+            if group != kept and group is not None:
+                layer, _ = places[place]
+                if group not in copies:
+                    copies[group] = copy_of(variable, layer)
+                separations.append(Substitution(layer, variable, copies[group]))
+    return separations
+
+
+def _adopt_missing(visits: Sequence[variables.Visit], record: Record) -> None:
+    """Gives layers the variables that they were handed from outside, and had no config for."""
+    places = variables.find_places(visits)
+    layers = dict(variables.layers_of(visits))
+    for group in record.tie_groups:
+        for alias in group.aliases:
+            layer = layers.get(alias.inner_path)
+            if alias in places or group.owner not in places or layer is None:
+                continue
+            if "/" not in alias.attribute and getattr(layer, alias.attribute, None) is None:
+                adopt(layer, alias.attribute, places[group.owner][1])
+
+
+def _plan(
+    visits: Sequence[variables.Visit], record: Record, problems: Problems
+) -> list[Substitution]:
+    """Plans the substitutions of every tie group that fits the model."""
+    places = variables.find_places(visits)
+    substitutions = []
+    for group in record.tie_groups:
+        expected = f"{group.shape} {group.dtype}"
+        for place in group.places:
+            if place not in places:
+                problems[str(place)] = "no such variable"
+            elif (received := facts_of(places[place][1])) != expected:
+                problems[str(place)] = f"{received}, not {expected}"
+        if not any(str(place) in problems for place in group.places):
+            owner = places[group.owner][1]
+            substitutions += [Substitution(*places[alias], new=owner) for alias in group.aliases]
+    return substitutions
+
+
+def _restore_layers(
+    visits: Sequence[variables.Visit], record: Record, weights: WeightsFile, problems: Problems
+) -> None:
+    """Names, flags and lists every layer's variables as they were when saved."""
+    stored = {place: place.dataset_path for place in record.exact_values}
+    for inner_path, layer in variables.layers_of(visits):
+        saved = record.layers.get(inner_path)
+        if saved is None:
+            continue
+        named = variables.named_variables(layer)
+        for held in saved.variables:
+            place = Place(inner_path, held.attribute)
+            if held.attribute in named:
+                continue
+            dataset_path = stored.get(place)
+            if dataset_path and held.attribute.split("/")[0] in variables.TRACKED:
+                # A variable that was replaced, and that the layer still lists.
+                named[held.attribute] = keras.Variable(
+                    weights.read(dataset_path),
+                    trainable=held.trainable,
+                    name=held.path.rpartition("/")[2],
+                )
+            else:
+                problems.setdefault(str(place), "no such variable")
+        restore_layer(layer, saved, named)
+    missing = {
+        str(place)
+        for trained in record.optimizer_variables.values()
+        for place in (trained or ())
+        if place not in variables.find_places(visits)
+    }
+    problems.update((name, "no such variable") for name in missing - problems.keys())
+
+
+def match_optimizers(model: keras.Layer, record: Record) -> LoadError | None:
+    """Makes every optimizer be built for the variables it was built for when saved.
+
+    Returns:
+        An error that names the optimizers that the model does not have.
+    """
+    visits = variables.walk(model)
+    places = variables.find_places(visits)
+    by_path = {visit.inner_path: visit.saveable for visit in visits}
+    missing = []
+    for inner_path, trained in record.optimizer_variables.items():
+        optimizer = by_path.get(inner_path)
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            missing += [inner_path] if trained else []
+            continue
+        wanted = [places[place][1] for place in trained or () if place in places]
+        built = models.optimizer_variables(optimizer) or []
+        if list(map(id, built)) != list(map(id, wanted)):
+            parent, _, attribute = inner_path.rpartition("/")
+            models.set_optimizer(
+                by_path[parent], attribute, models.renewed_optimizer(optimizer), wanted or None
+            )
+    if not missing:
+        return None
+    return LoadError(
+        f"Cannot resume {listed(missing)}: the model has no such optimizer.\n"
+        "Expected: an optimizer. Received: none, as when the `compile` of a class is its own.\n"
+        "Give the class a `compile_from_config`, or pass `strict=False`."
+    )
+
+
+def infer_shared_layers(model: keras.Layer, weights: WeightsFile) -> tuple[tuple[str, str], ...]:
+    """Finds the layers that a file without a record stores under another path only.
+
+    Keras stores a layer that is reached by two paths under the first of them. Of two
+    equal layers, one with nothing stored is taken for the other.
+    """
+    layers = dict(variables.layers_of(variables.walk(model)))
+    twins = collections.defaultdict(list)
+    empty = {}
+    for inner_path, layer in layers.items():
+        stored = {
+            bool(len(weights.store(path)))
+            for path, part in _parts(inner_path, layers)
+            if variables.named_variables(part)
+        }
+        if stored == {False}:
+            empty[inner_path] = layer
+        elif stored:
+            twins[type(layer), layer.name].append((inner_path, layer))
+    found: list[tuple[str, str]] = []
+    for inner_path, layer in empty.items():
+        if any(inner_path.startswith(f"{done}/") for _, done in found):
+            continue
+        equal = [
+            path for path, twin in twins[type(layer), layer.name] if _config(twin) == _config(layer)
+        ]
+        if len(equal) == 1:
+            found.append((equal[0], inner_path))
+    return tuple(found)
+
+
+def _parts(inner_path: str, layers: Mapping[str, keras.Layer]) -> Iterator[tuple[str, keras.Layer]]:
+    for path, layer in layers.items():
+        if path == inner_path or path.startswith(f"{inner_path}/".lstrip("/")):
+            yield path, layer
+
+
+def _config(layer: keras.Layer) -> str:
+    return json.dumps(keras.saving.serialize_keras_object(layer), sort_keys=True, default=str)
