@@ -1,48 +1,69 @@
 """The processes of the resume tests: one trains, saves and trains on, a later one resumes.
 
-Run as `python new_process.py (start|resume) FOLDER SCENARIO...`. Each writes what the
-models held when saved (loaded), and after further training.
+Run as `python new_process.py CORE (start|resume|never_retied) FOLDER SCENARIO...`. Each
+writes what the models held when saved (loaded), and after further training.
 """
 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
+
+CORE, PART, FOLDER, *NAMES = sys.argv[1:]
 
 if hasattr(os, "sched_setaffinity"):
     # On several cores TensorFlow adds up large convolutions' gradients in changing order: two
     # uninterrupted runs differ in the last bits. On one core all that is left is our doing.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(CORE) % len(cores)]})
 
 import keras
 import numpy as np
 import scenarios
 
 import tiedio
-from tiedio import models, variables
+from tiedio import models, retying, variables
 
 
-def trained_places(model):
-    """Lists the places of the optimizer's variables, in its order."""
-    places = variables.find_places(variables.walk(model))
-    trained = models.optimizer_variables(model)
-    return [next(p for p, (_, held) in places.items() if held is v) for v in trained]
+def optimizers_of(model):
+    """Lists the places of each optimizer's variables, in its order."""
+    visits = variables.walk(model)
+    places = variables.find_places(visits)
+    return {
+        inner_path: [
+            str(next(p for p, (_, held) in places.items() if held is v))
+            for v in models.optimizer_variables(optimizer) or ()
+        ]
+        for inner_path, optimizer in models.find_optimizers(visits).items()
+    }
+
+
+def facts_of(model):
+    return {
+        "ties": scenarios.ties_of(model),
+        "shared_layers": variables.find_shared_layers(variables.walk(model)),
+        "trainable": [v.trainable for v in model.variables],
+        "optimizers": optimizers_of(model),
+        "iterations": int(model.optimizer.iterations),
+    }
 
 
 def report(model, folder, name):
     """Trains on, and writes what the model held before and after."""
-    facts = {
-        "ties": scenarios.ties_of(model),
-        "optimizer": [str(place) for place in trained_places(model)],
-        "iterations": int(model.optimizer.iterations),
-    }
-    before = scenarios.state_of(model)
+    facts = facts_of(model)
+    moments = {"before": scenarios.state_of(model)}
+    if PART == "resume":
+        tiedio.save_tied(model, folder / f"{name}.keras")
+        again = tiedio.load_tied(folder / f"{name}.keras")
+        moments["second_trip"] = scenarios.state_of(again)
+        facts["second_trip"] = facts_of(again)
     scenarios.train(model)
-    moments = {"before": before, "after": scenarios.state_of(model)}
+    moments["after"] = scenarios.state_of(model)
     arrays = {f"{m}_{i}": a for m, state in moments.items() for i, a in enumerate(state)}
     # NumPy's own files know no bfloat16; float64 holds it, and every other number here, exactly.
     np.savez(folder / f"{name}.npz", **{key: a.astype("float64") for key, a in arrays.items()})
-    (folder / f"{name}.json").write_text(json.dumps(facts))
+    return facts
 
 
 def start(folder, name):
@@ -50,17 +71,30 @@ def start(folder, name):
     model = scenarios.SCENARIOS[name]()
     scenarios.train(model)
     tiedio.save_tied(model, folder / f"{name}.keras")
-    report(model, folder / "start", name)
+    return report(model, folder / PART, name)
 
 
 def resume(folder, name):
     # Other automatic names than in the process that saved must not matter.
     keras.layers.Dense(1), keras.layers.Conv2D(1, 1)
-    report(tiedio.load_tied(folder / f"{name}.keras"), folder / "resume", name)
+    return report(tiedio.load_tied(folder / f"{name}.keras"), folder / PART, name)
+
+
+def never_retied(folder, name):
+    """The control of all these tests: without retying, what they look for is not there."""
+    retying.retie = lambda *arguments: None
+    model = tiedio.load_tied(folder / f"{name}.keras", strict=False)
+    return {"ties": scenarios.ties_of(model)}
 
 
 if __name__ == "__main__":
-    _part, _folder, *_names = sys.argv[1:]
-    (Path(_folder) / _part).mkdir()
-    for _name in _names:
-        {"start": start, "resume": resume}[_part](Path(_folder), _name)
+    folder = Path(FOLDER)
+    (folder / PART).mkdir(exist_ok=True)
+    for name in NAMES:
+        try:
+            facts = {"start": start, "resume": resume, "never_retied": never_retied}[PART](
+                folder, name
+            )
+        except Exception:  # of one scenario; the others go on
+            facts = {"error": traceback.format_exc()}
+        (folder / PART / f"{name}.json").write_text(json.dumps(facts))

@@ -17,7 +17,7 @@ from tiedio.errors import FileFormatError
 @pytest.fixture
 def filepath(tmp_path):
     filepath = tmp_path / "model.keras"
-    tiedio.save_tied(scenarios.equal_but_untied(), filepath)
+    tiedio.save_tied(scenarios.controls.equal_but_untied(), filepath)
     return filepath
 
 
@@ -46,11 +46,11 @@ def test_a_full_disk_leaves_the_old_file(filepath, monkeypatch, bytes_written):
 
     monkeypatch.setattr(archive.hdf5, "write", fill)
     with pytest.raises(OSError, match="No space left"):
-        tiedio.save_tied(scenarios.equal_but_untied(), filepath)
+        tiedio.save_tied(scenarios.controls.equal_but_untied(), filepath)
     assert filepath.read_bytes() == before
     assert os.listdir(filepath.parent) == ["model.keras"]
     monkeypatch.setattr(archive.hdf5, "write", write)
-    tiedio.save_tied(scenarios.equal_but_untied(), filepath)
+    tiedio.save_tied(scenarios.controls.equal_but_untied(), filepath)
 
 
 def test_the_new_file_is_flushed_before_it_replaces_the_old(filepath, monkeypatch):
@@ -58,7 +58,7 @@ def test_the_new_file_is_flushed_before_it_replaces_the_old(filepath, monkeypatc
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
-    tiedio.save_tied(scenarios.equal_but_untied(), filepath)
+    tiedio.save_tied(scenarios.controls.equal_but_untied(), filepath)
     assert calls == ["fsync", "replace", "fsync"]
 
 
@@ -67,7 +67,7 @@ def test_permissions_and_symbolic_links_are_kept(filepath):
     link.symlink_to(filepath)
     filepath.chmod(0o640)
     before = filepath.stat().st_ino
-    tiedio.save_tied(scenarios.equal_but_untied(), link)
+    tiedio.save_tied(scenarios.controls.equal_but_untied(), link)
     assert link.is_symlink()
     assert filepath.stat().st_ino != before
     assert stat.S_IMODE(filepath.stat().st_mode) == 0o640
@@ -84,13 +84,15 @@ def test_overwrite_false_asks_as_keras_does(filepath, monkeypatch, answer, repla
     before = filepath.stat().st_ino
     questions = []
     monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or answer)
-    tiedio.save_tied(scenarios.equal_but_untied(), filepath, overwrite=False)
+    tiedio.save_tied(scenarios.controls.equal_but_untied(), filepath, overwrite=False)
     assert (filepath.stat().st_ino != before) is replaced
     assert len(questions) == 1
 
 
 def test_overwrite_false_does_not_ask_for_a_new_path(filepath):
-    tiedio.save_tied(scenarios.equal_but_untied(), filepath.with_name("new.keras"), overwrite=False)
+    tiedio.save_tied(
+        scenarios.controls.equal_but_untied(), filepath.with_name("new.keras"), overwrite=False
+    )
 
 
 def test_the_archive_has_the_members_that_keras_expects(filepath):

@@ -10,7 +10,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio import models, state, variables
+from tiedio import models, state, substitution, variables
 
 
 def paths_in(file):
@@ -55,12 +55,12 @@ def test_variables_are_tracked_in_two_lists_with_their_ids():
 
 
 def test_bookkeeping_is_no_name_for_a_variable():
-    """Attributes of a layer that mention its variables: `_BOOKKEEPING` must list them."""
+    """Attributes of a layer that mention its variables: `BOOKKEEPING` must list them."""
     layer = keras.layers.Dropout(0.5)
     dense = keras.layers.Dense(2)
     dense.build((None, 3))
     assert set(variables.named_variables(dense)) == {"_kernel", "bias"}
-    places = variables.find_random_states(variables.walk(layer))
+    places = variables.find_generators(variables.walk(layer))
     assert [place.attribute for place in places] == ["seed_generator"]
 
 
@@ -69,7 +69,7 @@ def test_substitution_leaves_the_tracker_in_step():
     a, b = keras.layers.Dense(2), keras.layers.Dense(2)
     a.build((None, 3))
     b.build((None, 3))
-    variables.substitute(b, b.kernel, a.kernel)
+    substitution.substitute(b, b.kernel, a.kernel)
     assert b._tracker.locked
     assert b._tracker.stored_ids["trainable_variables"] == {id(a.kernel), id(b.bias)}
     assert [v is w for v, w in zip(b._trainable_variables, [a.kernel, b.bias], strict=True)] == [
@@ -82,15 +82,15 @@ def test_layer_paths_open_the_paths_of_their_variables():
     layer = keras.layers.Dense(2, name="dense_of_mine")
     keras.Sequential([keras.Input((3,)), layer], name="outer")
     assert layer.kernel.path == f"{layer.path}/kernel"
-    assert variables.copy_of(layer.kernel, layer).path == layer.kernel.path
+    assert substitution.copy_of(layer.kernel, layer).path == layer.kernel.path
 
 
 def test_the_optimizer_lists_its_variables():
     """`Optimizer._trainable_variables`."""
     model = scenarios.two_paddings()
-    assert models.optimizer_variables(model) is None
+    assert models.optimizer_variables(model.optimizer) is None
     model.optimizer.build(model.trainable_variables)
-    trained = models.optimizer_variables(model)
+    trained = models.optimizer_variables(model.optimizer)
     assert list(map(id, trained)) == list(map(id, model.trainable_variables))
 
 
@@ -103,7 +103,8 @@ def test_the_compile_config_holds_the_optimizer():
     scenarios.compiled(wrapped)
     before = wrapped.optimizer
     assert isinstance(before, keras.optimizers.LossScaleOptimizer)
-    models.set_optimizer(wrapped, models.renewed_optimizer(wrapped), wrapped.trainable_variables)
+    renewed = models.renewed_optimizer(before)
+    models.set_optimizer(wrapped, "optimizer", renewed, wrapped.trainable_variables)
     assert wrapped.optimizer is not before
     assert wrapped._compile_config.config["optimizer"] is wrapped.optimizer.inner_optimizer
 

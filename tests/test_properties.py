@@ -58,12 +58,26 @@ def test_any_partition_survives_exactly(roles):
     ]
 
 
+def tuples_of(items, min_size=0):
+    return st.lists(items, min_size=min_size, max_size=3).map(tuple)
+
+
 PLACES = st.builds(
     ties.Place, st.text(max_size=8), st.text(max_size=8), st.none() | st.text(max_size=8)
 )
-HELD = st.tuples(st.text(max_size=4), st.booleans())
-TRAINED = st.none() | st.lists(PLACES, min_size=1, max_size=3).map(tuple)
-INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
+PATHS = st.text(max_size=4)
+LAYERS = st.builds(
+    ties.LayerState,
+    PATHS,
+    st.booleans(),
+    tuples_of(st.builds(ties.HeldVariable, PATHS, PATHS, st.booleans(), st.booleans())),
+)
+TRAINED = st.none() | tuples_of(PLACES, min_size=1)
+RANDOM_STATES = st.builds(
+    ties.RandomState,
+    tuples_of(PLACES, min_size=1),
+    tuples_of(st.integers(-(1 << 63), (1 << 63) - 1)),
+)
 
 
 @st.composite
@@ -82,11 +96,11 @@ def records(draw):
     )
     return ties.Record(
         groups,
-        draw(
-            st.dictionaries(st.text(max_size=4), st.lists(HELD, max_size=3).map(tuple), max_size=3)
-        ),
-        draw(st.dictionaries(st.text(max_size=4), TRAINED, max_size=3)),
-        draw(st.dictionaries(PLACES, st.lists(INTEGERS, max_size=2).map(tuple), max_size=3)),
+        draw(st.dictionaries(PATHS, LAYERS, max_size=3)),
+        draw(tuples_of(tuples_of(PATHS, min_size=2))),
+        draw(tuples_of(PLACES)),
+        draw(st.dictionaries(PATHS, TRAINED, max_size=3)),
+        draw(tuples_of(RANDOM_STATES)),
     )
 
 

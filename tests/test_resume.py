@@ -15,33 +15,43 @@ import scenarios
 
 import tiedio
 
-SCENARIOS = [name for name, build in scenarios.SCENARIOS.items() if build not in scenarios.SLOW]
-CONTROLS = [build.__name__ for build in scenarios.CONTROLS]
-TIED = [name for name in SCENARIOS if name not in CONTROLS]
+SCENARIOS = [name for name in scenarios.SCENARIOS if name not in scenarios.SLOW]
+TIED = [name for name in SCENARIOS if name not in scenarios.CONTROLS]
+PROCESSES = 2
 
 
 class Runs:
-    """The same training, uninterrupted and resumed, each in a process of its own."""
+    """The same training, uninterrupted and resumed, each in processes of their own."""
 
-    def __init__(self, folder, names):
+    def __init__(self, folder, names, parts=("start", "resume", "never_retied")):
         self.folder = folder
         script = Path(__file__).with_name("new_process.py")
-        for part in ("start", "resume"):
-            subprocess.run([sys.executable, script, part, folder, *names], check=True, cwd=folder)
+        for part in parts:
+            processes = [
+                subprocess.Popen(
+                    [sys.executable, script, str(core), part, folder, *names[core::PROCESSES]],
+                    cwd=folder,
+                )
+                for core in range(PROCESSES)
+            ]
+            assert [process.wait() for process in processes] == [0] * PROCESSES
 
-    def facts(self, name):
-        """What was tied, what the optimizer held: of the uninterrupted and the resumed run."""
-        return [
-            json.loads((self.folder / part / f"{name}.json").read_text())
-            for part in ("start", "resume")
+    def facts(self, name, part="resume"):
+        """What was tied, what the optimizers held: of the uninterrupted run, and of `part`."""
+        facts = [
+            json.loads((self.folder / one / f"{name}.json").read_text()) for one in ("start", part)
         ]
+        for one in facts:
+            assert "error" not in one, one["error"]
+        return facts
 
-    def states(self, name, moment):
+    def states(self, name, moment, moment_of_start=None):
         """Every array at that moment: of the uninterrupted and the resumed run."""
+        self.facts(name)
         found = []
-        for part in ("start", "resume"):
+        for part, wanted in (("start", moment_of_start or moment), ("resume", moment)):
             with np.load(self.folder / part / f"{name}.npz") as saved:
-                found.append([saved[key] for key in saved.files if key.startswith(moment)])
+                found.append([saved[key] for key in saved.files if key.startswith(wanted)])
         return found
 
 
@@ -58,14 +68,16 @@ def bit_equal(ours, theirs):
 def test_ties_are_exactly_those_that_were_saved(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["ties"] == uninterrupted["ties"]
-    assert bool(resumed["ties"]) == (name in TIED)
+    assert resumed["shared_layers"] == uninterrupted["shared_layers"]
+    assert bool(resumed["ties"] or resumed["shared_layers"]) == (name in TIED)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_optimizer_has_the_same_variables_in_the_same_order(runs, name):
+def test_optimizers_have_the_same_variables_in_the_same_order(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["iterations"] == uninterrupted["iterations"] > 0
-    assert resumed["optimizer"] == uninterrupted["optimizer"]
+    assert resumed["optimizers"] == uninterrupted["optimizers"]
+    assert resumed["trainable"] == uninterrupted["trainable"]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -82,14 +94,21 @@ def test_training_did_change_the_state(runs, name):
     assert not bit_equal(before, after)
 
 
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_second_trip_changes_nothing(runs, name):
+    uninterrupted, resumed = runs.facts(name)
+    assert resumed["second_trip"] == uninterrupted
+    assert bit_equal(*runs.states(name, "second_trip", "before"))
+
+
 @pytest.mark.slow
 def test_the_origin_at_its_real_size(tmp_path):
-    (origin,) = (build.__name__ for build in scenarios.SLOW)
+    (origin,) = scenarios.SLOW
     runs = Runs(tmp_path, [origin])
     uninterrupted, resumed = runs.facts(origin)
-    assert resumed == uninterrupted
+    assert resumed["second_trip"] == uninterrupted
     assert len(resumed["ties"]) == 2
-    assert len(resumed["optimizer"]) == 4
+    assert len(resumed["optimizers"]["optimizer"]) == 4
     for moment in ("before", "after"):
         assert bit_equal(*runs.states(origin, moment))
 

@@ -115,18 +115,18 @@ def test_tying_again_changes_nothing():
 
 
 def test_find_ties_names_owner_aliases_and_nothing_equal():
-    model = scenarios.three_in_a_row()
+    model = scenarios.between_layers.three_in_a_row()
     (group,) = tiedio.find_ties(model)
     assert (
         str(group)
         == "layers/dense/_kernel = layers/dense_1/_kernel, layers/dense_2/_kernel  (4, 4) float32"
     )
-    assert tiedio.find_ties(scenarios.equal_but_untied()) == ()
-    assert tiedio.find_ties(scenarios.one_layer_called_twice()) == ()
+    assert tiedio.find_ties(scenarios.controls.equal_but_untied()) == ()
+    assert tiedio.find_ties(scenarios.controls.one_layer_called_twice()) == ()
 
 
 def test_owner_is_the_layer_that_created_the_variable():
-    model = scenarios.owner_comes_second()
+    model = scenarios.between_layers.owner_comes_second()
     assert [group.owner.inner_path for group in tiedio.find_ties(model)] == ["layers/conv2d_1"] * 2
 
 
@@ -171,7 +171,7 @@ def test_a_renewed_optimizer_is_the_one_that_is_saved(tmp_path):
 
 
 def test_models_without_the_layer_keep_their_optimizer():
-    other = scenarios.equal_but_untied()
+    other = scenarios.controls.equal_but_untied()
     scenarios.train(other)
     optimizer = other.optimizer
     a, b = built(keras.layers.Dense(4)), built(keras.layers.Dense(4))

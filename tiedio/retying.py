@@ -72,12 +72,12 @@ def _share_layers(
         new = by_path.get(first)
         for inner_path in others:
             old = by_path.get(inner_path)
-            if new is None or old is None:
-                problems[first if new is None else inner_path] = "no such layer"
-            elif old is not new and _kind(old) != _kind(new):
-                problems[inner_path] = f"another layer than `{first}`"
-            elif old is not new:
+            if new is None or old is None or old is new:
+                continue
+            if _kind(old) == _kind(new):
                 substitute_layer(old, new, holders)
+            else:
+                problems[inner_path] = f"another layer than `{first}`"
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
@@ -148,7 +148,7 @@ def _adopt_missing(visits: Sequence[variables.Visit], record: Record) -> None:
             layer = layers.get(alias.inner_path)
             if alias in places or group.owner not in places or layer is None:
                 continue
-            if "/" not in alias.attribute and getattr(layer, alias.attribute, None) is None:
+            if getattr(layer, alias.attribute, layer) is None:
                 adopt(layer, alias.attribute, places[group.owner][1])
 
 

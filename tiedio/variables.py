@@ -33,6 +33,9 @@ from tiedio.ties import HeldVariable, LayerState, Place, TieGroup
 # to put another variable into a given place of them).
 TRACKED = ("_trainable_variables", "_non_trainable_variables")
 
+# Attributes in which a model shows once more what it holds by others.
+_VIEWS = ("layers", "_layers", "_operations", "_operations_by_depth")
+
 # Attributes that mention a variable without being a name for it: the lists
 # above, that of seed generators, and TensorFlow's own account of attributes.
 BOOKKEEPING = {
@@ -69,8 +72,7 @@ def walk(root: Any) -> list[Visit]:
         visits[id(saveable)] = Visit(saveable, [inner_path])
         held: set[int] = set()
         for attribute, child in _walk_saveable(saveable):
-            # What a model holds by its own attributes is once more in the view `layers` of it.
-            seen = held if attribute == "layers" else set()
+            seen = held if attribute in _VIEWS else set()
             for item, item_path in _saveables(child, f"{inner_path}/{attribute}".lstrip("/")):
                 if id(item) not in visits:
                     visit(item, item_path)

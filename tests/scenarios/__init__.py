@@ -1,0 +1,51 @@
+"""Small models that share variables: one builder for each way of sharing.
+
+Each builder returns a compiled model, and is entered into `SCENARIOS` where it stands.
+"""
+
+import tiedio
+
+from . import controls as controls
+from . import flags as flags
+from . import own_storing as own_storing
+from . import shared_layers as shared_layers
+from . import training_state as training_state
+from .base import (
+    CONTROLS,
+    SCENARIOS,
+    SLOW,
+    arrays_of,
+    compiled,
+    data_for,
+    state_of,
+    tie_by_hand,
+    train,
+    variables_of,
+)
+from .between_layers import Mixture, TiedAutoencoder, two_paddings
+from .by_hand import gamma_by_hand, kernel_by_hand
+from .own_storing import Motto
+
+__all__ = [
+    "CONTROLS",
+    "SCENARIOS",
+    "SLOW",
+    "Mixture",
+    "Motto",
+    "TiedAutoencoder",
+    "arrays_of",
+    "compiled",
+    "data_for",
+    "gamma_by_hand",
+    "kernel_by_hand",
+    "state_of",
+    "tie_by_hand",
+    "ties_of",
+    "train",
+    "two_paddings",
+    "variables_of",
+]
+
+
+def ties_of(model):
+    return [str(group) for group in tiedio.find_ties(model)]

@@ -1,0 +1,78 @@
+"""What every scenario is made with."""
+
+import keras
+import numpy as np
+
+SCENARIOS = {}
+CONTROLS = []  # must come back with no tie at all
+SLOW = []  # too slow for every run
+
+
+def scenario(build):
+    """Enters a builder, which returns a compiled model, into the suite."""
+    SCENARIOS[build.__name__] = build
+    return build
+
+
+def control(build):
+    CONTROLS.append(build.__name__)
+    return scenario(build)
+
+
+def slow(build):
+    SLOW.append(build.__name__)
+    return scenario(build)
+
+
+serializable = keras.saving.register_keras_serializable("tiedio_tests")
+
+
+def compiled(model, optimizer="adam"):
+    model.compile(optimizer=optimizer, loss="mse", metrics=["mae"])
+    return model
+
+
+def tie_by_hand(layer, owner, attribute):
+    """Shares a variable as users do: the shared one ends up last in the layer's list."""
+    layer._untrack_variable(getattr(layer, attribute))
+    layer._tracker.unlock()
+    setattr(layer, attribute, getattr(owner, attribute))
+    layer._tracker.lock()
+
+
+def data_for(model):
+    """Makes inputs and targets for a model, always the same."""
+    random = np.random.default_rng(0)
+    symbolic = getattr(model, "inputs", None) or [keras.KerasTensor((None, 6))]
+    inputs = [_input_for(one, random) for one in symbolic]
+    if len(inputs) == 1:
+        inputs = inputs[0]
+    shapes = keras.tree.map_structure(np.shape, inputs)
+    return inputs, random.random(model.compute_output_shape(shapes), dtype="float32")
+
+
+def _input_for(symbolic, random):
+    shape = (8, *symbolic.shape[1:])
+    if symbolic.dtype == "string":
+        return np.array(["a", "b", "c", "d"] * 2).reshape(shape)
+    if "int" in symbolic.dtype:
+        return random.integers(0, 7, shape)
+    return random.random(shape, dtype="float32")
+
+
+def train(model):
+    inputs, targets = data_for(model)
+    model.fit(inputs, targets, epochs=2, batch_size=4, shuffle=False, verbose=0)
+
+
+def variables_of(model):
+    return [*model.variables, *(model.optimizer.variables if model.optimizer else ())]
+
+
+def arrays_of(variables):
+    return [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def state_of(model):
+    """Lists every value that training changes."""
+    return arrays_of(variables_of(model))
