@@ -10,13 +10,11 @@ import sys
 import traceback
 from pathlib import Path
 
-CORE, PART, FOLDER, *NAMES = sys.argv[1:]
-
 if hasattr(os, "sched_setaffinity"):
     # On several cores TensorFlow adds up large convolutions' gradients in changing order: two
     # uninterrupted runs differ in the last bits. On one core all that is left is our doing.
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(CORE) % len(cores)]})
+    os.sched_setaffinity(0, {cores[int(sys.argv[1]) % len(cores)]})
 
 import keras
 import numpy as np
@@ -24,6 +22,8 @@ import scenarios
 
 import tiedio
 from tiedio import models, retying, variables
+
+PART, FOLDER, *NAMES = sys.argv[2:]
 
 
 def optimizers_of(model):
@@ -45,7 +45,7 @@ def facts_of(model):
         "shared_layers": variables.find_shared_layers(variables.walk(model)),
         "trainable": [v.trainable for v in model.variables],
         "optimizers": optimizers_of(model),
-        "iterations": int(model.optimizer.iterations),
+        "iterations": model.optimizer and int(model.optimizer.iterations),
     }
 
 
@@ -84,7 +84,7 @@ def never_retied(folder, name):
     """The control of all these tests: without retying, what they look for is not there."""
     retying.retie = lambda *arguments: None
     model = tiedio.load_tied(folder / f"{name}.keras", strict=False)
-    return {"ties": scenarios.ties_of(model)}
+    return facts_of(model)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ PATHS = st.text(max_size=4)
 LAYERS = st.builds(
     ties.LayerState,
     PATHS,
+    PATHS,
     st.booleans(),
     tuples_of(st.builds(ties.HeldVariable, PATHS, PATHS, st.booleans(), st.booleans())),
 )

@@ -101,6 +101,22 @@ def test_a_second_trip_changes_nothing(runs, name):
     assert bit_equal(*runs.states(name, "second_trip", "before"))
 
 
+# What a class shares by its own code, and a layer that Keras itself shares, needs no retying.
+SHARED_ANYWAY = (
+    "aliases_inside_one_layer",
+    "variable_owned_by_the_model",
+    "tied_by_the_code_of_a_class",
+    "plain_then_distributed_over_time",
+)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_these_tests_fail_without_retying(runs, name):
+    uninterrupted, untied = runs.facts(name, part="never_retied")
+    same = all(untied[fact] == uninterrupted[fact] for fact in ("ties", "shared_layers"))
+    assert same == (name in SHARED_ANYWAY)
+
+
 @pytest.mark.slow
 def test_the_origin_at_its_real_size(tmp_path):
     (origin,) = scenarios.SLOW

@@ -22,6 +22,7 @@ from tiedio.substitution import (
     restore_layer,
     substitute,
     substitute_layer,
+    variable_of,
 )
 from tiedio.ties import Place, Record
 
@@ -188,10 +189,10 @@ def _restore_layers(
             dataset_path = stored.get(place)
             if dataset_path and held.attribute.split("/")[0] in variables.TRACKED:
                 # A variable that was replaced, and that the layer still lists.
-                named[held.attribute] = keras.Variable(
-                    weights.read(dataset_path),
-                    trainable=held.trainable,
-                    name=held.path.rpartition("/")[2],
+                name = held.path.rpartition("/")[2]
+                value = weights.read(dataset_path)
+                named[held.attribute] = variable_of(
+                    layer, value, name, dtype=str(value.dtype), trainable=held.trainable
                 )
             else:
                 problems.setdefault(str(place), "no such variable")

@@ -45,15 +45,20 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
             visit.saveable.save_assets(str(assets / visit.inner_path))
     shared_layers = variables.find_shared_layers(visits)
     _link_layers(shared_layers, layout, assets)
-    places = variables.find_places(visits)
     exact_values = []
-    for place, (_, variable) in places.items():
-        if (place.inner_path, id(variable)) not in datasets:
+    for inner_path, layer in variables.layers_of(visits):
+        named = variables.named_variables(layer)
+        unstored = [name for name, v in named.items() if (inner_path, id(v)) not in datasets]
+        for attribute, variable in named.items():
+            if not (
+                attribute in unstored or _listed_only(attribute) or any(map(_listed_only, unstored))
+            ):
+                continue
             # A tensor beside `vars`, where Keras does not look.
-            path = f"{place.inner_path}/exact/{len(exact_values)}".lstrip("/")
+            path = f"{inner_path}/exact/{len(exact_values)}".lstrip("/")
             if first.setdefault(id(variable), path) == path:
                 layout.tensors[path] = _tensor(variable)
-            exact_values.append(dataclasses.replace(place, dataset_path=first[id(variable)]))
+            exact_values.append(Place(inner_path, attribute, first[id(variable)]))
 
     def stored_at(place: Place, variable: Any) -> Place:
         dataset_path = datasets.get((place.inner_path, id(variable)))
@@ -116,6 +121,7 @@ def restore(
 ) -> None:
     """Reads the state of every saveable into place."""
     failed: dict[str, Exception] = {}
+    read_by_record = _read_by_record(record)
     unresumed: list[LoadError] = []
     for visit in visits:
         try:
@@ -124,7 +130,7 @@ def restore(
                 error = record and _slots_error(visit, store)
                 if error:
                     unresumed.append(error)
-                else:
+                elif visit.inner_path not in read_by_record:
                     visit.saveable.load_own_variables(store)
             if hasattr(visit.saveable, "load_assets") and assets.exists():
                 folder = assets / visit.inner_path
@@ -157,6 +163,21 @@ def restore(
         ) from error
     for error in unresumed:
         report(error, strict)
+
+
+def _listed_only(attribute: str) -> bool:
+    """Whether a variable is in a layer's list and in no attribute of it."""
+    return attribute.split("/")[0] in variables.TRACKED
+
+
+def _read_by_record(record: Record | None) -> set[str]:
+    """Finds the layers that list what they did not store: some would miss it when reading."""
+    return {
+        place.inner_path
+        for place in (record.exact_values if record else ())
+        if _listed_only(place.attribute)
+        and not str(place.dataset_path).startswith(f"{place.inner_path}/vars/".lstrip("/"))
+    }
 
 
 def _slots_error(visit: variables.Visit, store: Mapping[str, Any]) -> LoadError | None:

@@ -17,6 +17,9 @@ from tiedio.errors import TieError
 from tiedio.ties import LayerState
 from tiedio.variables import TRACKED, attributes_of
 
+# What a layer asks of its variables, in attributes such as `kernel_regularizer`.
+_WISHES = ("regularizer", "constraint")
+
 # What `map_graph` returns, in its order.
 _GRAPH = ("_nodes", "_nodes_by_depth", "_operations", "_operations_by_depth")
 
@@ -138,22 +141,31 @@ def adopt(layer: keras.Layer, attribute: str, variable: Any) -> None:
 
 def copy_of(variable: Any, layer: keras.Layer) -> Any:
     """Makes a separate variable for `layer` with the value of `variable`."""
-    # Named like a variable that `layer` made itself, as it tells owners from aliases.
-    with layer._open_name_scope():
-        copy = keras.Variable(
-            np.array(keras.ops.convert_to_numpy(variable)),
-            dtype=variable.dtype,
-            trainable=variable.trainable,
-            autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
-            aggregation=variable.aggregation,
-            name=variable.name,
-        )
-    for wish in ("regularizer", "constraint"):
-        setattr(copy, wish, getattr(layer, f"{variable.name}_{wish}", getattr(variable, wish)))
+    copy = variable_of(
+        layer,
+        np.array(keras.ops.convert_to_numpy(variable)),
+        variable.name,
+        dtype=variable.dtype,
+        trainable=variable.trainable,
+        autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
+        aggregation=variable.aggregation,
+    )
+    for wish in _WISHES:
+        if not hasattr(layer, f"{variable.name}_{wish}"):
+            setattr(copy, wish, getattr(variable, wish))
     return copy
 
 
-def restore_layer(layer: keras.Layer, saved: LayerState, named: dict[str, Any]) -> None:
+def variable_of(layer: keras.Layer, value: np.ndarray, name: str, **options: Any) -> Any:
+    """Makes a variable as `layer` would: named and regularised like one of its own."""
+    with layer._open_name_scope():  # names tell owners from aliases
+        variable = keras.Variable(value, name=name, **options)
+    for wish in _WISHES:
+        setattr(variable, wish, getattr(layer, f"{name}_{wish}", None))
+    return variable
+
+
+def restore_layer(layer: Any, saved: LayerState, named: dict[str, Any]) -> None:
     """Names, flags and lists the variables of `layer` as they were when saved.
 
     Args:
@@ -162,6 +174,7 @@ def restore_layer(layer: keras.Layer, saved: LayerState, named: dict[str, Any]) 
         named: Its variables by attribute, those in no attribute included.
     """
     layer.name = saved.name
+    layer._path = saved.path  # there is no public way to say that it was built elsewhere
     # Not by its setter, which would flag all variables and sub-layers too.
     layer._trainable = saved.trainable
     lists: dict[str, list[Any]] = {tracked: [] for tracked in TRACKED}

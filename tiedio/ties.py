@@ -147,18 +147,21 @@ class LayerState:
 
     Attributes:
         name: Its name, which may have been given automatically.
+        path: Its `Layer.path`, as the paths of its variables begin.
         trainable: Its `trainable` flag.
         variables: Its variables in its own order. A layer built anew may list
             them otherwise, and Keras stores some by position.
     """
 
     name: str
+    path: str
     trainable: bool
     variables: tuple[HeldVariable, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "path": self.path,
             "trainable": self.trainable,
             "variables": [variable.to_json() for variable in self.variables],
         }
@@ -168,6 +171,7 @@ class LayerState:
         fields = _Fields(data, "a layer")
         return cls(
             fields.get("name", str),
+            fields.get("path", str),
             fields.get("trainable", bool),
             tuple(fields.each("variables", HeldVariable.from_json, missing=[])),
         )

@@ -188,7 +188,9 @@ def find_layers(visits: Iterable[Visit]) -> dict[str, LayerState]:
             for tracked in TRACKED
             for v in getattr(layer, tracked)
         )
-        found[inner_path] = LayerState(layer.name, bool(layer.trainable), held)
+        found[inner_path] = LayerState(
+            layer.name, layer.path or layer.name, bool(layer.trainable), held
+        )
     return found
 
 

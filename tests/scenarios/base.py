@@ -47,14 +47,14 @@ def data_for(model):
     inputs = [_input_for(one, random) for one in symbolic]
     if len(inputs) == 1:
         inputs = inputs[0]
-    shapes = keras.tree.map_structure(np.shape, inputs)
-    return inputs, random.random(model.compute_output_shape(shapes), dtype="float32")
+    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+    return inputs, random.random(tuple(outputs.shape), dtype="float32")
 
 
 def _input_for(symbolic, random):
     shape = (8, *symbolic.shape[1:])
     if symbolic.dtype == "string":
-        return np.array(["a", "b", "c", "d"] * 2).reshape(shape)
+        return keras.ops.convert_to_tensor(np.array([["a"], ["b"], ["c"], ["d"]] * 2))
     if "int" in symbolic.dtype:
         return random.integers(0, 7, shape)
     return random.random(shape, dtype="float32")

@@ -291,6 +291,9 @@ class TableReader(keras.layers.Layer):
         self.table = table
         self.scale = self.add_weight(shape=(6,), initializer="ones", name="scale")
 
+    def get_config(self):
+        return keras.layers.Layer.get_config(self)  # which does not ask for the table
+
     def call(self, inputs):
         return inputs if self.table is None else keras.ops.matmul(inputs, self.table) * self.scale
 

@@ -62,10 +62,11 @@ def one_cell_in_two_recurrent_layers():
 
 @scenario
 def one_cell_in_both_directions():
-    cell, series = keras.layers.LSTMCell(3), keras.Input((3, 4))
-    both = keras.layers.Bidirectional(
-        keras.layers.RNN(cell), backward_layer=keras.layers.RNN(cell, go_backwards=True)
-    )
+    series = keras.Input((3, 4))
+    both = keras.layers.Bidirectional(keras.layers.LSTM(3))
+    # Keras itself makes a copy of the cell.
+    both.backward_layer._tracker.untrack(both.backward_layer.cell)
+    both.backward_layer.cell = both.forward_layer.cell
     return compiled(keras.Model(series, both(series)))
 
 
@@ -88,7 +89,7 @@ class Residual(keras.layers.Layer):
             setattr(self, name, value)
 
     def _inside(self):
-        return [layer for name in self.names for layer in keras.tree.flatten(getattr(self, name))]
+        return [layer for name in self.names for layer in _flat(getattr(self, name))]
 
     def build(self, input_shape):
         for layer in self._inside():
@@ -112,14 +113,19 @@ class Residual(keras.layers.Layer):
         return cls(**keras.saving.deserialize_keras_object(config))
 
 
+def _flat(value):
+    if isinstance(value, keras.Layer):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    return [layer for item in items for layer in _flat(item)]
+
+
 def _plain(value):
-    """Turns the lists and dicts that Keras tracks into Python's own."""
+    """Turns the containers that Keras tracks into Python's own."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return (
-            type(value)(map(_plain, value)) if isinstance(value, tuple) else [*map(_plain, value)]
-        )
+        return [*map(_plain, value)]
     return value
 
 

@@ -108,6 +108,8 @@ def gradient_accumulation():
 def one_seed_generator_in_two_layers():
     """Masks alternate between the layers: each draws from what the other left."""
     noise = [keras.layers.Dropout(0.5, seed=3) for _ in range(2)]
+    noise[1]._tracker.unlock()
+    noise[1]._tracker.untrack(noise[1].seed_generator)
     noise[1].seed_generator = noise[0].seed_generator
     first, second = keras.layers.Dense(4), keras.layers.Dense(4)
     model = keras.Sequential([keras.Input((4,)), first, noise[0], second, noise[1]])
