@@ -1,7 +1,8 @@
 """The processes of the resume tests: one trains, saves and trains on, a later one resumes.
 
-Run as `python new_process.py CORE (start|resume|never_retied) FOLDER SCENARIO...`. Each
-writes what the models held when saved (loaded), and after further training.
+Run as `python new_process.py CORE (start|resume|never_retied|stock) FOLDER SCENARIO...`. Each
+writes what it saw; the first two what the models held when saved (loaded), and after
+further training.
 """
 
 import json
@@ -70,6 +71,7 @@ def start(folder, name):
     keras.utils.set_random_seed(1)
     model = scenarios.SCENARIOS[name]()
     scenarios.train(model)
+    model.save(folder / f"{name}.stock.keras")
     tiedio.save_tied(model, folder / f"{name}.keras")
     return report(model, folder / PART, name)
 
@@ -87,14 +89,46 @@ def never_retied(folder, name):
     return facts_of(model)
 
 
+def stock(folder, name):
+    """Stock Keras reads what tiedio wrote, and tiedio what stock Keras wrote."""
+    tied, stock = folder / f"{name}.keras", folder / f"{name}.stock.keras"
+    ours, theirs = tiedio.load_tied(tied), loaded(keras.saving.load_model, tied)
+    inputs, _ = scenarios.data_for(ours)
+    facts = {"opens": theirs is not None, "predicts": False}
+    if theirs:
+        ours, theirs = (model.predict(inputs, verbose=0) for model in (ours, theirs))
+        facts["predicts"] = ours.tobytes() == theirs.tobytes()
+    ours, theirs = loaded(tiedio.load_tied, stock), loaded(keras.saving.load_model, stock)
+    facts["stock_opens"] = [model is not None for model in (ours, theirs)]
+    if ours:
+        facts["shared_layers"] = variables.find_shared_layers(variables.walk(ours))
+    if ours and theirs:
+        ours, theirs = without_seeds(ours), without_seeds(theirs)
+        facts["equal"] = [a.tobytes() for a in ours] == [a.tobytes() for a in theirs]
+    return facts
+
+
+def loaded(load, filepath):
+    try:
+        return load(filepath)
+    except ValueError:
+        return None
+
+
+def without_seeds(model):
+    """Lists the arrays of a model but for seeds, which stock Keras draws anew."""
+    variables = scenarios.variables_of(model)
+    return scenarios.arrays_of(v for v in variables if v.name != "seed_generator_state")
+
+
+PARTS = {part.__name__: part for part in (start, resume, never_retied, stock)}
+
 if __name__ == "__main__":
     folder = Path(FOLDER)
     (folder / PART).mkdir(exist_ok=True)
     for name in NAMES:
         try:
-            facts = {"start": start, "resume": resume, "never_retied": never_retied}[PART](
-                folder, name
-            )
+            facts = PARTS[PART](folder, name)
         except Exception:  # of one scenario; the others go on
             facts = {"error": traceback.format_exc()}
         (folder / PART / f"{name}.json").write_text(json.dumps(facts))

@@ -15,34 +15,49 @@ import scenarios
 
 import tiedio
 
-SCENARIOS = [name for name in scenarios.SCENARIOS if name not in scenarios.SLOW]
-TIED = [name for name in SCENARIOS if name not in scenarios.CONTROLS]
 PROCESSES = 2
+
+
+def each(names):
+    """Runs a test for each scenario, for some of them only where slow tests are asked for."""
+    slow = {name: [pytest.mark.slow] for name in scenarios.SLOW}
+    parameters = [pytest.param(name, marks=slow.get(name, ())) for name in names]
+    return pytest.mark.parametrize("name", parameters)
+
+
+TIED = [name for name in scenarios.SCENARIOS if name not in scenarios.CONTROLS]
 
 
 class Runs:
     """The same training, uninterrupted and resumed, each in processes of their own."""
 
-    def __init__(self, folder, names, parts=("start", "resume", "never_retied")):
+    def __init__(self, folder, names):
         self.folder = folder
+        self.names = names
+
+    def run(self, part):
+        """Runs a part once for all scenarios."""
         script = Path(__file__).with_name("new_process.py")
-        for part in parts:
+        if not (self.folder / part).exists():
             processes = [
                 subprocess.Popen(
-                    [sys.executable, script, str(core), part, folder, *names[core::PROCESSES]],
-                    cwd=folder,
+                    [sys.executable, script, str(core), part, self.folder, *names],
+                    cwd=self.folder,
                 )
                 for core in range(PROCESSES)
+                if (names := self.names[core::PROCESSES])
             ]
-            assert [process.wait() for process in processes] == [0] * PROCESSES
+            assert {process.wait() for process in processes} == {0}
 
     def facts(self, name, part="resume"):
         """What was tied, what the optimizers held: of the uninterrupted run, and of `part`."""
+        self.run("start")
+        self.run(part)
         facts = [
             json.loads((self.folder / one / f"{name}.json").read_text()) for one in ("start", part)
         ]
-        for one in facts:
-            assert "error" not in one, one["error"]
+        failures = [one["error"] for one in facts if "error" in one and part != "never_retied"]
+        assert not failures, failures[0]
         return facts
 
     def states(self, name, moment, moment_of_start=None):
@@ -56,15 +71,21 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("scenarios"), SCENARIOS)
+def runs(tmp_path_factory, request):
+    asked = {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.module is request.module and "runs" in item.fixturenames
+    }
+    names = [name for name in scenarios.SCENARIOS if name in asked]
+    return Runs(tmp_path_factory.mktemp("scenarios"), names)
 
 
 def bit_equal(ours, theirs):
     return [a.tobytes() for a in ours] == [b.tobytes() for b in theirs]
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@each(scenarios.SCENARIOS)
 def test_ties_are_exactly_those_that_were_saved(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["ties"] == uninterrupted["ties"]
@@ -72,7 +93,7 @@ def test_ties_are_exactly_those_that_were_saved(runs, name):
     assert bool(resumed["ties"] or resumed["shared_layers"]) == (name in TIED)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@each(scenarios.SCENARIOS)
 def test_optimizers_have_the_same_variables_in_the_same_order(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["iterations"] == uninterrupted["iterations"] > 0
@@ -81,20 +102,20 @@ def test_optimizers_have_the_same_variables_in_the_same_order(runs, name):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("name", SCENARIOS)
+@each(scenarios.SCENARIOS)
 def test_state_is_bit_equal_to_the_uninterrupted_run(runs, name, moment):
     uninterrupted, resumed = runs.states(name, moment)
     assert len(resumed) > 0
     assert bit_equal(resumed, uninterrupted)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@each(scenarios.SCENARIOS)
 def test_training_did_change_the_state(runs, name):
     (before, _), (after, _) = runs.states(name, "before"), runs.states(name, "after")
     assert not bit_equal(before, after)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@each(scenarios.SCENARIOS)
 def test_a_second_trip_changes_nothing(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["second_trip"] == uninterrupted
@@ -107,88 +128,78 @@ SHARED_ANYWAY = (
     "variable_owned_by_the_model",
     "tied_by_the_code_of_a_class",
     "plain_then_distributed_over_time",
+    "one_cell_in_a_stack",
+    "given_twice_to_one_custom_layer",
 )
 
 
-@pytest.mark.parametrize("name", TIED)
+@each(TIED)
 def test_these_tests_fail_without_retying(runs, name):
     uninterrupted, untied = runs.facts(name, part="never_retied")
-    same = all(untied[fact] == uninterrupted[fact] for fact in ("ties", "shared_layers"))
+    same = all(untied.get(fact) == uninterrupted[fact] for fact in ("ties", "shared_layers"))
     assert same == (name in SHARED_ANYWAY)
-
-
-@pytest.mark.slow
-def test_the_origin_at_its_real_size(tmp_path):
-    (origin,) = scenarios.SLOW
-    runs = Runs(tmp_path, [origin])
-    uninterrupted, resumed = runs.facts(origin)
-    assert resumed["second_trip"] == uninterrupted
-    assert len(resumed["ties"]) == 2
-    assert len(resumed["optimizers"]["optimizer"]) == 4
-    for moment in ("before", "after"):
-        assert bit_equal(*runs.states(origin, moment))
 
 
 def weights_file(filepath):
     return h5py.File(io.BytesIO(zipfile.ZipFile(filepath).read("model.weights.h5")), "r")
 
 
-@pytest.mark.parametrize("name", TIED)
+@each(TIED)
 def test_shared_tensors_are_stored_once_as_hard_links(runs, name):
     filepath = runs.folder / f"{name}.keras"
     record = json.loads(zipfile.ZipFile(filepath).read("metadata.json"))["tiedio"]
     with weights_file(filepath) as file:
         for group in record["tie_groups"]:
             places = [group["owner"], *group["aliases"]]
-            datasets = [file[place["dataset_path"]] for place in places]
+            paths = {place["dataset_path"] for place in places} - {None}
+            datasets = [file[path] for path in sorted(paths)]
             assert all(dataset == datasets[0] for dataset in datasets)
-            link = file.get(places[1]["dataset_path"], getlink=True)
-            assert isinstance(link, h5py.HardLink)
-            assert h5py.h5o.get_info(datasets[0].id).rc == len(places)
+            assert {type(file.get(path, getlink=True)) for path in paths} == {h5py.HardLink}
+        for first, *others in record["shared_layers"]:
+            assert all(file[path] == file[first] for path in others if first in file)
 
 
-# Keras reads LayerNormalization by position, and a tie made out of order changed the positions.
-BY_POSITION = ("gamma_by_hand", "untied_after_a_tie_by_hand")
+# Keras reads some layers by position, and ties made by hand out of order changed the positions.
+BY_POSITION = (
+    "gamma_by_hand",
+    "recurrent_kernel_by_hand",
+    "tied_inside_one_layer",
+    "untied_after_a_tie_by_hand",
+)
+# Keras cannot know what is not in the config of the class.
+BY_ITS_CODE = (
+    "one_of_two_ties_of_a_class_undone",
+    "ties_of_a_class_undone",
+    "variable_given_to_a_constructor",
+)
+# The layer itself stores less than it has.
+INEXACT = ("rounded_when_stored",)
 
 
-@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in BY_POSITION])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
 def test_stock_keras_opens_the_file(runs, name):
-    stock = keras.saving.load_model(runs.folder / f"{name}.keras")
-    tied = tiedio.load_tied(runs.folder / f"{name}.keras")
-    inputs, _ = scenarios.data_for(tied)
-    assert stock.predict(inputs, verbose=0).tobytes() == tied.predict(inputs, verbose=0).tobytes()
+    _, stock = runs.facts(name, part="stock")
+    assert stock["predicts"] == (name not in (*BY_POSITION, *BY_ITS_CODE, *INEXACT))
 
 
-def without_seeds(model):
-    """Lists the arrays of a model but for seeds, which stock Keras draws anew."""
-    variables = scenarios.variables_of(model)
-    return scenarios.arrays_of(v for v in variables if v.name != "seed_generator_state")
+# Nothing in a file of Keras' own says that two layers without variables were one.
+NOT_INFERRED = ("one_dropout_in_two_models",)
 
 
-def loaded_or_none(load, filepath):
-    try:
-        return load(filepath)
-    except ValueError:
-        return None
-
-
-@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_stock_files_open_as_in_keras(tmp_path, name):
-    model = scenarios.SCENARIOS[name]()
-    scenarios.train(model)
-    model.save(tmp_path / "stock.keras")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_files_of_stock_keras_open(runs, name):
+    """As in Keras, and also where Keras itself fails for a layer in several places."""
+    uninterrupted, stock = runs.facts(name, part="stock")
+    ours, theirs = stock["stock_opens"]
+    if theirs:
+        assert stock["equal"]
+    elif uninterrupted["shared_layers"]:
+        same = stock["shared_layers"] == uninterrupted["shared_layers"]
+        assert same == (name not in NOT_INFERRED)
     # Keras cannot read its own file of a loss-scaled model under another policy.
-    ours, theirs = (
-        loaded_or_none(load, tmp_path / "stock.keras")
-        for load in (tiedio.load_tied, keras.saving.load_model)
-    )
-    assert (ours is None) == (theirs is None) == (name == "loss_scaling")
-    if ours is None:
-        return
-    for a, b in zip(without_seeds(ours), without_seeds(theirs), strict=True):
-        assert a.tobytes() == b.tobytes()
+    assert ours or name in (*BY_POSITION, *BY_ITS_CODE, "loss_scaling")
 
 
 def test_an_equal_size_file_would_be_larger_without_links(tmp_path):

@@ -275,4 +275,7 @@ def _parts(inner_path: str, layers: Mapping[str, keras.Layer]) -> Iterator[tuple
 
 
 def _config(layer: keras.Layer) -> str:
-    return json.dumps(keras.saving.serialize_keras_object(layer), sort_keys=True, default=str)
+    text = json.dumps(keras.saving.serialize_keras_object(layer), default=str)
+    # Keras marks what it meets twice while a model is being loaded.
+    config = json.loads(text, object_hook=lambda part: {**part, "shared_object_id": None})
+    return json.dumps(config, sort_keys=True)

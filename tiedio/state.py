@@ -60,8 +60,10 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
                 layout.tensors[path] = _tensor(variable)
             exact_values.append(Place(inner_path, attribute, first[id(variable)]))
 
+    exact_paths = {place: place.dataset_path for place in exact_values}
+
     def stored_at(place: Place, variable: Any) -> Place:
-        dataset_path = datasets.get((place.inner_path, id(variable)))
+        dataset_path = datasets.get((place.inner_path, id(variable)), exact_paths.get(place))
         return dataclasses.replace(place, dataset_path=dataset_path)
 
     groups = []

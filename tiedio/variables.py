@@ -33,9 +33,6 @@ from tiedio.ties import HeldVariable, LayerState, Place, TieGroup
 # to put another variable into a given place of them).
 TRACKED = ("_trainable_variables", "_non_trainable_variables")
 
-# Attributes in which a model shows once more what it holds by others.
-_VIEWS = ("layers", "_layers", "_operations", "_operations_by_depth")
-
 # Attributes that mention a variable without being a name for it: the lists
 # above, that of seed generators, and TensorFlow's own account of attributes.
 BOOKKEEPING = {
@@ -70,15 +67,15 @@ def walk(root: Any) -> list[Visit]:
 
     def visit(saveable: Any, inner_path: str) -> None:
         visits[id(saveable)] = Visit(saveable, [inner_path])
-        held: set[int] = set()
+        held: dict[int, bool] = {}  # what this one holds; whether a property showed it
         for attribute, child in _walk_saveable(saveable):
-            seen = held if attribute in _VIEWS else set()
+            view = isinstance(getattr(type(saveable), attribute, None), property)
             for item, item_path in _saveables(child, f"{inner_path}/{attribute}".lstrip("/")):
                 if id(item) not in visits:
                     visit(item, item_path)
-                elif id(item) not in seen:
+                elif not (id(item) in held and (view or held[id(item)])):
                     visits[id(item)].inner_paths.append(item_path)
-                held.add(id(item))
+                held.setdefault(id(item), view)
 
     visit(root, "")
     return list(visits.values())

@@ -62,6 +62,7 @@ def owner_comes_second():
     return two_paddings(tie=lambda layer, to: tiedio.tie(to, to=layer))
 
 
+@slow
 @scenario
 def tied_before_build():
     first, second = keras.layers.Dense(4), keras.layers.Dense(4, activation="relu")
@@ -69,6 +70,7 @@ def tied_before_build():
     return compiled(keras.Sequential([keras.Input((4,)), first, second, keras.layers.Dense(2)]))
 
 
+@slow
 @scenario
 def three_in_a_row():
     layers = [keras.layers.Dense(4, activation="tanh") for _ in range(3)]
@@ -99,6 +101,7 @@ def subclassed():
     return compiled(model)
 
 
+@slow
 @scenario
 def two_embeddings():
     tokens = keras.Input((5,), dtype="int32")
@@ -117,6 +120,7 @@ def recurrent_cells():
     return compiled(keras.Model(series, merged))
 
 
+@slow
 @scenario
 def normalisation():
     inputs = keras.Input((4,))
@@ -135,6 +139,7 @@ def custom_layers():
 
 
 @slow
+@scenario
 def origin_at_its_real_size():
     """The model that tiedio was begun for; too slow for every run."""
     return two_paddings(shape=(299, 299, 3), filters=64)
@@ -149,6 +154,7 @@ def query_and_key_of_one_attention():
     return compiled(model)
 
 
+@slow
 @scenario
 def cells_of_one_bidirectional():
     series = keras.Input((5, 3))
@@ -167,6 +173,7 @@ def depthwise_and_pointwise_kernels():
     return compiled(model)
 
 
+@slow
 @scenario
 def transposed_convolutions():
     image = keras.Input((6, 6, 2))
@@ -176,6 +183,7 @@ def transposed_convolutions():
     return compiled(model)
 
 
+@slow
 @scenario
 def only_the_bias():
     first, second = keras.layers.Dense(4), keras.layers.Dense(4)
@@ -200,6 +208,7 @@ def non_trainable_state():
     return compiled(model)
 
 
+@slow
 @scenario
 def group_norm_and_einsum():
     series = keras.Input((3, 4))
@@ -242,6 +251,7 @@ def aliases_inside_one_layer():
     return compiled(keras.Sequential([keras.Input((4,)), Twice(), keras.layers.Dense(2)]))
 
 
+@slow
 @scenario
 def scalars():
     first, second = Twice(), Twice()

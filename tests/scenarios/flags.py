@@ -5,7 +5,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, control, scenario, serializable
+from .base import compiled, control, scenario, serializable, slow
 from .between_layers import two_paddings
 
 
@@ -34,6 +34,7 @@ def _tied_pair(**options):
     return layers, model
 
 
+@slow
 @scenario
 def frozen_alias():
     (_, alias), model = _tied_pair()
@@ -41,6 +42,7 @@ def frozen_alias():
     return compiled(model)
 
 
+@slow
 @scenario
 def one_frozen_then_the_other_unfrozen():
     (owner, alias), model = _tied_pair()

@@ -7,7 +7,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, scenario, serializable
+from .base import compiled, scenario, serializable, slow
 
 
 @serializable
@@ -58,6 +58,7 @@ def _pair():
     return layers, model
 
 
+@slow
 @scenario
 def lora_on_one_layer():
     (first, _), model = _pair()

@@ -4,7 +4,7 @@ import keras
 
 import tiedio
 
-from .base import compiled, scenario, serializable, train
+from .base import compiled, scenario, serializable, slow, train
 from .between_layers import two_paddings
 
 
@@ -64,16 +64,19 @@ def _with(optimizer):
     return compiled(model, optimizer)
 
 
+@slow
 @scenario
 def adamw():
     return _with(keras.optimizers.AdamW(weight_decay=0.1))
 
 
+@slow
 @scenario
 def adafactor():
     return _with(keras.optimizers.Adafactor())
 
 
+@slow
 @scenario
 def lion():
     return _with(keras.optimizers.Lion())
@@ -84,11 +87,13 @@ def muon():
     return _with(keras.optimizers.Muon())
 
 
+@slow
 @scenario
 def lamb():
     return _with(keras.optimizers.Lamb())
 
 
+@slow
 @scenario
 def ftrl():
     return _with(keras.optimizers.Ftrl())
@@ -99,6 +104,7 @@ def moving_averages():
     return _with(keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=3))
 
 
+@slow
 @scenario
 def gradient_accumulation():
     return _with(keras.optimizers.Adam(gradient_accumulation_steps=3))
