@@ -3,10 +3,12 @@ import tiedio
 
 def test_public_names():
     assert tiedio.__all__ == [
+        "AssertTied",
         "Place",
         "TieGroup",
         "TiedioError",
         "TiedioWarning",
+        "assert_tied",
         "find_ties",
         "load_tied",
         "save_tied",

@@ -261,3 +261,17 @@ def test_untie_keeps_how_a_variable_is_cast():
     tiedio.untie(b)
     assert [variable._autocast for variable in b.weights] == casts
     assert False in casts
+
+
+def test_a_wrapper_follows_with_its_own_reference():
+    wrapped, owner = (
+        keras.layers.SpectralNormalization(keras.layers.Dense(4)),
+        keras.layers.Dense(4),
+    )
+    keras.Sequential([keras.Input((4,)), owner, wrapped])
+    tiedio.tie(wrapped.layer, to=owner, weights=("kernel",))
+    assert wrapped.kernel is wrapped.layer.kernel
+    assert wrapped.kernel is owner.kernel
+    tiedio.untie(wrapped.layer)
+    assert wrapped.kernel is wrapped.layer.kernel
+    assert wrapped.kernel is not owner.kernel

@@ -4,17 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tiedio.callbacks import AssertTied
     from tiedio.errors import TiedioError, TiedioWarning
     from tiedio.saving import load_tied, save_tied
     from tiedio.ties import Place, TieGroup
-    from tiedio.tying import tie, untie
+    from tiedio.tying import assert_tied, tie, untie
     from tiedio.variables import find_ties
 
 __all__ = [
+    "AssertTied",
     "Place",
     "TieGroup",
     "TiedioError",
     "TiedioWarning",
+    "assert_tied",
     "find_ties",
     "load_tied",
     "save_tied",
@@ -24,10 +27,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AssertTied": "callbacks",
     "Place": "ties",
     "TieGroup": "ties",
     "TiedioError": "errors",
     "TiedioWarning": "errors",
+    "assert_tied": "tying",
     "find_ties": "variables",
     "load_tied": "saving",
     "save_tied": "saving",

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tiedio import models, variables
+from tiedio import intent, models, variables
 from tiedio.errors import LoadError, RecordError, listed
 from tiedio.hdf5 import WeightsFile
 from tiedio.substitution import (
@@ -46,6 +46,11 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
     inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
     models.apply(_plan(visits, record, problems), inner)
     _restore_layers(visits, record, weights, problems)
+    places = variables.find_places(visits)
+    for group in record.tie_groups:
+        known = [place for place in group.places if place in places]
+        if known:
+            intent.remember((places[place][0], place.attribute) for place in known)
     for one in inner:
         models.forget_functions(one)
     if not problems:

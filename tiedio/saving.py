@@ -56,9 +56,8 @@ def save_tied(
 
     Raises:
         ModelNotBuiltError: If the model has no variables yet.
-        SaveError: If the path does not end in `.keras`, or a layer stores
-            something else than a tied variable of its own (as with LoRA), so
-            that the tie could not be restored. All are named.
+        SaveError: If the path does not end in `.keras`, or an optimizer was built for
+            variables that were replaced since. All are named.
         OSError: If the file cannot be written.
 
     Example:

@@ -157,12 +157,14 @@ def restore(
             except (ValueError, TypeError) as error:
                 failed[str(place)] = error
     if failed:
-        first, error = next(iter(failed.items()))
-        raise LoadError(
+        first, cause = next(iter(failed.items()))
+        error = LoadError(
             f"Cannot load the state of {listed(failed)}.\n"
-            f"Received, for `{first}`: {first_line(error)}\n"
+            f"Received, for `{first}`: {first_line(cause)}\n"
             "Load the file with the same classes, in the version it was saved with."
-        ) from error
+        )
+        error.__cause__ = cause
+        unresumed.insert(0, error)
     for error in unresumed:
         report(error, strict)
 

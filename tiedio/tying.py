@@ -1,14 +1,22 @@
-"""`tie` and `untie`: the public way to make layers share variables, and to stop it."""
+"""`tie`, `untie`, `assert_tied`: make layers share variables, stop it, check that they do."""
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import keras
+import numpy as np
 
-from tiedio import models, substitution, variables
+from tiedio import intent, models, substitution, variables
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed
+from tiedio.ties import Place, TieGroup
 
 LayerT = TypeVar("LayerT", bound=keras.Layer)
+
+
+class _Weight(NamedTuple):
+    holder: keras.Layer
+    attribute: str
+    variable: Any
 
 
 def tie(
@@ -84,12 +92,15 @@ def tie(
             "Tie layers of the same kind."
         )
     substitution.check_shapes(
-        (f"{layer.name}/{name}", own[name][1], f"{to.name}/{name}", owned[name][1])
+        (f"{layer.name}/{name}", own[name].variable, f"{to.name}/{name}", owned[name].variable)
         for name in names
     )
     substitutions = [
-        substitution.Substitution(own[name][0], own[name][1], owned[name][1]) for name in names
+        substitution.Substitution(own[name].holder, own[name].variable, owned[name].variable)
+        for name in names
     ]
+    for name in names:
+        intent.remember(weight[name][:2] for weight in (owned, own))
     _apply(substitutions, models.live_layers() if in_use else [])
     return layer
 
@@ -123,7 +134,7 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
     """
     _build(layer, None)
     own = _weights(layer)
-    inside = {id(holder) for holder, _ in own.values()}
+    inside = {id(weight.holder) for weight in own.values()}
     everywhere = models.live_layers()
     elsewhere = {
         id(variable)
@@ -131,30 +142,110 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         if id(other) not in inside
         for variable in variables.named_variables(other).values()
     }
-    names = [name for name in _select(own, weights, layer) if id(own[name][1]) in elsewhere]
+    names = [name for name in _select(own, weights, layer) if id(own[name].variable) in elsewhere]
     if not names:
         raise TieError(
             f"Cannot untie `{layer.name}`: no other layer holds its weights.\n"
             f"Expected: a tied weight. Received: {listed(own) or 'no weights'}.\n"
             "Untie one of the layers that were tied, by the names of tied weights."
         )
-    copies = {id(own[name][1]): substitution.copy_of(own[name][1], own[name][0]) for name in names}
+    weights_untied = [own[name] for name in names]
+    copies = {
+        id(one.variable): substitution.copy_of(one.variable, one.holder) for one in weights_untied
+    }
+    for one in weights_untied:
+        intent.forget(one.holder, one.attribute)
     _apply(
         [
-            substitution.Substitution(holder, variable, copies[id(variable)])
-            for holder, variable in (own[name] for name in names)
+            substitution.Substitution(one.holder, one.variable, copies[id(one.variable)])
+            for one in weights_untied
         ],
         everywhere,
     )
     return layer
 
 
-def _weights(layer: keras.Layer) -> dict[str, tuple[keras.Layer, Any]]:
-    """Maps names such as `kernel`, or `cell/kernel`, to holder and variable."""
+def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> None:
+    """Checks that the variables of a model are tied as they should be.
+
+    Args:
+        model: A model, or any layer.
+        ties: The tie groups it should have, as `find_ties` lists them for a model
+            of the same structure: one that was cloned, say. `None` checks those
+            made by `tie` or restored by `load_tied` and not undone by `untie`.
+
+    Raises:
+        TieError: If variables that should be one are not. All are named, with the
+            largest difference between their values. Also if `ties` is `None`, and
+            the model never had any.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((2,)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> tiedio.assert_tied(model)
+    >>> clone = keras.models.clone_model(model)  # Keras clones layer by layer
+    >>> try:
+    ...     tiedio.assert_tied(clone, tiedio.find_ties(model))
+    ... except tiedio.TiedioError:
+    ...     print("not tied")
+    not tied
+    """
+    visits = variables.walk(model)
+    places = variables.find_places(visits)
+    groups = intent.remembered(visits) if ties is None else [group.places for group in ties]
+    if not groups and ties is None and not variables.find_shared(visits):
+        raise TieError(
+            f"Model `{model.name}` has no ties to check.\n"
+            "Expected: layers tied by `tie` or `load_tied`. Received: none.\n"
+            "Pass the ties it should have, as from `find_ties`."
+        )
+    broken = dict(_broken(groups, places))
+    if broken:
+        raise TieError(
+            f"{listed(broken)} are not tied.\n"
+            f"Expected: the variable of the owner. "
+            f"Received: {'; '.join(broken[name] for name in sorted(broken))}.\n"
+            "Tie these layers again with `tiedio.tie`, or undo the tie with `tiedio.untie`."
+        )
+
+
+def _broken(
+    groups: Iterable[Sequence[Place]], places: dict[Place, tuple[keras.Layer, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Yields the places that do not hold the variable of their owner, and how they differ."""
+    for owner, *aliases in groups:
+        expected = places[owner][1] if owner in places else None
+        if expected is None:
+            yield str(owner), f"no variable at `{owner}`"
+        for alias in aliases if expected is not None else ():
+            received = places[alias][1] if alias in places else None
+            if received is None:
+                yield str(alias), f"no variable at `{alias}`"
+            elif received is not expected:
+                yield str(alias), f"`{alias}` and `{owner}` {_difference(received, expected)}"
+
+
+def _difference(received: Any, expected: Any) -> str:
+    facts = [substitution.facts_of(variable) for variable in (received, expected)]
+    if facts[0] != facts[1]:
+        return f"are {facts[0]} and {facts[1]}"
+    a, b = (
+        np.asarray(keras.ops.convert_to_numpy(variable), dtype="float64")
+        for variable in (received, expected)
+    )
+    return f"differ by up to {np.abs(a - b).max(initial=0.0):.3g}"
+
+
+def _weights(layer: keras.Layer) -> dict[str, _Weight]:
+    """Maps names such as `kernel`, or `cell/kernel`, to what they stand for."""
     named = {}
     for inner_path, holder in variables.layers_of(variables.walk(layer)):
         for attribute, variable in variables.named_variables(holder).items():
-            named[f"{inner_path}/{attribute.lstrip('_')}".lstrip("/")] = holder, variable
+            name = f"{inner_path}/{attribute.lstrip('_')}".lstrip("/")
+            named[name] = _Weight(holder, attribute, variable)
     return named
 
 
@@ -200,4 +291,12 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
 
 def _apply(substitutions: list[substitution.Substitution], everywhere: list[keras.Layer]) -> None:
     layers = [one.layer for one in substitutions]
+    # A wrapper may keep a reference of its own to the kernel inside it (SpectralNormalization).
+    wrappers = [one for one in everywhere if isinstance(one, keras.layers.Wrapper)]
+    substitutions = substitutions + [
+        substitution.Substitution(wrapper, one.old, one.new)
+        for one in substitutions
+        for wrapper in wrappers
+        if wrapper.layer is one.layer
+    ]
     models.apply(substitutions, models.models_with(layers, among=everywhere))

@@ -15,10 +15,10 @@ class TiedAutoencoder(keras.Model):
     def __init__(self, width=6, **kwargs):
         super().__init__(**kwargs)
         self.width = width
-        # Named, because TensorFlow adds up three gradients in an order that depends on names,
-        # and automatic names of layers inside a subclassed model are not in its config.
-        self.encoder = keras.layers.Dense(width, activation="tanh", name="encoder")
-        self.decoders = [keras.layers.Dense(width, name=f"decoder_{i}") for i in range(2)]
+        # With automatic names, which no config keeps: TensorFlow adds up three gradients in an
+        # order that depends on them.
+        self.encoder = keras.layers.Dense(width, activation="tanh")
+        self.decoders = [keras.layers.Dense(width) for _ in range(2)]
 
     def call(self, inputs):
         hidden = self.encoder(inputs)

@@ -4,7 +4,7 @@ import keras
 
 import tiedio
 
-from .base import compiled, control, scenario, tie_by_hand, train, slow
+from .base import compiled, control, scenario, slow, tie_by_hand, train
 from .between_layers import TiedByItself, two_paddings
 
 
