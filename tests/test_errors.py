@@ -453,3 +453,63 @@ def test_a_model_that_cannot_be_compiled_again(tmp_path):
         "Give the class a `compile_from_config`, or pass `strict=False`.",
     )
     assert not tiedio.load_tied(tmp_path / "own.keras", compile=False).compiled
+
+
+def test_a_record_of_layers_the_model_does_not_have(saved):
+    def changed(metadata):
+        record = metadata["tiedio"]
+        record["layers"]["layers/gone"] = record["layers"]["layers/conv2d"]
+        record["layers"]["layers/dense"]["variables"].pop()
+        record["shared_layers"] = [["layers/conv2d", "layers/dense"]]
+        record["random_states"] = [
+            {"places": [{"inner_path": "layers/dense", "attribute": "seed"}], "state": [1, 2]}
+        ]
+
+    rewrite(saved, changed)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    text = (
+        "Cannot restore `layers/dense`, `layers/dense/bias`, `layers/dense/seed`, `layers/gone`: "
+        "the model is not the one that was saved.\n"
+        "Received: `layers/dense`: another layer than `layers/conv2d`; "
+        "`layers/dense/bias`: not in the file; `layers/dense/seed`: no such seed generator; "
+        "`layers/gone`: no such layer, or one with another.\n"
+        "Load the file with the same classes, in the version it was saved with."
+    )
+    pin(error, errors.RecordError, text)
+    with pytest.warns(tiedio.TiedioWarning) as warned:
+        model = tiedio.load_tied(saved, strict=False)
+    assert str(warned[0].message) == text
+    assert len(tiedio.find_ties(model)) == 2
+    assert len(model.layers[-1].variables) == 2
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class Grown(keras.layers.Layer):
+    """A layer whose class gets one more variable after a model with it was saved."""
+
+    grown = False
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(4,), name="scale")
+        if self.grown:
+            self.shift = self.add_weight(shape=(4,), name="shift")
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+
+def test_a_class_that_changed_since(tmp_path, monkeypatch):
+    keras.utils.clear_session()
+    model = keras.Sequential([keras.Input((4,)), Grown()])
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    monkeypatch.setattr(Grown, "grown", True)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(tmp_path / "model.keras")
+    pin(
+        error,
+        errors.RecordError,
+        "Cannot restore `layers/grown/shift`: the model is not the one that was saved.\n"
+        "Received: `layers/grown/shift`: not in the file.\n"
+        "Load the file with the same classes, in the version it was saved with.",
+    )

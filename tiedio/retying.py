@@ -5,6 +5,7 @@ held one variable hold one again, and those that held two hold two.
 """
 
 import collections
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from tiedio.substitution import (
 from tiedio.ties import Place, Record
 
 Problems = dict[str, str]
+
+_UNKNOWN = "not in the file"
 
 
 def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordError | None:
@@ -103,7 +106,7 @@ def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: P
         for held in layers[inner_path].variables:
             place = Place(inner_path, held.attribute)
             if held.attribute not in known and place not in tied:
-                problems[str(place)] = "not in the file"
+                problems[str(place)] = _UNKNOWN
 
 
 def _share_generators(
@@ -182,6 +185,7 @@ def _restore_layers(
 ) -> None:
     """Names, flags and lists every layer's variables as they were when saved."""
     stored = {place: place.dataset_path for place in record.exact_values}
+    found = variables.find_layers(visits)
     for inner_path, layer in variables.layers_of(visits):
         saved = record.layers.get(inner_path)
         if saved is None:
@@ -201,7 +205,14 @@ def _restore_layers(
                 )
             else:
                 problems.setdefault(str(place), "no such variable")
-        restore_layer(layer, saved, named)
+        unknown = [
+            held
+            for held in found[inner_path].variables
+            if problems.get(str(Place(inner_path, held.attribute))) == _UNKNOWN
+        ]
+        restore_layer(
+            layer, dataclasses.replace(saved, variables=(*saved.variables, *unknown)), named
+        )
     missing = {
         str(place)
         for trained in record.optimizer_variables.values()

@@ -1,6 +1,7 @@
 """Optimizers, random states and numbers of other precision."""
 
 import keras
+import numpy as np
 
 import tiedio
 
@@ -99,9 +100,12 @@ def ftrl():
     return _with(keras.optimizers.Ftrl())
 
 
-@scenario
 def moving_averages():
     return _with(keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=3))
+
+
+if keras.backend.backend() != "jax":  # where Keras cannot fit such a model twice, tied or not
+    scenario(moving_averages)
 
 
 @slow
@@ -164,8 +168,9 @@ class TwoOptimizers(keras.Model):
 
     def train_turn(self, inputs, targets, optimizer, variables):
         # Without gradients, which each backend has in its own way: a step along the signs.
-        loss = keras.ops.mean((self(inputs) - targets) ** 2)
-        optimizer.apply([keras.ops.sign(variable) * loss for variable in variables], variables)
+        loss = np.mean((self.predict(inputs, verbose=0) - targets) ** 2)
+        signs = [np.sign(keras.ops.convert_to_numpy(variable)) for variable in variables]
+        optimizer.apply([keras.ops.convert_to_tensor(sign * loss) for sign in signs], variables)
 
     def fit(self, inputs, targets, **kwargs):
         for optimizer, half in zip(
