@@ -27,9 +27,8 @@ from tiedio import models, retying, variables
 PART, FOLDER, *NAMES = sys.argv[2:]
 
 
-def optimizers_of(model):
+def optimizers_of(visits):
     """Lists the places of each optimizer's variables, in its order."""
-    visits = variables.walk(model)
     places = variables.find_places(visits)
     return {
         inner_path: [
@@ -41,11 +40,17 @@ def optimizers_of(model):
 
 
 def facts_of(model):
+    visits = variables.walk(model)
     return {
         "ties": scenarios.ties_of(model),
-        "shared_layers": variables.find_shared_layers(variables.walk(model)),
-        "trainable": [v.trainable for v in model.variables],
-        "optimizers": optimizers_of(model),
+        "shared_layers": variables.find_shared_layers(visits),
+        "variables": [(v.path, v.trainable) for v in model.weights],
+        "layers": [
+            (layer.name, layer.trainable)
+            for _, layer in variables.layers_of(visits)
+            if not isinstance(layer, keras.layers.InputLayer)  # not made one again
+        ],
+        "optimizers": optimizers_of(visits),
         "iterations": model.optimizer and int(model.optimizer.iterations),
     }
 

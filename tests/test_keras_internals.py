@@ -6,6 +6,7 @@ import zipfile
 
 import h5py
 import keras
+import numpy as np
 import pytest
 import scenarios
 
@@ -87,6 +88,24 @@ def test_substitution_leaves_the_tracker_in_step():
     assert [v is w for v, w in zip(b._trainable_variables, [a.kernel, b.bias], strict=True)] == [
         True
     ] * 2
+
+
+def test_a_graph_is_drawn_anew_for_another_layer():
+    """`Operation._inbound_nodes`, `._outbound_nodes`, `Node`, `KerasHistory`, `map_graph`."""
+    old, new = keras.layers.Dense(2), keras.layers.Dense(2)
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.ReLU()(old(inputs)))
+    new.build((None, 3))
+    substitution.substitute_layer(old, new, [model])
+    assert model.layers[1] is new
+    assert old not in model.operations
+    assert [node.operation for node in new._inbound_nodes] == [new]
+    assert [node.operation for node in new._outbound_nodes] == [model.layers[2]]
+    clone = keras.Model.from_config(model.get_config())
+    clone.set_weights(model.get_weights())
+    data = np.ones((1, 3), dtype="float32")
+    for prediction in (model.predict(data, verbose=0), clone.predict(data, verbose=0)):
+        assert np.allclose(prediction, keras.ops.relu(new(data)))
 
 
 def test_layer_paths_open_the_paths_of_their_variables():

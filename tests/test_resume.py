@@ -98,7 +98,13 @@ def test_optimizers_have_the_same_variables_in_the_same_order(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["iterations"] == uninterrupted["iterations"] > 0
     assert resumed["optimizers"] == uninterrupted["optimizers"]
-    assert resumed["trainable"] == uninterrupted["trainable"]
+
+
+@each(scenarios.SCENARIOS)
+def test_layers_and_variables_are_named_and_flagged_as_before(runs, name):
+    uninterrupted, resumed = runs.facts(name)
+    assert resumed["variables"] == uninterrupted["variables"]
+    assert resumed["layers"] == uninterrupted["layers"]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
