@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+import tiedio
+
 SCENARIOS = {}
 CONTROLS = []  # must come back with no tie at all
 SLOW = []  # too slow, or too much like another one, for every run
@@ -30,6 +32,14 @@ serializable = keras.saving.register_keras_serializable("tiedio_tests")
 def compiled(model, optimizer="adam"):
     model.compile(optimizer=optimizer, loss="mse", metrics=["mae"])
     return model
+
+
+def tied_pair(**options):
+    """Makes a model of three layers, the first two tied; returns these two and the model."""
+    layers = [keras.layers.Dense(4, activation="tanh", **options) for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
+    tiedio.tie(layers[1], to=layers[0])
+    return layers, model
 
 
 def tie_by_hand(layer, owner, attribute):

@@ -5,7 +5,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, control, scenario, serializable, slow
+from .base import compiled, control, scenario, serializable, slow, tied_pair
 from .between_layers import two_paddings
 
 
@@ -27,17 +27,10 @@ def one_frozen_variable():
     return compiled(model)
 
 
-def _tied_pair(**options):
-    layers = [keras.layers.Dense(4, **options) for _ in range(2)]
-    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
-    tiedio.tie(layers[1], to=layers[0])
-    return layers, model
-
-
 @slow
 @scenario
 def frozen_alias():
-    (_, alias), model = _tied_pair()
+    (_, alias), model = tied_pair()
     alias.trainable = False
     return compiled(model)
 
@@ -45,7 +38,7 @@ def frozen_alias():
 @slow
 @scenario
 def one_frozen_then_the_other_unfrozen():
-    (owner, alias), model = _tied_pair()
+    (owner, alias), model = tied_pair()
     owner.trainable = False
     alias.trainable = False
     alias.trainable = True
@@ -54,7 +47,7 @@ def one_frozen_then_the_other_unfrozen():
 
 @scenario
 def frozen_bias_of_a_tied_layer():
-    (owner, _), model = _tied_pair()
+    (owner, _), model = tied_pair()
     owner.bias.trainable = False
     return compiled(model)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, scenario, serializable, slow
+from .base import compiled, scenario, serializable, slow, tied_pair
 
 
 @serializable
@@ -51,24 +51,17 @@ def rounded_when_stored():
     return compiled(model)
 
 
-def _pair():
-    layers = [keras.layers.Dense(4, activation="tanh") for _ in range(2)]
-    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
-    tiedio.tie(layers[1], to=layers[0])
-    return layers, model
-
-
 @slow
 @scenario
 def lora_on_one_layer():
-    (first, _), model = _pair()
+    (first, _), model = tied_pair()
     first.enable_lora(2)
     return compiled(model)
 
 
 @scenario
 def lora_on_both_layers():
-    (first, second), model = _pair()
+    (first, second), model = tied_pair()
     first.enable_lora(2)
     second.enable_lora(2)
     return compiled(model)
@@ -77,7 +70,7 @@ def lora_on_both_layers():
 @scenario
 def quantised_after_tying():
     """The kernels are separate from then on; the bias is still shared."""
-    layers, model = _pair()
+    layers, model = tied_pair()
     for layer in layers:
         layer.quantize("int8")
     return compiled(model)

@@ -5,7 +5,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, scenario, serializable, slow, train
+from .base import compiled, scenario, serializable, slow, tied_pair, train
 from .between_layers import two_paddings
 
 
@@ -59,9 +59,7 @@ def compiled_inside():
 
 
 def _with(optimizer):
-    layers = [keras.layers.Dense(4, activation="tanh") for _ in range(2)]
-    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
-    tiedio.tie(layers[1], to=layers[0])
+    _, model = tied_pair()
     return compiled(model, optimizer)
 
 
