@@ -6,7 +6,7 @@ import numpy as np
 import tiedio
 
 from .base import compiled, scenario, serializable, slow, tied_pair, train
-from .between_layers import two_paddings
+from .between_layers import TiedAutoencoder, two_paddings
 
 
 @scenario
@@ -81,9 +81,26 @@ def lion():
     return _with(keras.optimizers.Lion())
 
 
-@scenario
 def muon():
     return _with(keras.optimizers.Muon())
+
+
+if not keras.__version__.startswith("3.10."):  # whose Muon fails in TensorFlow's graphs
+    scenario(muon)
+
+
+def optimizers_chosen_by_path():
+    """The owner's path decides, and automatic names are in it."""
+    model = TiedAutoencoder()
+    model(np.zeros((1, 6), dtype="float32"))
+    tiedio.tie(model.decoders[1], to=model.decoders[0], weights=("kernel",))
+    chosen = keras.optimizers.OptimizerMap(keras.optimizers.SGD(momentum=0.9))
+    chosen[f".*{model.decoders[0].name}/kernel"] = keras.optimizers.Adam()
+    return compiled(model, keras.optimizers.MultiOptimizer(chosen))
+
+
+if hasattr(keras.optimizers, "MultiOptimizer"):
+    scenario(optimizers_chosen_by_path)
 
 
 @slow
