@@ -60,6 +60,11 @@ class Runs:
         assert not failures, failures[0]
         return facts
 
+    def filepath(self, name):
+        """The file that the uninterrupted run saved on its way."""
+        self.run("start")
+        return self.folder / f"{name}.keras"
+
     def states(self, name, moment, moment_of_start=None):
         """Every array at that moment: of the uninterrupted and the resumed run."""
         self.facts(name)
@@ -152,7 +157,7 @@ def weights_file(filepath):
 
 @each(TIED)
 def test_shared_tensors_are_stored_once_as_hard_links(runs, name):
-    filepath = runs.folder / f"{name}.keras"
+    filepath = runs.filepath(name)
     record = json.loads(zipfile.ZipFile(filepath).read("metadata.json"))["tiedio"]
     with weights_file(filepath) as file:
         for group in record["tie_groups"]:
