@@ -36,6 +36,8 @@ def content(filepath):
         )
         config = json.loads(config)
         del config["compile_config"]["jit_compile"]
+        for place in "module", "registered_name":  # on torch, an optimizer has a class of its own
+            del config["compile_config"]["optimizer"][place]
         datasets = {}
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
             weights.visititems(
