@@ -14,6 +14,7 @@ import pytest
 import scenarios
 
 import tiedio
+from tiedio import state
 
 PROCESSES = 2
 
@@ -272,3 +273,29 @@ def test_assets_travel(tmp_path):
     tiedio.save_tied(model, tmp_path / "motto.keras")
     for load in (tiedio.load_tied, keras.saving.load_model):
         assert load(tmp_path / "motto.keras").layers[0].text == "ties that bind"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "bool"])
+def test_saving_reads_variables_without_copying_them(dtype):
+    variable = keras.Variable(np.ones((64, 64)), dtype=dtype, trainable=False)
+    arrays = [state._to_numpy(variable) for _ in range(2)]
+    assert np.shares_memory(*arrays)
+    assert arrays[0].dtype == dtype and arrays[0].all()
+
+
+def test_optimizers_are_stored_under_the_names_that_keras_gives():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile(optimizer="adam", loss="mse")
+    expected = {}
+    model.optimizer.save_own_variables(expected)
+    stored = state._own_variables(model.optimizer)
+    assert list(stored) == list(expected)
+    assert all(np.array_equal(state._to_numpy(stored[key]), expected[key]) for key in expected)
+
+
+def test_optimizers_that_store_in_their_own_way_are_asked():
+    class Halved(keras.optimizers.SGD):
+        def save_own_variables(self, store):
+            store["half"] = np.array(0.5)
+
+    assert state._own_variables(Halved()) == {"half": 0.5}

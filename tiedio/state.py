@@ -19,6 +19,9 @@ from tiedio import hdf5, models, variables
 from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, first_line, listed
 from tiedio.ties import Place, RandomState, Record
 
+# How optimizers store their variables, unless a class of its own does otherwise.
+_OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
+
 
 def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once."""
@@ -105,12 +108,12 @@ def _random_states(visits: list[variables.Visit]) -> tuple[RandomState, ...]:
 
 def _own_variables(saveable: Any) -> dict[str, Any]:
     """Returns what a saveable stores, by name."""
+    if getattr(type(saveable), "save_own_variables", None) is _OPTIMIZERS_OWN:
+        # Keras would copy all of them at once. The variables themselves need no copy, and
+        # say which is the same tensor as that of an optimizer inside (loss scaling).
+        return {str(index): variable for index, variable in enumerate(saveable.variables)}
     stored: dict[str, Any] = {}
     saveable.save_own_variables(stored)
-    if isinstance(saveable, keras.optimizers.Optimizer) and len(stored) == len(saveable.variables):
-        # Optimizers store copies; their variables say what is the same tensor
-        # (that of an optimizer inside another one, as with loss scaling).
-        return dict(zip(stored, saveable.variables, strict=True))
     return stored
 
 
@@ -229,6 +232,15 @@ def _tensor(value: Any) -> hdf5.Tensor:
 
 
 def _to_numpy(value: Any) -> np.ndarray:
+    """Returns values as an array: the memory of the variable itself where it can be seen."""
+    if isinstance(value, keras.Variable):
+        tensor: Any = keras.ops.stop_gradient(value)
+        # torch and JAX show it in the first way, TensorFlow in the second.
+        for view in (np.from_dlpack, memoryview):
+            try:
+                return np.asarray(view(tensor))
+            except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+                continue  # on another device, or bfloat16
     return np.asarray(keras.ops.convert_to_numpy(value))
 
 
