@@ -1,7 +1,10 @@
 """A save replaces the old file whole, or leaves it untouched."""
 
+import errno
 import os
 import stat
+import subprocess
+import sys
 import zipfile
 
 import keras
@@ -53,6 +56,49 @@ def test_a_full_disk_leaves_the_old_file(filepath, monkeypatch, bytes_written):
     tiedio.save_tied(scenarios.controls.equal_but_untied(), filepath)
 
 
+def large():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1 << 17)])  # 4.5 MB
+    model.layers[0].kernel.assign(np.arange(1 << 20, dtype="float32").reshape(8, -1))
+    return model
+
+
+def test_large_tensors_are_written_in_their_order(filepath):
+    tiedio.save_tied(large(), filepath)
+    with zipfile.ZipFile(filepath) as content:
+        assert content.testzip() is None
+    kernel = tiedio.load_tied(filepath).layers[0].kernel
+    assert np.array_equal(keras.ops.convert_to_numpy(kernel), np.arange(1 << 20).reshape(8, -1))
+
+
+SAVE_WITH_A_LIMIT = """
+import resource, signal, sys
+sys.path[:0] = sys.argv[3:]
+import tiedio, test_archive
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = test_archive.large()
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+try:
+    tiedio.save_tied(model, sys.argv[1])
+except OSError as error:
+    print(error.errno)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of file sizes")
+@pytest.mark.parametrize("limit", [0, 5000, 1 << 21, (1 << 22) + 4096, 1 << 22])
+def test_a_limit_of_the_file_size_leaves_the_old_file(filepath, limit):
+    before = filepath.read_bytes()
+    child = subprocess.run(
+        [sys.executable, "-c", SAVE_WITH_A_LIMIT, filepath, str(limit), *sys.path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.stdout.split() == [str(errno.EFBIG)], child.stderr
+    assert filepath.read_bytes() == before
+    assert os.listdir(filepath.parent) == ["model.keras"]
+
+
 def test_the_new_file_is_flushed_before_it_replaces_the_old(filepath, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
@@ -97,7 +143,7 @@ def test_overwrite_false_does_not_ask_for_a_new_path(filepath):
 
 def test_the_archive_has_the_members_that_keras_expects(filepath):
     with zipfile.ZipFile(filepath) as content:
-        assert content.namelist() == ["metadata.json", "config.json", "model.weights.h5"]
+        assert content.namelist() == ["config.json", "model.weights.h5", "metadata.json"]
         assert {info.compress_type for info in content.infolist()} == {zipfile.ZIP_STORED}
         assert content.testzip() is None
 

@@ -1,10 +1,12 @@
 """The text of every error, and that nothing is half-done when it is raised."""
 
+import io
 import json
 import os
 import re
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -274,11 +276,36 @@ def test_a_truncated_file(saved, part):
     )
 
 
-def test_flipped_bits(saved):
-    content = bytearray(saved.read_bytes())
+def flip_values(filepath, *dataset_paths):
+    """Flips a bit in the bytes of each tensor."""
+    content = bytearray(filepath.read_bytes())
     start = content.index(b"\x89HDF")
-    content[start + 3000] ^= 1
-    saved.write_bytes(content)
+    with h5py.File(io.BytesIO(bytes(content[start:])), "r") as weights:
+        for path in dataset_paths:
+            content[start + weights[path].id.get_offset() + 5] ^= 1
+    filepath.write_bytes(content)
+
+
+def test_flipped_bits(saved):
+    names = ["layers/conv2d/vars/0", "optimizer/vars/2", "layers/dense/vars/1"]
+    flip_values(saved, *names)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*model.keras` is damaged at `layers/conv2d/vars/0`, `layers/conv2d_1/vars/0`, "
+        "`layers/dense/vars/1`, `optimizer/vars/2`.\n"
+        "Expected: the values that were saved. Received: others.\n"
+        "The file is damaged; restore it from a copy or save the model again.",
+    )
+    loaded = tiedio.load_tied(saved, verify=False)
+    assert len(tiedio.find_ties(loaded)) == 2
+
+
+def test_flipped_bits_without_digests(saved):
+    rewrite(saved, lambda metadata: metadata["tiedio"].pop("digests") and metadata)
+    flip_values(saved, "layers/conv2d/vars/0")
     with pytest.raises(ValueError) as error:
         tiedio.load_tied(saved)
     pin(
@@ -288,6 +315,37 @@ def test_flipped_bits(saved):
         "Expected: a complete `.keras` file. Received: Bad CRC-32 for file 'model.weights.h5'.\n"
         "Restore it from a copy, or save the model again.",
     )
+    tiedio.load_tied(saved, verify=False)
+
+
+def change_weights(filepath, change):
+    """Writes the archive again with its weights file changed by h5py."""
+    with zipfile.ZipFile(filepath) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(weights, "a") as file:
+        change(file)
+    members["model.weights.h5"] = weights.getvalue()
+    with zipfile.ZipFile(filepath, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("attribute", ["gone", "swapped", "other dtype", "other shape"])
+def test_a_dataset_that_is_not_the_one_saved(saved, attribute):
+    path = "layers/dense/vars/1"
+
+    def change(file):
+        value = file[path][()]
+        del file[path]
+        if attribute == "swapped":
+            file[path] = file["optimizer/vars/0"]
+        elif attribute != "gone":
+            file[path] = value.view("int32") if "dtype" in attribute else value[None]
+
+    change_weights(saved, change)
+    with pytest.raises(errors.FileFormatError, match=f"is damaged at `{path}`"):
+        tiedio.load_tied(saved)
 
 
 def test_a_newer_record(saved):
@@ -343,25 +401,18 @@ def test_a_record_of_variables_the_model_does_not_have(saved):
 
 
 def test_a_tie_of_unequal_values(saved):
-    import h5py
-
-    with zipfile.ZipFile(saved) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    weights = saved.with_suffix(".h5")
-    weights.write_bytes(members["model.weights.h5"])
-    with h5py.File(weights, "a") as file:
+    def change(file):
         del file["layers/conv2d_1/vars/1"]
         file["layers/conv2d_1/vars/1"] = np.ones(3, "float32")
-    with zipfile.ZipFile(saved, "w") as archive:
-        for name, data in {**members, "model.weights.h5": weights.read_bytes()}.items():
-            archive.writestr(name, data)
+
+    change_weights(saved, change)
     with pytest.raises(ValueError) as error:
         tiedio.load_tied(saved)
     pin(
         error,
         errors.FileFormatError,
-        "`*model.keras` stores other values at `layers/conv2d_1/vars/1` than at their owners.\n"
-        "Expected: one value for every place of a tie group. Received: 1 others.\n"
+        "`*model.keras` is damaged at `layers/conv2d_1/vars/1`.\n"
+        "Expected: the values that were saved. Received: other values than at their owners.\n"
         "The file is damaged; restore it from a copy or save the model again.",
     )
 

@@ -37,7 +37,8 @@ def tensor(array):
 def write(arrays, links=None, groups=None):
     stream = OneWay()
     layout = hdf5.Layout(groups or {}, {p: tensor(a) for p, a in arrays.items()}, links or {})
-    hdf5.write(layout, stream)
+    digests = hdf5.write(layout, stream)
+    assert digests.keys() == {*arrays, *(links or {})}
     return io.BytesIO(b"".join(stream.parts))
 
 
@@ -60,6 +61,38 @@ def test_arrays_of_any_shape_come_back(arrays):
     weights = hdf5.WeightsFile(file, "x")
     for path, array in named.items():
         assert weights.read(path).tobytes() == array.tobytes()
+
+
+def test_one_read_and_parts_give_one_digest(monkeypatch):
+    array = np.random.default_rng(0).random((7, 1000))
+    layout = hdf5.Layout(tensors={"vars/0": tensor(array)}, links={"vars/1": "vars/0"})
+    digests = hdf5.write(layout, OneWay())
+    monkeypatch.setattr(hdf5, "CHUNK", 999)
+    stream = OneWay()
+    assert hdf5.write(layout, stream) == digests
+    weights = hdf5.WeightsFile(io.BytesIO(b"".join(stream.parts)), "x")
+    weights.expect(digests)
+    assert np.array_equal(weights.read("vars/1"), array)
+    assert not weights.damaged
+    weights.expect({"vars/0": digests["vars/0"][::-1]})
+    weights.read("vars/0")
+    assert weights.damaged == {"vars/0"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"chunks": True}, {"chunks": True, "compression": "gzip"}, {"dtype": ">f4"}, {"dtype": "<f4"}],
+    ids=str,
+)
+def test_what_does_not_lie_as_in_memory_is_read_by_hdf5(options):
+    array = np.arange(60, dtype="f4").reshape(3, 20)
+    file = io.BytesIO()
+    with h5py.File(file, "w") as plain:
+        plain.create_dataset("vars/0", data=array, **options)
+        plain.create_dataset("vars/1", (2,), "f4", fillvalue=7)
+    weights = hdf5.WeightsFile(file, "x")
+    assert np.array_equal(weights.read("vars/0"), array)
+    assert weights.read("vars/1").tolist() == [7, 7]
 
 
 def test_many_large_tensors_between_much_metadata():

@@ -5,16 +5,18 @@ and renamed. Nothing is read from an archive before its size is checked, and no
 member can leave the folder it is extracted to.
 """
 
+import concurrent.futures
 import contextlib
 import io
 import json
+import logging
 import os
 import secrets
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,12 @@ ASSETS = "assets"
 # Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FLOOR = 1 << 28  # bytes
+
+# Where the header before a member's bytes says how long its name and extra field are
+# (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7).
+_HEADER_LENGTHS_AT = 26
+
+_log = logging.getLogger(__name__)
 
 # What `zipfile` raises for damaged, encrypted or unheard-of members.
 _ZIP_ERRORS = (
@@ -45,7 +53,7 @@ _ZIP_ERRORS = (
 
 def write_archive(
     filepath: Path,
-    metadata: dict[str, Any],
+    describe: Callable[[dict[str, str]], dict[str, Any]],
     config: Any,
     layout: hdf5.Layout,
     assets: Path,
@@ -54,21 +62,95 @@ def write_archive(
 
     Args:
         filepath: The target.
-        metadata: Content of `metadata.json`.
+        describe: Makes the content of `metadata.json`, given the digests of the tensors.
         config: Content of `config.json`.
         layout: The weights.
         assets: Folder whose files become members below `assets/`.
     """
-    # Before any byte is written: both may hold what JSON cannot.
-    texts = {METADATA: json.dumps(metadata), CONFIG: json.dumps(config)}
-    with replacing(filepath) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, text in texts.items():
-            archive.writestr(name, text)
+    # Before any byte is written: it may hold what JSON cannot.
+    config_text = json.dumps(config)
+    with (
+        replacing(filepath) as file,
+        _WriteBehind(file) as stream,
+        zipfile.ZipFile(stream, "w") as archive,
+    ):
+        archive.writestr(CONFIG, config_text)
         with archive.open(WEIGHTS, "w", force_zip64=True) as member:
-            hdf5.write(layout, member)
+            digests = hdf5.write(layout, member)
         for path in sorted(assets.rglob("*")):
             if path.is_file():
                 archive.write(path, f"{ASSETS}/{path.relative_to(assets).as_posix()}")
+        archive.writestr(METADATA, json.dumps(describe(digests)))
+
+
+class _WriteBehind(io.BufferedIOBase):
+    """A file that is written in another thread, while the next part is checksummed in this one."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._written = None
+
+    def write(self, data: Any) -> int:
+        self._settle()
+        if len(data) < hdf5.CHUNK:  # not worth the way to another thread
+            return self._file.write(data)
+        self._written = self._thread.submit(self._file.write, data)
+        return len(data)
+
+    def _settle(self) -> None:
+        if self._written:
+            written, self._written = self._written, None
+            written.result()
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._settle()
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        self._settle()
+        return self._file.tell()
+
+    def flush(self) -> None:
+        if not self.closed:
+            self._settle()
+
+    def close(self) -> None:
+        try:
+            super().close()  # flushes
+        finally:
+            self._thread.shutdown()
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, read in place."""
+
+    def __init__(self, file: io.BufferedReader, start: int, size: int):
+        self._file = file
+        self._start = start
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: max(0, self._size - self._position)]
+        # Others read the same file.
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(wanted)
+        self._position += count
+        return count
 
 
 class Archive:
@@ -80,9 +162,10 @@ class Archive:
         weights: The weights.
     """
 
-    def __init__(self, filepath: Path, archive: zipfile.ZipFile):
+    def __init__(self, filepath: Path, archive: zipfile.ZipFile, file: io.BufferedReader):
         self._filepath = filepath
         self._archive = archive
+        self._file = file
         members = archive.namelist()
         if missing := {CONFIG, WEIGHTS}.difference(members):
             raise FileFormatError(
@@ -93,7 +176,20 @@ class Archive:
             )
         self.metadata = self._json(METADATA) if METADATA in members else {}
         self.config = self._json(CONFIG)
-        self.weights = hdf5.WeightsFile(io.BytesIO(self._read(WEIGHTS)), str(filepath))
+        self.weights = hdf5.WeightsFile(self._seekable(WEIGHTS), str(filepath))
+
+    def verify_weights(self) -> None:
+        """Compares the weights with the checksum of the archive.
+
+        Raises:
+            FileFormatError: If they differ.
+        """
+        try:
+            with self._archive.open(WEIGHTS) as member:
+                while member.read(hdf5.CHUNK):
+                    pass
+        except _ZIP_ERRORS as error:
+            raise _damaged(self._filepath, first_line(error)) from error
 
     def extract_assets(self, folder: Path) -> None:
         """Extracts the assets below `folder`, in the folder `assets`."""
@@ -118,6 +214,22 @@ class Archive:
     def _read(self, name: str) -> bytes:
         self._check_size(self._archive.getinfo(name))
         return self._archive.read(name)
+
+    def _seekable(self, name: str) -> BinaryIO:
+        """Opens a member; one that is compressed is read whole."""
+        info = self._archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            _log.debug("%s is compressed: it is read whole", name)
+            return io.BytesIO(self._read(name))
+        self._archive.open(info).close()  # compares its header with the archive's directory
+        self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
+        lengths = struct.unpack("<HH", self._file.read(4))
+        start = info.header_offset + _HEADER_LENGTHS_AT + 4 + sum(lengths)
+        if info.file_size != info.compress_size or start + info.file_size > self._file.seek(
+            0, io.SEEK_END
+        ):
+            raise _damaged(self._filepath, f"`{name}` beyond the end of the file")
+        return io.BufferedReader(_Window(self._file, start, info.file_size))
 
     def _check_size(self, info: zipfile.ZipInfo) -> None:
         limit = max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * info.compress_size)
@@ -158,7 +270,7 @@ def open_archive(filepath: Path) -> Iterator[Archive]:
             ) from error
         with archive:
             try:
-                content = Archive(filepath, archive)
+                content = Archive(filepath, archive, file)
             except _ZIP_ERRORS as error:
                 raise _damaged(filepath, first_line(error)) from error
             with contextlib.closing(content.weights):

@@ -5,17 +5,22 @@ without any tensor in it, then streams the laid-out bytes and the tensors to a
 file that need not seek: one pass, one tensor in memory at a time.
 """
 
+import collections
 import dataclasses
 import io
+import logging
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import h5py
 import ml_dtypes
 import numpy as np
+import xxhash
 
 from tiedio.errors import FileFormatError, first_line, listed
+
+_log = logging.getLogger(__name__)
 
 # HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -25,8 +30,20 @@ _BFLOAT16_STORED = np.dtype("V2")
 _LARGEST_EXPANSION = 100
 _EXPANSION_FLOOR = 1 << 28  # bytes
 
+# Large tensors are read and written in parts that fit into a processor's cache.
+CHUNK = 1 << 20  # bytes
+
 # What h5py raises for damaged files, whichever part of HDF5 meets the damage.
-_HDF5_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError)
+_HDF5_ERRORS = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+)
 
 _DAMAGED = "The file is damaged; restore it from a copy or save the model again."
 
@@ -55,22 +72,46 @@ class Layout:
     links: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(layout: Layout, stream: IO[bytes]) -> None:
-    """Writes `layout` as an HDF5 file to a stream, from its start to its end."""
+def write(layout: Layout, stream: IO[bytes]) -> dict[str, str]:
+    """Writes `layout` as an HDF5 file to a stream, from its start to its end.
+
+    Returns:
+        The digest of each tensor, by dataset_path, linked ones included.
+    """
     sheet = _Sheet()
     with h5py.File(sheet, "w") as file:
-        tensors = sorted(_lay_out(layout, file), key=lambda tensor: tensor[0])
+        placed = sorted(_lay_out(layout, file))
+    digests = {}
     position = 0
-    for offset, tensor in tensors:
-        stream.write(sheet.between(position, offset))
-        content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype).reshape(-1).view(np.uint8)
-        stream.write(content.data)
-        position = offset + content.nbytes
+    for offset, path in placed:
+        tensor = layout.tensors[path]
+        content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
+        digest = _digest(tensor.dtype, tensor.shape)
+        if content.nbytes:
+            stream.write(sheet.between(position, offset))
+            for part in _parts(content):
+                digest.update(part)
+                stream.write(part)
+            position = offset + content.nbytes
+        digests[path] = digest.hexdigest()
     stream.write(sheet.between(position, sheet.size))
+    linked = {path: digests[first] for path, first in layout.links.items() if first in digests}
+    return digests | linked
 
 
-def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, Tensor]]:
-    """Creates every object of `layout`; returns the tensors with their offsets."""
+def _digest(dtype: np.dtype, shape: tuple[int, ...]) -> xxhash.xxh3_64:
+    """Begins the digest of a tensor: its dtype and shape, before its bytes."""
+    return xxhash.xxh3_64(f"{dtype.name}{list(shape)}".encode())
+
+
+def _parts(array: np.ndarray) -> Iterator[memoryview]:
+    """Cuts the bytes of a contiguous array."""
+    content = array.reshape(-1).view(np.uint8).data
+    return (content[start : start + CHUNK] for start in range(0, array.nbytes, CHUNK))
+
+
+def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
+    """Creates every object of `layout`; returns the offset and path of each tensor."""
     for path, attributes in layout.groups.items():
         file.require_group(path).attrs.update(attributes)
     # Allocated at once and never filled, a dataset gets its place and no bytes.
@@ -94,8 +135,8 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, Tensor]]:
         )
         if bfloat16:
             dataset.attrs["dtype"] = "bfloat16"
-        if dataset.nbytes:
-            placed.append((dataset.id.get_offset(), tensor))
+        # What is empty has no place.
+        placed.append((dataset.id.get_offset() if dataset.nbytes else 0, path))
     for path, target in layout.links.items():
         # A shared layer may have stored nothing.
         if target in file:
@@ -167,12 +208,19 @@ class WeightsFile:
         file: A seekable binary file.
         filepath: Its name for messages.
 
+    Attributes:
+        digests: The digests that tensors must have, by dataset_path; none at first.
+        damaged: Datasets that were read and had another digest, or are missing.
+
     Raises:
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
     def __init__(self, file: IO[bytes], filepath: str):
         self.filepath = filepath
+        self.digests: Mapping[str, str] = {}
+        self.damaged: set[str] = set()
+        self._bytes: Any = file
         try:
             self._file = h5py.File(file, "r")
         except OSError as error:
@@ -181,7 +229,17 @@ class WeightsFile:
     def close(self) -> None:
         self._file.close()
 
-    def store(self, inner_path: str) -> Mapping[str, np.ndarray]:
+    def expect(self, digests: Mapping[str, str]) -> None:
+        """Verifies against `digests` whatever is read from now on, and that all of it is there."""
+        self.digests = digests
+        groups = collections.defaultdict(set)
+        for path in digests:
+            group, name = posixpath.split(path)
+            groups[group].add(name)
+        for group, names in groups.items():
+            self.damaged.update(f"{group}/{name}" for name in names.difference(self.names(group)))
+
+    def store(self, inner_path: str) -> "Store":
         """Returns what is stored for one saveable: arrays by name, read when asked for."""
         return Store(self, f"{inner_path}/vars".lstrip("/"))
 
@@ -192,28 +250,55 @@ class WeightsFile:
         except _HDF5_ERRORS as error:
             raise self._error(f"has an unreadable `{group_path}`", first_line(error)) from error
 
+    def shape(self, dataset_path: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
+        return self._dataset(dataset_path).shape
+
     def read(self, dataset_path: str) -> np.ndarray:
-        """Reads one tensor.
+        """Reads one tensor, and notes in `damaged` if it is not what its digest says.
 
         Raises:
             KeyError: If there is no such dataset.
-            FileFormatError: If it is damaged, or its bytes are outside this file.
+            FileFormatError: If it cannot be read, or its bytes are outside this file.
         """
-        dataset = self._find(dataset_path)
-        if not isinstance(dataset, h5py.Dataset):
-            raise KeyError(dataset_path)
+        dataset = self._dataset(dataset_path)
+        expected = self.digests.get(dataset_path)
         try:
             outside = dataset.external or dataset.is_virtual
-            declared, stored = dataset.nbytes, dataset.id.get_storage_size()
-            if not outside and declared > max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * stored):
-                raise ValueError(f"{declared} bytes declared, {stored} stored")
             if not outside:
-                value = np.asarray(dataset[()])
-                bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
-                return value.view(_BFLOAT16) if bfloat16 else value
+                value = self._empty(dataset)
+                digest = _digest(value.dtype, value.shape)
+                if _is_laid_out(dataset):
+                    self._bytes.seek(dataset.id.get_offset() or 0)
+                    for part in _parts(value):
+                        if self._bytes.readinto(part) != len(part):
+                            raise EOFError("its bytes end too early")
+                        if expected:
+                            digest.update(part)
+                else:
+                    _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
+                    value[...] = np.asarray(dataset[()]).view(value.dtype)
+                    digest.update(value.data if value.dtype != _BFLOAT16 else value.view("u2").data)
+                if expected and digest.hexdigest() != expected:
+                    self.damaged.add(dataset_path)
+                return value
         except _HDF5_ERRORS as error:
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
+
+    def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
+        """Makes room for the values of a dataset, if it can hold what it declares."""
+        declared, stored = dataset.nbytes, dataset.id.get_storage_size()
+        if declared > max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * stored):
+            raise ValueError(f"{declared} bytes declared, {stored} stored")
+        bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
+        return np.empty(dataset.shape, _BFLOAT16 if bfloat16 else dataset.dtype)
+
+    def _dataset(self, path: str) -> h5py.Dataset:
+        dataset = self._find(path)
+        if not isinstance(dataset, h5py.Dataset):
+            raise KeyError(path)
+        return dataset
 
     def disagreements(self, paths: Mapping[str, str]) -> list[str]:
         """Lists the datasets that should be, but do not equal, another one.
@@ -267,6 +352,11 @@ class Store(Mapping[str, np.ndarray]):
         self._group_path = group_path
         self._names = file.names(group_path)
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shapes of arrays that are named by number, in their order."""
+        names = sorted(self._names, key=lambda name: (len(name), name))
+        return [self._file.shape(f"{self._group_path}/{name}") for name in names]
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.read(f"{self._group_path}/{name}")
 
@@ -277,10 +367,24 @@ class Store(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def damaged(filepath: str, names: list[str]) -> FileFormatError:
+def _is_laid_out(dataset: h5py.Dataset) -> bool:
+    """Whether the bytes of a dataset lie in the file as they do in memory."""
+    layout = dataset.id.get_create_plist().get_layout()
+    return (
+        layout == h5py.h5d.CONTIGUOUS
+        and dataset.dtype.isnative
+        and dataset.dtype.kind in "fiubcV"
+        # Nothing was ever stored in a dataset without a place: it has its fill value.
+        and dataset.id.get_offset() is not None
+        and dataset.id.get_storage_size() == dataset.nbytes
+        and dataset.id.get_type().get_size() == dataset.dtype.itemsize
+    )
+
+
+def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:
     """The error for datasets that contradict the record of a file."""
     return FileFormatError(
-        f"`{filepath}` stores other values at {listed(names)} than at their owners.\n"
-        f"Expected: one value for every place of a tie group. Received: {len(names)} others.\n"
+        f"`{filepath}` is damaged at {listed(names)}.\n"
+        f"Expected: the values that were saved. Received: {received}.\n"
         f"{_DAMAGED}"
     )

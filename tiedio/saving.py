@@ -8,6 +8,7 @@ read into place. Reader and writer mirror each other, step by step.
 
 import collections
 import contextlib
+import dataclasses
 import datetime
 import os
 import tempfile
@@ -93,11 +94,14 @@ def save_tied(
                 # it again only where the policy in force is the same.
                 optimizer = keras.saving.serialize_keras_object(model.optimizer)
                 config["compile_config"]["optimizer"] = optimizer
-        metadata = {
-            "keras_version": keras.__version__,
-            "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
-            ties.METADATA_KEY: record.to_json(),
-        }
+
+        def metadata(digests: dict[str, str]) -> dict[str, Any]:
+            return {
+                "keras_version": keras.__version__,
+                "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+                ties.METADATA_KEY: dataclasses.replace(record, digests=digests).to_json(),
+            }
+
         archive.write_archive(path, metadata, config, layout, Path(assets))
 
 
@@ -108,6 +112,7 @@ def load_tied(
     safe_mode: bool = True,
     *,
     strict: bool = True,
+    verify: bool = True,
 ) -> Any:
     """Loads a model and shares again the variables that it shared when saved.
 
@@ -123,13 +128,16 @@ def load_tied(
         safe_mode: Whether to refuse Python lambdas, which can run any code.
         strict: Whether it is an error if ties or optimizer state cannot be restored;
             otherwise it is a `TiedioWarning`, and they are left out.
+        verify: Whether to compare what is read with the digests in the record; of a
+            file without digests, the checksum of the zip archive is compared.
 
     Returns:
         The model.
 
     Raises:
         MissingFileError: If there is no such file.
-        FileFormatError: If the file is not a Keras file, or is damaged.
+        FileFormatError: If the file is not a Keras file, or is damaged. All damaged
+            variables are named.
         RecordError: If its record is malformed, newer than this tiedio, or names
             variables that the model does not have.
         CustomObjectsError: If `custom_objects` lacks classes of the file.
@@ -157,6 +165,10 @@ def load_tied(
         recorded = source.metadata.get(ties.METADATA_KEY)
         # A file that Keras wrote has no record: it loads as in Keras, warnings included.
         record = None if recorded is None else Record.from_json(recorded)
+        if verify and record and record.digests:
+            source.weights.expect(record.digests)
+        elif verify:
+            source.verify_weights()
         _check_links(source.weights, record)
         config = _without_marks(source.config)
         compile_config = config.pop("compile_config", None)
@@ -219,7 +231,7 @@ def _check_links(weights: hdf5.WeightsFile, record: Record | None) -> None:
         for path in group.dataset_paths[1:]
     }
     if differing := weights.disagreements(owners):
-        raise hdf5.damaged(weights.filepath, differing)
+        raise hdf5.damaged(weights.filepath, differing, "other values than at their owners")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,11 @@ def restore(
     record: Record | None,
     strict: bool,
 ) -> None:
-    """Reads the state of every saveable into place."""
+    """Reads the state of every saveable into place.
+
+    Raises:
+        FileFormatError: If tensors are damaged; all are named.
+    """
     failed: dict[str, Exception] = {}
     read_by_record = _read_by_record(record)
     unresumed: list[LoadError] = []
@@ -159,6 +163,8 @@ def restore(
                 generators[place][1].state.assign(np.array(random_state.state))
             except (ValueError, TypeError) as error:
                 failed[str(place)] = error
+    if weights.damaged:
+        raise hdf5.damaged(weights.filepath, sorted(weights.damaged), "others")
     if failed:
         first, cause = next(iter(failed.items()))
         error = LoadError(
@@ -187,12 +193,12 @@ def _read_by_record(record: Record | None) -> set[str]:
     }
 
 
-def _slots_error(visit: variables.Visit, store: Mapping[str, Any]) -> LoadError | None:
+def _slots_error(visit: variables.Visit, store: hdf5.Store) -> LoadError | None:
     """Compares what an optimizer holds with what is stored, before any of it is changed."""
     if not isinstance(visit.saveable, keras.optimizers.Optimizer):
         return None
     expected = [tuple(variable.shape) for variable in visit.saveable.variables]
-    received = [store[name].shape for name in sorted(store, key=lambda name: (len(name), name))]
+    received = store.shapes()
     if received == expected:
         return None
     return LoadError(

@@ -210,6 +210,9 @@ class Record:
         optimizer_variables: For each optimizer (by inner_path), the variables
             it was built for, in the order of its slots; `None` if it was not built.
         random_states: State of each seed generator.
+        digests: For each dataset_path the XXH3 digest (64 bits, in hexadecimal) of
+            dtype, shape and bytes of the tensor there, such as `float32[2, 3]` and
+            24 bytes; empty if the file has none.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
@@ -220,6 +223,7 @@ class Record:
         default_factory=dict
     )
     random_states: tuple[RandomState, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -233,6 +237,7 @@ class Record:
                 for inner_path, places in self.optimizer_variables.items()
             },
             "random_states": [state.to_json() for state in self.random_states],
+            "digests": dict(self.digests),
         }
 
     @classmethod
@@ -268,6 +273,10 @@ class Record:
                 ).items()
             },
             tuple(fields.each("random_states", RandomState.from_json, missing=[])),
+            {
+                path: _typed(digest, str, "a digest")
+                for path, digest in fields.get("digests", dict, missing={}).items()
+            },
         )
         claimed = collections.Counter(p for group in record.tie_groups for p in group.places)
         if twice := sorted(str(place) for place, times in claimed.items() if times > 1):
