@@ -33,6 +33,9 @@ _EXPANSION_FLOOR = 1 << 28  # bytes
 # Large tensors are read and written in parts that fit into a processor's cache.
 CHUNK = 1 << 20  # bytes
 
+# What TensorFlow, JAX and torch ask of memory that they use in place.
+_ALIGNMENT = 64  # bytes
+
 # What h5py raises for damaged files, whichever part of HDF5 meets the damage.
 _HDF5_ERRORS = (
     EOFError,
@@ -201,6 +204,16 @@ class _Sheet(io.RawIOBase):
         return pages[start - first * self.PAGE : end - first * self.PAGE]
 
 
+class Stored(np.ndarray):
+    """An array as it was read, not to be written to, but for who takes its memory over.
+
+    Attributes:
+        memory: The same array, writable; views of this one have it not.
+    """
+
+    memory: np.ndarray
+
+
 class WeightsFile:
     """A weights file open for reading.
 
@@ -220,6 +233,7 @@ class WeightsFile:
         self.filepath = filepath
         self.digests: Mapping[str, str] = {}
         self.damaged: set[str] = set()
+        self._read: dict[tuple[int, int], Stored] = {}
         self._bytes: Any = file
         try:
             self._file = h5py.File(file, "r")
@@ -286,13 +300,27 @@ class WeightsFile:
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
+    def read_once(self, dataset_path: str) -> Stored:
+        """Reads one tensor as `read` does, but the same array for all of its paths."""
+        info = h5py.h5o.get_info(self._dataset(dataset_path).id)
+        address = (info.fileno, info.addr)
+        if address in self._read:
+            return self._read[address]
+        memory = self.read(dataset_path)
+        stored = memory.view(Stored)
+        stored.memory = memory
+        stored.flags.writeable = False
+        if info.rc > 1:
+            self._read[address] = stored
+        return stored
+
     def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
         """Makes room for the values of a dataset, if it can hold what it declares."""
         declared, stored = dataset.nbytes, dataset.id.get_storage_size()
         if declared > max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
         bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
-        return np.empty(dataset.shape, _BFLOAT16 if bfloat16 else dataset.dtype)
+        return _aligned(dataset.shape, _BFLOAT16 if bfloat16 else dataset.dtype)
 
     def _dataset(self, path: str) -> h5py.Dataset:
         dataset = self._find(path)
@@ -352,6 +380,10 @@ class Store(Mapping[str, np.ndarray]):
         self._group_path = group_path
         self._names = file.names(group_path)
 
+    def shared(self) -> "Store":
+        """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
+        return _SharedStore(self._file, self._group_path)
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of arrays that are named by number, in their order."""
         names = sorted(self._names, key=lambda name: (len(name), name))
@@ -367,6 +399,11 @@ class Store(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
+class _SharedStore(Store):
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.read_once(f"{self._group_path}/{name}")
+
+
 def _is_laid_out(dataset: h5py.Dataset) -> bool:
     """Whether the bytes of a dataset lie in the file as they do in memory."""
     layout = dataset.id.get_create_plist().get_layout()
@@ -379,6 +416,14 @@ def _is_laid_out(dataset: h5py.Dataset) -> bool:
         and dataset.id.get_storage_size() == dataset.nbytes
         and dataset.id.get_type().get_size() == dataset.dtype.itemsize
     )
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Makes an array in memory that backends take over without copying it."""
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:

@@ -33,7 +33,8 @@ def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) 
         forget_functions(model)
     trained = [model.name for model, _ in optimizers if int(model.optimizer.iterations) > 0]
     for model, optimizer in optimizers:
-        set_optimizer(model, "optimizer", optimizer, model.trainable_variables)
+        set_optimizer(model, "optimizer", optimizer)
+        optimizer.build(model.trainable_variables)
     if trained:  # last, as a warning may be made an error
         warnings.warn(
             f"The optimizer of {listed(trained)} was built for variables that are now others: "
@@ -61,6 +62,19 @@ def find_optimizers(visits: Iterable[Visit]) -> dict[str, keras.optimizers.Optim
     return found
 
 
+def apart(visits: Iterable[Visit]) -> tuple[list[Visit], list[Visit]]:
+    """Parts the visits of a model from those of its optimizers, and of what is inside these."""
+    visits = list(visits)
+    optimizers = tuple(find_optimizers(visits))
+    inside = [
+        f"{visit.inner_path}/".startswith(tuple(f"{o}/" for o in optimizers)) for visit in visits
+    ]
+    return (
+        [visit for visit, is_inside in zip(visits, inside, strict=True) if not is_inside],
+        [visit for visit, is_inside in zip(visits, inside, strict=True) if is_inside],
+    )
+
+
 def optimizer_variables(optimizer: keras.optimizers.Optimizer | None) -> list[Any] | None:
     """Lists the variables that `optimizer` was built for, in its order."""
     if optimizer is None or not optimizer.built:
@@ -73,17 +87,12 @@ def renewed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers
     return type(optimizer).from_config(optimizer.get_config())
 
 
-def set_optimizer(
-    model: keras.Layer,
-    attribute: str,
-    optimizer: keras.optimizers.Optimizer,
-    variables: list[Any] | None,
-) -> None:
-    """Gives `optimizer` to `model`, built for `variables` if there are any."""
+def set_optimizer(model: keras.Layer, attribute: str, optimizer: Any) -> None:
+    """Gives `optimizer` to `model` in the place of the one it has."""
     before = getattr(model, attribute)
+    if before is optimizer:
+        return
     setattr(model, attribute, optimizer)
-    if variables is not None:
-        optimizer.build(variables)
     # What is saved as the model's optimizer; Keras may have wrapped it for loss scaling.
     config = getattr(getattr(model, "_compile_config", None), "config", {})
     for given in (before, getattr(before, "inner_optimizer", None)):

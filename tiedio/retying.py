@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from tiedio import intent, models, variables
+from tiedio.deferral import Deferral
 from tiedio.errors import LoadError, RecordError, listed
 from tiedio.hdf5 import WeightsFile
 from tiedio.substitution import (
@@ -213,16 +214,17 @@ def _restore_layers(
         restore_layer(
             layer, dataclasses.replace(saved, variables=(*saved.variables, *unknown)), named
         )
+    places = variables.find_places(visits)
     missing = {
         str(place)
         for trained in record.optimizer_variables.values()
         for place in (trained or ())
-        if place not in variables.find_places(visits)
+        if place not in places
     }
     problems.update((name, "no such variable") for name in missing - problems.keys())
 
 
-def match_optimizers(model: keras.Layer, record: Record) -> LoadError | None:
+def match_optimizers(model: keras.Layer, record: Record, deferral: Deferral) -> LoadError | None:
     """Makes every optimizer be built for the variables it was built for when saved.
 
     Returns:
@@ -231,18 +233,23 @@ def match_optimizers(model: keras.Layer, record: Record) -> LoadError | None:
     visits = variables.walk(model)
     places = variables.find_places(visits)
     by_path = {visit.inner_path: visit.saveable for visit in visits}
+    wanted = {
+        inner_path: [places[place][1] for place in trained or () if place in places]
+        for inner_path, trained in record.optimizer_variables.items()
+    }
+    if isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer):
+        wanted.setdefault("optimizer", model.trainable_variables)  # as Keras does
     missing = []
-    for inner_path, trained in record.optimizer_variables.items():
+    for inner_path, trained in wanted.items():
         optimizer = by_path.get(inner_path)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             missing += [inner_path] if trained else []
             continue
-        wanted = [places[place][1] for place in trained or () if place in places]
         built = models.optimizer_variables(optimizer) or []
-        if list(map(id, built)) != list(map(id, wanted)):
+        if list(map(id, built)) != list(map(id, trained)):
             parent, _, attribute = inner_path.rpartition("/")
             models.set_optimizer(
-                by_path[parent], attribute, models.renewed_optimizer(optimizer), wanted or None
+                by_path[parent], attribute, _built_optimizer(optimizer, trained, deferral)
             )
     if not missing:
         return None
@@ -251,6 +258,20 @@ def match_optimizers(model: keras.Layer, record: Record) -> LoadError | None:
         "Expected: an optimizer. Received: none, as when the `compile` of a class is its own.\n"
         "Give the class a `compile_from_config`, or pass `strict=False`."
     )
+
+
+def _built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> Any:
+    """Builds an optimizer for these variables, or one like it if it was built for others."""
+    fresh = models.renewed_optimizer(optimizer) if optimizer.built else optimizer
+
+    def build() -> Any:
+        nonlocal fresh
+        if fresh.built:  # in vain, without values
+            fresh = models.renewed_optimizer(fresh)
+        fresh.build(trained)
+        return fresh
+
+    return deferral.build(build) if trained else fresh
 
 
 def infer_shared_layers(model: keras.Layer, weights: WeightsFile) -> tuple[tuple[str, str], ...]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import keras
 
-from tiedio import archive, hdf5, retying, state, ties, variables
+from tiedio import archive, hdf5, models, retying, state, ties, variables
+from tiedio.deferral import Deferral
 from tiedio.errors import (
     CustomObjectsError,
     FileFormatError,
@@ -170,38 +171,58 @@ def load_tied(
         elif verify:
             source.verify_weights()
         _check_links(source.weights, record)
-        config = _without_marks(source.config)
-        compile_config = config.pop("compile_config", None)
+        deferral = Deferral()
         with (
-            variables.ObjectSharingScope(),
+            contextlib.ExitStack() as sharing,
             variables.SafeModeScope(safe_mode),
             keras.saving.CustomObjectScope(dict(custom_objects or {})),
         ):
+
+            def build() -> Any:
+                # A second attempt shares nothing with the first.
+                sharing.enter_context(variables.ObjectSharingScope())
+                config = _without_marks(source.config)
+                return keras.saving.deserialize_keras_object({**config, "compile_config": None})
+
             with _explained(source.config, path):
-                model = keras.saving.deserialize_keras_object(config)
+                model = deferral.build(build)
             if not isinstance(model, keras.Layer):
                 raise LoadError(
                     f"`{path}` holds no model.\n"
                     f"Expected: a model. Received: {type(model).__name__}.\n"
                     "Load it with `keras.saving.load_model`."
                 )
-            if record is None:
-                inferred = retying.infer_shared_layers(model, source.weights)
-                retying.retie(model, Record(shared_layers=inferred), source.weights)
-            else:
-                state.report(retying.retie(model, record, source.weights), strict)
+            inferred = record or Record(
+                shared_layers=retying.infer_shared_layers(model, source.weights)
+            )
+            state.report(retying.retie(model, inferred, source.weights), strict or not record)
+            compile_config = _without_marks(source.config).get("compile_config")
             if compile and compile_config:
                 with _explained(source.config, path):
-                    model.compile_from_config(compile_config)
-                model.compiled = True
-            if record:
-                error = retying.match_optimizers(model, record)
-                state.report(error if compile and compile_config else None, strict)
-        source.extract_assets(Path(folder))
-        state.restore(
-            variables.walk(model), source.weights, Path(folder) / archive.ASSETS, record, strict
-        )
+                    _compile(model, compile_config, deferral)
+            source.extract_assets(Path(folder))
+            restoration = state.Restoration(
+                source.weights, Path(folder) / archive.ASSETS, record, deferral
+            )
+            # Optimizers last: TensorFlow's cannot be built for variables without values.
+            restoration.read(models.apart(variables.walk(model))[0])
+            error = retying.match_optimizers(model, inferred, deferral)
+            state.report(error if compile and compile_config else None, strict)
+            restoration.read(models.apart(variables.walk(model))[1])
+            restoration.finish(strict)
+        models.forget_functions(model)
     return model
+
+
+def _compile(model: keras.Model, config: dict[str, Any], deferral: Deferral) -> None:
+    """Compiles a model, and leaves its optimizer unbuilt where that is not up to its class."""
+    own = {name: getattr(type(model), name) for name in ("compile", "compile_from_config")}
+    if all(method is getattr(keras.Model, name) for name, method in own.items()):
+        model.compile(**keras.saving.deserialize_keras_object(config))
+    else:
+        deferral.finish()  # it may build optimizers
+        model.compile_from_config(config)
+    model.compiled = True
 
 
 def _keras_path(

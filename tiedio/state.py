@@ -1,14 +1,15 @@
 """Move the state of every saveable of a model out to a layout, and back in.
 
-`capture` and `restore` mirror each other: variables and assets of each saveable
+`capture` and `Restoration` mirror each other: variables and assets of each saveable
 in the order of the walk, then what Keras itself does not store.
 """
 
 import collections
+import contextlib
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 
 from tiedio import hdf5, models, variables
+from tiedio.deferral import Deferral
 from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, first_line, listed
 from tiedio.ties import Place, RandomState, Record
 
@@ -117,65 +119,86 @@ def _own_variables(saveable: Any) -> dict[str, Any]:
     return stored
 
 
-def restore(
-    visits: list[variables.Visit],
-    weights: hdf5.WeightsFile,
-    assets: Path,
-    record: Record | None,
-    strict: bool,
-) -> None:
-    """Reads the state of every saveable into place.
+class Restoration:
+    """Reads the state of saveables into place, and remembers what failed.
 
-    Raises:
-        FileFormatError: If tensors are damaged; all are named.
+    Args:
+        weights: The file.
+        assets: Folder with the assets, if it exists.
+        record: The record of the file, if it has one.
+        deferral: The variables that have no value yet.
     """
-    failed: dict[str, Exception] = {}
-    read_by_record = _read_by_record(record)
-    unresumed: list[LoadError] = []
-    for visit in visits:
+
+    def __init__(
+        self, weights: hdf5.WeightsFile, assets: Path, record: Record | None, deferral: Deferral
+    ):
+        self._weights = weights
+        self._assets = assets
+        self._record = record
+        self._deferral = deferral
+        self._read_by_record = _read_by_record(record)
+        self._failed: dict[str, Exception] = {}
+        self._unresumed: list[LoadError] = []
+
+    def read(self, visits: Sequence[variables.Visit]) -> None:
+        """Reads the state of these saveables; all of their variables have values then."""
+        for visit in visits:
+            with self._noting(visit.inner_path or "the model"):
+                self._read_one(visit)
+        self._deferral.finish()
+        places = variables.find_places(visits)
+        for place in self._record.exact_values if self._record else ():
+            if place in places and place.dataset_path:
+                with self._noting(str(place)):
+                    places[place][1].assign(self._weights.read(place.dataset_path))
+        generators = variables.find_generators(visits)
+        for random_state in self._record.random_states if self._record else ():
+            place = random_state.places[0]
+            if place in generators:
+                with self._noting(str(place)):
+                    generators[place][1].state.assign(np.array(random_state.state))
+
+    def _read_one(self, visit: variables.Visit) -> None:
+        if hasattr(visit.saveable, "load_own_variables"):
+            store = self._weights.store(visit.inner_path)
+            error = self._record and _slots_error(visit, store)
+            if error:
+                self._unresumed.append(error)
+            elif visit.inner_path not in self._read_by_record:
+                self._deferral.load(visit.saveable, store)
+        if hasattr(visit.saveable, "load_assets") and self._assets.exists():
+            folder = self._assets / visit.inner_path
+            visit.saveable.load_assets(str(folder) if folder.exists() else None)
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
         try:
-            if hasattr(visit.saveable, "load_own_variables"):
-                store = weights.store(visit.inner_path)
-                error = record and _slots_error(visit, store)
-                if error:
-                    unresumed.append(error)
-                elif visit.inner_path not in read_by_record:
-                    visit.saveable.load_own_variables(store)
-            if hasattr(visit.saveable, "load_assets") and assets.exists():
-                folder = assets / visit.inner_path
-                visit.saveable.load_assets(str(folder) if folder.exists() else None)
+            yield
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, TiedioError):
                 raise
-            failed[visit.inner_path or "the model"] = error
-    places = variables.find_places(visits)
-    generators = variables.find_generators(visits)
-    for place in record.exact_values if record else ():
-        if place in places and place.dataset_path:
-            try:
-                places[place][1].assign(weights.read(place.dataset_path))
-            except (ValueError, KeyError, TypeError) as error:
-                failed[str(place)] = error
-    for random_state in record.random_states if record else ():
-        place = random_state.places[0]
-        if place in generators:
-            try:
-                generators[place][1].state.assign(np.array(random_state.state))
-            except (ValueError, TypeError) as error:
-                failed[str(place)] = error
-    if weights.damaged:
-        raise hdf5.damaged(weights.filepath, sorted(weights.damaged), "others")
-    if failed:
-        first, cause = next(iter(failed.items()))
-        error = LoadError(
-            f"Cannot load the state of {listed(failed)}.\n"
-            f"Received, for `{first}`: {first_line(cause)}\n"
-            "Load the file with the same classes, in the version it was saved with."
-        )
-        error.__cause__ = cause
-        unresumed.insert(0, error)
-    for error in unresumed:
-        report(error, strict)
+            self._failed[name] = error
+
+    def finish(self, strict: bool) -> None:
+        """Raises what failed.
+
+        Raises:
+            FileFormatError: If tensors are damaged; all are named.
+            LoadError: If something could not be read.
+        """
+        if self._weights.damaged:
+            raise hdf5.damaged(self._weights.filepath, sorted(self._weights.damaged), "others")
+        if self._failed:
+            first, cause = next(iter(self._failed.items()))
+            error = LoadError(
+                f"Cannot load the state of {listed(self._failed)}.\n"
+                f"Received, for `{first}`: {first_line(cause)}\n"
+                "Load the file with the same classes, in the version it was saved with."
+            )
+            error.__cause__ = cause
+            self._unresumed.insert(0, error)
+        for error in self._unresumed:
+            report(error, strict)
 
 
 def _listed_only(attribute: str) -> bool:

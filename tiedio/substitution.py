@@ -15,7 +15,7 @@ from keras.src.ops.function import map_graph
 
 from tiedio.errors import TieError
 from tiedio.ties import LayerState
-from tiedio.variables import TRACKED, attributes_of
+from tiedio.variables import TRACKED, attributes_of, has_value
 
 # What a layer asks of its variables, in attributes such as `kernel_regularizer`.
 _WISHES = ("regularizer", "constraint")
@@ -78,7 +78,7 @@ def substitute_layer(old: keras.Layer, new: keras.Layer, holders: Iterable[keras
 
 def track_parameters(layer: keras.Layer) -> None:
     """Makes a torch module's parameters those of its variables (it keeps them when built)."""
-    if hasattr(layer, "_track_variables"):
+    if hasattr(layer, "_track_variables") and all(map(has_value, layer.variables)):
         layer._track_variables()
 
 

@@ -10,17 +10,24 @@ throughout, and whoever keeps an `id()` also keeps the object alive.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
+
+# Keras' account of the variables that wait for a value: one that is left in it would be
+# given a random one at the next chance.
+from keras.src.backend.common import global_state
 
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
 from keras.src.saving.keras_saveable import KerasSaveable
 
-# The attributes it visits, in order, and how it names the members of lists (below):
-# paths made from anything else would not be where stock Keras looks for them.
-from keras.src.saving.saving_lib import _walk_saveable
+# The attributes it does not visit, their order, and how it names the members of lists
+# (below): paths made from anything else would not be where stock Keras looks for them.
+from keras.src.saving.saving_lib import _name_key, get_attr_skipset
 
 # Re-exported for `saving`: a model is read and written inside these scopes.
 from keras.src.saving.serialization_lib import ObjectSharingScope as ObjectSharingScope
@@ -44,6 +51,12 @@ BOOKKEEPING = {
 }
 
 
+# What can hold a saveable, or be one.
+_CONTAINERS = (list, dict, tuple)
+_HOLDING = (KerasSaveable, *_CONTAINERS)
+_METHODS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+
+
 @dataclasses.dataclass
 class Visit:
     """One saveable met on the walk over a model.
@@ -64,11 +77,12 @@ class Visit:
 def walk(root: Any) -> list[Visit]:
     """Lists the saveables below `root`, itself first, as Keras visits them."""
     visits: dict[int, Visit] = {}
+    attributes = _Attributes()
 
     def visit(saveable: Any, inner_path: str) -> None:
         visits[id(saveable)] = Visit(saveable, [inner_path])
         held: dict[int, bool] = {}  # what this one holds; whether a property showed it
-        for attribute, child in _walk_saveable(saveable):
+        for attribute, child in attributes.of(saveable):
             view = isinstance(getattr(type(saveable), attribute, None), property)
             for item, item_path in _saveables(child, f"{inner_path}/{attribute}".lstrip("/")):
                 if id(item) not in visits:
@@ -81,21 +95,66 @@ def walk(root: Any) -> list[Visit]:
     return list(visits.values())
 
 
+class _Attributes:
+    """The attributes of saveables that may hold others, in the order of Keras' own walk.
+
+    Keras finds out anew for every saveable what all of its kind have in common,
+    which takes longer than all the rest of a walk.
+    """
+
+    def __init__(self):
+        self._skipped: dict[str, set[str]] = {}
+        self._of_class: dict[type, set[str]] = {}
+
+    def of(self, saveable: Any) -> Iterator[tuple[str, Any]]:
+        """Yields name and value of those that hold a saveable or a container."""
+        kind = saveable._obj_type()
+        if kind in ("Sequential", "Functional"):
+            yield "layers", saveable.layers
+        if kind not in self._skipped:
+            self._skipped[kind] = get_attr_skipset(kind)
+        names = self._names(saveable) - self._skipped[kind]
+        for name in sorted(names, key=_name_key):
+            try:
+                value = getattr(saveable, name)
+            except Exception:  # whatever a property raises; Keras passes over it too
+                continue
+            if isinstance(value, _HOLDING):
+                yield name, value
+
+    def _names(self, saveable: Any) -> set[str]:
+        if type(saveable).__dir__ is not object.__dir__:  # torch lists sub-layers there
+            return {name for name in dir(saveable) if not name.startswith("__")}
+        kind = type(saveable)
+        if kind not in self._of_class:
+            self._of_class[kind] = {
+                name
+                for name in dir(kind)
+                # Most of a class are functions, and none of them a saveable.
+                if not (name.startswith("__") or isinstance(getattr(kind, name, None), _METHODS))
+            }
+        return self._of_class[kind] | vars(saveable).keys()
+
+
+_snake_case = functools.cache(to_snake_case)
+
+
 def _saveables(value: Any, inner_path: str, entered: tuple[int, ...] = ()) -> Iterator[Any]:
     """Yields the saveables in an attribute, with their paths, as Keras names them."""
     if isinstance(value, KerasSaveable):
         yield value, inner_path
-    elif isinstance(value, (list, dict, tuple)) and id(value) not in entered:
-        used = collections.Counter()
+    elif isinstance(value, _CONTAINERS) and id(value) not in entered:
+        used: dict[str, int] = {}
         for item in list(value.values()) if isinstance(value, dict) else value:
             if isinstance(item, KerasSaveable):
-                kind = to_snake_case(type(item).__name__)
-            elif isinstance(item, (list, dict, tuple)):
+                kind = _snake_case(type(item).__name__)
+            elif isinstance(item, _CONTAINERS):
                 kind = "container"
             else:
                 continue
-            name = f"{kind}_{used[kind]}" if used[kind] else kind
-            used[kind] += 1
+            number = used.get(kind, 0)
+            used[kind] = number + 1
+            name = f"{kind}_{number}" if number else kind
             yield from _saveables(item, f"{inner_path}/{name}", (*entered, id(value)))
 
 
@@ -109,18 +168,20 @@ def layers_of(visits: Iterable[Visit]) -> Iterator[tuple[str, keras.Layer]]:
 def _members(layer: keras.Layer, kind: type) -> Iterator[tuple[str, Any]]:
     """Yields each object of `kind` that `layer` itself holds, by attribute."""
 
-    def search(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in attributes_of(layer).items():
         if isinstance(value, kind):
             yield name, value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                yield from search(f"{name}/{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                yield from search(f"{name}/{index}", item)
+        elif isinstance(value, _CONTAINERS):
+            yield from _items(name, value, kind)
 
-    for name, value in attributes_of(layer).items():
-        yield from search(name, value)
+
+def _items(name: str, container: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    pairs = container.items() if isinstance(container, dict) else enumerate(container)
+    for key, item in pairs:
+        if isinstance(item, kind):
+            yield f"{name}/{key}", item
+        elif isinstance(item, _CONTAINERS):
+            yield from _items(f"{name}/{key}", item, kind)
 
 
 def attributes_of(layer: keras.Layer) -> dict[str, Any]:
@@ -143,6 +204,13 @@ def named_variables(layer: keras.Layer) -> dict[str, Any]:
             if id(variable) not in known:
                 named[f"{tracked}/{index}"] = variable
     return named
+
+
+def own_variables(saveable: Any) -> list[Any]:
+    """Lists the variables that a saveable itself loads: those of a layer without its sub-layers'."""
+    if isinstance(saveable, keras.Layer):
+        return [variable for tracked in TRACKED for variable in getattr(saveable, tracked)]
+    return list(getattr(saveable, "variables", ()))
 
 
 def find_places(visits: Iterable[Visit]) -> dict[Place, tuple[keras.Layer, Any]]:
@@ -242,3 +310,42 @@ def _created_by(layer: keras.Layer, variable: Any) -> int:
     if variable.path == f"{layer.path}/{variable.name}":
         return 2
     return int(f"/{variable.path}".endswith(f"/{layer.name}/{variable.name}"))
+
+
+class Uninitialized:
+    """A scope that lists the variables made without values inside it."""
+
+    _ACCOUNT = "uninitialized_variables"
+
+    def __enter__(self) -> "Uninitialized":
+        self.variables: list[keras.Variable] = []
+        self._others = global_state.get_global_attribute(self._ACCOUNT)
+        global_state.set_global_attribute(self._ACCOUNT, self.variables)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        global_state.set_global_attribute(self._ACCOUNT, self._others)
+
+
+def has_value(variable: Any) -> bool:
+    """Whether a variable has a value yet; asked otherwise, it makes one up."""
+    return variable._value is not None
+
+
+def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> None:
+    """Gives a variable its first value, by another initializer than its own if there is one."""
+    if initializer:
+        variable._initializer = initializer
+    variable._deferred_initialize()
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """Returns a tensor in the memory of `array`, where that needs a word to the backend."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        try:
+            return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        except (BufferError, TypeError, tf.errors.OpError):
+            pass  # bfloat16
+    return array  # torch and JAX share its memory by themselves

@@ -1,0 +1,112 @@
+"""Build a model without values, then give every variable its first value once.
+
+Random initial values, and room for them, would be most of the time and memory of
+loading. A model that needs values while it is built gets them, as Keras does it.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import keras
+
+from tiedio import variables
+from tiedio.hdf5 import Store, Stored
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Deferral:
+    """Variables that were made without values, until they are given one."""
+
+    def __init__(self):
+        # Not kept alive: one that is replaced by a shared one needs no value.
+        self._made: list[weakref.ref[keras.Variable]] = []
+
+    def build(self, make: Callable[[], T]) -> T:
+        """Returns what `make` makes, its variables without values if that can be done.
+
+        `make` is called once more if not, and must then start from the beginning.
+        """
+        # The values of distributed variables are laid out by their initializers.
+        if keras.distribution.distribution() is None:
+            try:
+                with variables.Uninitialized() as uninitialized, _Assignments() as assignments:
+                    made = make()
+                if not assignments.made:
+                    for variable in uninitialized.variables:
+                        self._made.append(weakref.ref(variable))
+                        variable.assign = _FirstAssign(variable)
+                    return made
+                reason: Any = "it assigns values"
+            except Exception as error:  # what a class raises that wants to see a value
+                reason = error
+            _log.debug("built with initial values: %s", reason)
+        return make()
+
+    def load(self, saveable: Any, store: Store) -> None:
+        """Lets `saveable` load its own variables; what has no value takes over what was read."""
+        if any(isinstance(v.assign, _FirstAssign) for v in variables.own_variables(saveable)):
+            try:
+                saveable.load_own_variables(store.shared())
+                # One that was read and is still waiting was perhaps written to in place.
+                if not (_waiting(saveable) and len(store)):
+                    return
+            except Exception as error:  # raised again below, if it was not for want of a value
+                _log.debug("%r is loaded with initial values: %s", saveable, error)
+            _initialize(_waiting(saveable))
+        saveable.load_own_variables(store)
+
+    def finish(self) -> None:
+        """Gives what was not loaded the initial value that Keras would have given it."""
+        made = [variable for reference in self._made if (variable := reference()) is not None]
+        self._made.clear()
+        for variable in made:
+            del variable.assign
+        _initialize(variable for variable in made if not variables.has_value(variable))
+
+
+class _Assignments(keras.StatelessScope):
+    """Collects what is assigned to variables inside, instead of doing it."""
+
+    def __init__(self):
+        super().__init__(initialize_variables=False)
+        self.made: list[Any] = []
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        super().add_update(update)
+        self.made.append(update[1])
+
+
+class _FirstAssign:
+    """Takes the place of `Variable.assign` until loading is done."""
+
+    def __init__(self, variable: keras.Variable):
+        self._variable = weakref.ref(variable)
+        self._given: Any = None
+
+    def __call__(self, value: Any) -> Any:
+        variable: Any = self._variable()
+        assign = type(variable).assign
+        if value is self._given:  # a shared tensor, by another of its paths
+            return variable.value
+        if variables.has_value(variable):
+            return assign(variable, value)
+        memory = getattr(value, "memory", None) if isinstance(value, Stored) else None
+        with _Assignments() as assignments:  # Keras converts and checks
+            assign(variable, value if memory is None else variables.to_tensor(memory))
+        variables.initialize(variable, lambda shape, dtype: assignments.made[0])
+        self._given = value
+        return variable.value
+
+
+def _waiting(saveable: Any) -> list[keras.Variable]:
+    return [v for v in variables.own_variables(saveable) if not variables.has_value(v)]
+
+
+def _initialize(waiting: Iterable[keras.Variable]) -> None:
+    for variable in waiting:
+        variables.initialize(variable)
