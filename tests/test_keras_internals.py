@@ -136,7 +136,7 @@ def test_the_compile_config_holds_the_optimizer():
     before = wrapped.optimizer
     assert isinstance(before, keras.optimizers.LossScaleOptimizer)
     renewed = models.renewed_optimizer(before)
-    models.set_optimizer(wrapped, "optimizer", renewed, wrapped.trainable_variables)
+    models.set_optimizer(wrapped, "optimizer", renewed)
     assert wrapped.optimizer is not before
     assert wrapped._compile_config.config["optimizer"] is wrapped.optimizer.inner_optimizer
 

@@ -5,7 +5,6 @@ and renamed. Nothing is read from an archive before its size is checked, and no
 member can leave the folder it is extracted to.
 """
 
-import concurrent.futures
 import contextlib
 import io
 import json
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 
 from tiedio import hdf5
 from tiedio.errors import FileFormatError, MissingFileError, first_line, listed
+from tiedio.streams import Window, WriteBehind
 
 METADATA = "metadata.json"
 CONFIG = "config.json"
@@ -71,7 +71,7 @@ def write_archive(
     config_text = json.dumps(config)
     with (
         replacing(filepath) as file,
-        _WriteBehind(file) as stream,
+        WriteBehind(file) as stream,
         zipfile.ZipFile(stream, "w") as archive,
     ):
         archive.writestr(CONFIG, config_text)
@@ -81,76 +81,6 @@ def write_archive(
             if path.is_file():
                 archive.write(path, f"{ASSETS}/{path.relative_to(assets).as_posix()}")
         archive.writestr(METADATA, json.dumps(describe(digests)))
-
-
-class _WriteBehind(io.BufferedIOBase):
-    """A file that is written in another thread, while the next part is checksummed in this one."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._written = None
-
-    def write(self, data: Any) -> int:
-        self._settle()
-        if len(data) < hdf5.CHUNK:  # not worth the way to another thread
-            return self._file.write(data)
-        self._written = self._thread.submit(self._file.write, data)
-        return len(data)
-
-    def _settle(self) -> None:
-        if self._written:
-            written, self._written = self._written, None
-            written.result()
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._settle()
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        self._settle()
-        return self._file.tell()
-
-    def flush(self) -> None:
-        if not self.closed:
-            self._settle()
-
-    def close(self) -> None:
-        try:
-            super().close()  # flushes
-        finally:
-            self._thread.shutdown()
-
-
-class _Window(io.RawIOBase):
-    """A part of a file, read in place."""
-
-    def __init__(self, file: io.BufferedReader, start: int, size: int):
-        self._file = file
-        self._start = start
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + (0, self._position, self._size)[whence])
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer)[: max(0, self._size - self._position)]
-        # Others read the same file.
-        self._file.seek(self._start + self._position)
-        count = self._file.readinto(wanted)
-        self._position += count
-        return count
 
 
 class Archive:
@@ -176,7 +106,7 @@ class Archive:
             )
         self.metadata = self._json(METADATA) if METADATA in members else {}
         self.config = self._json(CONFIG)
-        self.weights = hdf5.WeightsFile(self._seekable(WEIGHTS), str(filepath))
+        self.weights = hdf5.WeightsFile(self._window(WEIGHTS), str(filepath))
 
     def verify_weights(self) -> None:
         """Compares the weights with the checksum of the archive.
@@ -215,12 +145,13 @@ class Archive:
         self._check_size(self._archive.getinfo(name))
         return self._archive.read(name)
 
-    def _seekable(self, name: str) -> BinaryIO:
+    def _window(self, name: str) -> Window:
         """Opens a member; one that is compressed is read whole."""
         info = self._archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
             _log.debug("%s is compressed: it is read whole", name)
-            return io.BytesIO(self._read(name))
+            content = self._read(name)
+            return Window(io.BytesIO(content), 0, len(content))
         self._archive.open(info).close()  # compares its header with the archive's directory
         self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
         lengths = struct.unpack("<HH", self._file.read(4))
@@ -229,7 +160,7 @@ class Archive:
             0, io.SEEK_END
         ):
             raise _damaged(self._filepath, f"`{name}` beyond the end of the file")
-        return io.BufferedReader(_Window(self._file, start, info.file_size))
+        return Window(self._file, start, info.file_size)
 
     def _check_size(self, info: zipfile.ZipInfo) -> None:
         limit = max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * info.compress_size)

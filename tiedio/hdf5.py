@@ -6,9 +6,10 @@ file that need not seek: one pass, one tensor in memory at a time.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
-import io
 import logging
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
@@ -17,8 +18,10 @@ import h5py
 import ml_dtypes
 import numpy as np
 import xxhash
+from h5py import h5l, h5o
 
 from tiedio.errors import FileFormatError, first_line, listed
+from tiedio.streams import Sheet, Window
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +33,10 @@ _BFLOAT16_STORED = np.dtype("V2")
 _LARGEST_EXPANSION = 100
 _EXPANSION_FLOOR = 1 << 28  # bytes
 
-# Large tensors are read and written in parts that fit into a processor's cache.
+# Large tensors are written in parts that fit into a processor's cache; they are read in
+# larger ones, as each is read in another thread.
 CHUNK = 1 << 20  # bytes
+READ_CHUNK = 1 << 23  # bytes
 
 # What TensorFlow, JAX and torch ask of memory that they use in place.
 _ALIGNMENT = 64  # bytes
@@ -81,7 +86,7 @@ def write(layout: Layout, stream: IO[bytes]) -> dict[str, str]:
     Returns:
         The digest of each tensor, by dataset_path, linked ones included.
     """
-    sheet = _Sheet()
+    sheet = Sheet()
     with h5py.File(sheet, "w") as file:
         placed = sorted(_lay_out(layout, file))
     digests = {}
@@ -92,7 +97,7 @@ def write(layout: Layout, stream: IO[bytes]) -> dict[str, str]:
         digest = _digest(tensor.dtype, tensor.shape)
         if content.nbytes:
             stream.write(sheet.between(position, offset))
-            for part in _parts(content):
+            for part in _parts(content, CHUNK):
                 digest.update(part)
                 stream.write(part)
             position = offset + content.nbytes
@@ -107,10 +112,10 @@ def _digest(dtype: np.dtype, shape: tuple[int, ...]) -> xxhash.xxh3_64:
     return xxhash.xxh3_64(f"{dtype.name}{list(shape)}".encode())
 
 
-def _parts(array: np.ndarray) -> Iterator[memoryview]:
-    """Cuts the bytes of a contiguous array."""
+def _parts(array: np.ndarray, size: int) -> Iterator[memoryview]:
+    """Cuts the bytes of a contiguous array into parts of `size` bytes."""
     content = array.reshape(-1).view(np.uint8).data
-    return (content[start : start + CHUNK] for start in range(0, array.nbytes, CHUNK))
+    return (content[start : start + size] for start in range(0, array.nbytes, size))
 
 
 def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
@@ -148,62 +153,6 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     return placed
 
 
-class _Sheet(io.RawIOBase):
-    """A file in memory that keeps only the pages HDF5 has written to."""
-
-    PAGE = 4096
-
-    def __init__(self):
-        self.pages: dict[int, bytearray] = {}
-        self.position = 0
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + (0, self.position, self.size)[whence]
-        return self.position
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self.position if size is None else size
-        return self.size
-
-    def write(self, data: Any) -> int:
-        data = memoryview(data).cast("B")
-        done = 0
-        while done < len(data):
-            number, start = divmod(self.position, self.PAGE)
-            page = self.pages.setdefault(number, bytearray(self.PAGE))
-            part = data[done : done + self.PAGE - start]
-            page[start : start + len(part)] = part
-            done += len(part)
-            self.position += len(part)
-        self.size = max(self.size, self.position)
-        return done
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.between(self.position, min(self.position + len(buffer), self.size))
-        buffer[: len(content)] = content
-        self.position += len(content)
-        return len(content)
-
-    def between(self, start: int, end: int) -> bytes:
-        """Returns the bytes from `start` to `end`, zeros where nothing was written."""
-        if end <= start:
-            return b""
-        first, last = start // self.PAGE, (end - 1) // self.PAGE
-        blank = bytes(self.PAGE)
-        pages = b"".join(self.pages.get(number, blank) for number in range(first, last + 1))
-        return pages[start - first * self.PAGE : end - first * self.PAGE]
-
-
 class Stored(np.ndarray):
     """An array as it was read, not to be written to, but for who takes its memory over.
 
@@ -218,7 +167,7 @@ class WeightsFile:
     """A weights file open for reading.
 
     Args:
-        file: A seekable binary file.
+        file: The file.
         filepath: Its name for messages.
 
     Attributes:
@@ -229,18 +178,21 @@ class WeightsFile:
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
-    def __init__(self, file: IO[bytes], filepath: str):
+    def __init__(self, file: Window, filepath: str):
         self.filepath = filepath
         self.digests: Mapping[str, str] = {}
         self.damaged: set[str] = set()
+        self._found: dict[str, h5py.Group | h5py.Dataset | None] = {}
         self._read: dict[tuple[int, int], Stored] = {}
-        self._bytes: Any = file
+        self._window = file
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         try:
             self._file = h5py.File(file, "r")
         except OSError as error:
             raise self._error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
+        self._threads.shutdown()
         self._file.close()
 
     def expect(self, digests: Mapping[str, str]) -> None:
@@ -252,6 +204,13 @@ class WeightsFile:
             groups[group].add(name)
         for group, names in groups.items():
             self.damaged.update(f"{group}/{name}" for name in names.difference(self.names(group)))
+
+    def find_damaged(self) -> list[str]:
+        """Reads whatever has a digest, and lists all that is not what it says."""
+        for path in self.digests:
+            if path not in self.damaged:
+                self.read(path)
+        return sorted(self.damaged)
 
     def store(self, inner_path: str) -> "Store":
         """Returns what is stored for one saveable: arrays by name, read when asked for."""
@@ -278,31 +237,37 @@ class WeightsFile:
         dataset = self._dataset(dataset_path)
         expected = self.digests.get(dataset_path)
         try:
-            outside = dataset.external or dataset.is_virtual
+            creation = dataset.id.get_create_plist()
+            outside = creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL
             if not outside:
                 value = self._empty(dataset)
-                digest = _digest(value.dtype, value.shape)
-                if _is_laid_out(dataset):
-                    self._bytes.seek(dataset.id.get_offset() or 0)
-                    for part in _parts(value):
-                        if self._bytes.readinto(part) != len(part):
-                            raise EOFError("its bytes end too early")
-                        if expected:
-                            digest.update(part)
+                digest = _digest(value.dtype, value.shape) if expected else None
+                if _is_laid_out(dataset, creation, value.dtype):
+                    self._read_parts(value, dataset.id.get_offset(), digest)
                 else:
                     _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
                     value[...] = np.asarray(dataset[()]).view(value.dtype)
-                    digest.update(value.data if value.dtype != _BFLOAT16 else value.view("u2").data)
-                if expected and digest.hexdigest() != expected:
+                    if digest:
+                        digest.update(value.reshape(-1).view(np.uint8).data)
+                if digest and digest.hexdigest() != expected:
                     self.damaged.add(dataset_path)
                 return value
         except _HDF5_ERRORS as error:
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
+    def _read_parts(self, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None) -> None:
+        """Reads parts in other threads, several at a time, and digests them in order."""
+        parts = list(_parts(value, READ_CHUNK))
+        places = (start + number * READ_CHUNK for number in range(len(parts)))
+        at_once = map if len(parts) == 1 else self._threads.map
+        for part, _ in zip(parts, at_once(self._window.read_at, parts, places), strict=True):
+            if digest:
+                digest.update(part)
+
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""
-        info = h5py.h5o.get_info(self._dataset(dataset_path).id)
+        info = h5o.get_info(self._dataset(dataset_path).id)
         address = (info.fileno, info.addr)
         if address in self._read:
             return self._read[address]
@@ -319,8 +284,10 @@ class WeightsFile:
         declared, stored = dataset.nbytes, dataset.id.get_storage_size()
         if declared > max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
-        bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
-        return _aligned(dataset.shape, _BFLOAT16 if bfloat16 else dataset.dtype)
+        dtype = dataset.dtype
+        if dtype == _BFLOAT16_STORED and dataset.attrs.get("dtype") == "bfloat16":
+            dtype = _BFLOAT16
+        return _aligned(dataset.shape, dtype)
 
     def _dataset(self, path: str) -> h5py.Dataset:
         dataset = self._find(path)
@@ -349,21 +316,24 @@ class WeightsFile:
 
     def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
         """Returns the object at `path`, or `None`; only hard links are followed."""
-        found: Any = self._file
-        for name in path.split("/"):
-            if not isinstance(found, h5py.Group):
-                return None
+        if path not in self._found:
+            parent, _, name = path.rpartition("/")
+            group = self._find(parent) if parent else self._file
             try:
-                link = found.get(name, getlink=True)
-                if link is None:
-                    return None
-                followed = isinstance(link, h5py.HardLink)
-                found = found[name] if followed else None
+                self._found[path] = self._member(group, name.encode()) if name else group
             except _HDF5_ERRORS as error:
                 raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
-            if not followed:
-                raise self._error(f"has a {type(link).__name__} at `{path}`", "a link")
-        return found
+        return self._found[path]
+
+    def _member(self, group: Any, name: bytes) -> h5py.Group | h5py.Dataset | None:
+        if not isinstance(group, h5py.Group) or not group.id.links.exists(name):
+            return None
+        if group.id.links.get_info(name).type != h5l.TYPE_HARD:
+            raise ValueError("a link that is not a hard one")
+        found = h5o.open(group.id, name)
+        if isinstance(found, h5py.h5g.GroupID):
+            return h5py.Group(found)
+        return h5py.Dataset(found) if isinstance(found, h5py.h5d.DatasetID) else None
 
     def _error(self, what: str, received: str) -> FileFormatError:
         return FileFormatError(
@@ -404,17 +374,16 @@ class _SharedStore(Store):
         return self._file.read_once(f"{self._group_path}/{name}")
 
 
-def _is_laid_out(dataset: h5py.Dataset) -> bool:
+def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
     """Whether the bytes of a dataset lie in the file as they do in memory."""
-    layout = dataset.id.get_create_plist().get_layout()
     return (
-        layout == h5py.h5d.CONTIGUOUS
-        and dataset.dtype.isnative
-        and dataset.dtype.kind in "fiubcV"
+        creation.get_layout() == h5py.h5d.CONTIGUOUS
+        and dtype.isnative
+        and dtype.kind in "fiubcV"
         # Nothing was ever stored in a dataset without a place: it has its fill value.
         and dataset.id.get_offset() is not None
         and dataset.id.get_storage_size() == dataset.nbytes
-        and dataset.id.get_type().get_size() == dataset.dtype.itemsize
+        and dataset.id.get_type().get_size() == dtype.itemsize
     )
 
 

@@ -187,7 +187,7 @@ class Restoration:
             LoadError: If something could not be read.
         """
         if self._weights.damaged:
-            raise hdf5.damaged(self._weights.filepath, sorted(self._weights.damaged), "others")
+            raise hdf5.damaged(self._weights.filepath, self._weights.find_damaged(), "others")
         if self._failed:
             first, cause = next(iter(self._failed.items()))
             error = LoadError(

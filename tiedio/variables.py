@@ -9,6 +9,7 @@ throughout, and whoever keeps an `id()` also keeps the object alive.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import types
@@ -98,12 +99,10 @@ def walk(root: Any) -> list[Visit]:
 class _Attributes:
     """The attributes of saveables that may hold others, in the order of Keras' own walk.
 
-    Keras finds out anew for every saveable what all of its kind have in common,
-    which takes longer than all the rest of a walk.
+    What all of a class have in common is found out once in a walk.
     """
 
     def __init__(self):
-        self._skipped: dict[str, set[str]] = {}
         self._of_class: dict[type, set[str]] = {}
 
     def of(self, saveable: Any) -> Iterator[tuple[str, Any]]:
@@ -111,14 +110,11 @@ class _Attributes:
         kind = saveable._obj_type()
         if kind in ("Sequential", "Functional"):
             yield "layers", saveable.layers
-        if kind not in self._skipped:
-            self._skipped[kind] = get_attr_skipset(kind)
-        names = self._names(saveable) - self._skipped[kind]
+        names = self._names(saveable) - _skipped(kind)
         for name in sorted(names, key=_name_key):
-            try:
+            value = None
+            with contextlib.suppress(Exception):  # a property may raise anything
                 value = getattr(saveable, name)
-            except Exception:  # whatever a property raises; Keras passes over it too
-                continue
             if isinstance(value, _HOLDING):
                 yield name, value
 
@@ -137,6 +133,9 @@ class _Attributes:
 
 
 _snake_case = functools.cache(to_snake_case)
+
+# Keras makes a layer, an optimizer, ... to find these out, anew for every saveable.
+_skipped = functools.cache(get_attr_skipset)
 
 
 def _saveables(value: Any, inner_path: str, entered: tuple[int, ...] = ()) -> Iterator[Any]:
@@ -167,7 +166,6 @@ def layers_of(visits: Iterable[Visit]) -> Iterator[tuple[str, keras.Layer]]:
 
 def _members(layer: keras.Layer, kind: type) -> Iterator[tuple[str, Any]]:
     """Yields each object of `kind` that `layer` itself holds, by attribute."""
-
     for name, value in attributes_of(layer).items():
         if isinstance(value, kind):
             yield name, value
@@ -207,7 +205,7 @@ def named_variables(layer: keras.Layer) -> dict[str, Any]:
 
 
 def own_variables(saveable: Any) -> list[Any]:
-    """Lists the variables that a saveable itself loads: those of a layer without its sub-layers'."""
+    """Lists the variables that a saveable itself loads; sub-layers load their own."""
     if isinstance(saveable, keras.Layer):
         return [variable for tracked in TRACKED for variable in getattr(saveable, tracked)]
     return list(getattr(saveable, "variables", ()))

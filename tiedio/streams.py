@@ -1,0 +1,156 @@
+"""The files that a weights file is laid out in, written through and read from."""
+
+import concurrent.futures
+import io
+import os
+import threading
+from typing import Any, BinaryIO
+
+# Less is sooner written than brought to another thread.
+_WORTH_A_THREAD = 1 << 18  # bytes
+
+
+class Sheet(io.RawIOBase):
+    """A file of pages; what was never written to reads as zeros."""
+
+    PAGE = 4096
+
+    def __init__(self):
+        self.pages: dict[int, bytearray] = {}
+        self.position = 0
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self.position if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        done = 0
+        while done < len(data):
+            number, start = divmod(self.position, self.PAGE)
+            page = self.pages.setdefault(number, bytearray(self.PAGE))
+            part = data[done : done + self.PAGE - start]
+            page[start : start + len(part)] = part
+            done += len(part)
+            self.position += len(part)
+        self.size = max(self.size, self.position)
+        return done
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.between(self.position, min(self.position + len(buffer), self.size))
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+    def between(self, start: int, end: int) -> bytes:
+        """Returns the bytes from `start` to `end`, zeros where nothing was written."""
+        if end <= start:
+            return b""
+        first, last = start // self.PAGE, (end - 1) // self.PAGE
+        blank = bytes(self.PAGE)
+        pages = b"".join(self.pages.get(number, blank) for number in range(first, last + 1))
+        return pages[start - first * self.PAGE : end - first * self.PAGE]
+
+
+class WriteBehind(io.BufferedIOBase):
+    """A file that is written in another thread, while the next part is checksummed in this one."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._written = None
+
+    def write(self, data: Any) -> int:
+        self._settle()
+        if len(data) < _WORTH_A_THREAD:
+            return self._file.write(data)
+        self._written = self._thread.submit(self._file.write, data)
+        return len(data)
+
+    def _settle(self) -> None:
+        if self._written:
+            written, self._written = self._written, None
+            written.result()
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._settle()
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        self._settle()
+        return self._file.tell()
+
+    def flush(self) -> None:
+        if not self.closed:
+            self._settle()
+
+    def close(self) -> None:
+        try:
+            super().close()  # flushes
+        finally:
+            self._thread.shutdown()
+
+
+class Window(io.RawIOBase):
+    """A part of a file, read in place."""
+
+    def __init__(self, file: io.BufferedReader | io.BytesIO, start: int, size: int):
+        self._file = file
+        self._start = start
+        self._size = size
+        self._position = 0
+        self._lock = threading.Lock()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: max(0, self._size - self._position)]
+        self.read_at(wanted, self._position)
+        self._position += len(wanted)
+        return len(wanted)
+
+    def read_at(self, buffer: memoryview, position: int) -> None:
+        """Fills `buffer` from `position` on, in any thread.
+
+        Raises:
+            EOFError: If the file ends before.
+        """
+        done = 0
+        while done < len(buffer):
+            count = self._read_some(buffer[done:], self._start + position + done)
+            if not count:
+                raise EOFError("the file ends too early")
+            done += count
+
+    def _read_some(self, buffer: memoryview, position: int) -> int:
+        try:
+            return os.preadv(self._file.fileno(), [buffer], position)
+        except (AttributeError, io.UnsupportedOperation):  # on Windows; in memory
+            with self._lock:
+                self._file.seek(position)
+                return self._file.readinto(buffer)
