@@ -57,6 +57,7 @@ def write_archive(
     config: Any,
     layout: hdf5.Layout,
     assets: Path,
+    advance: hdf5.Advance,
 ) -> None:
     """Writes a `.keras` file whole, or leaves what is there untouched.
 
@@ -66,6 +67,7 @@ def write_archive(
         config: Content of `config.json`.
         layout: The weights.
         assets: Folder whose files become members below `assets/`.
+        advance: Told how many bytes of the weights more are written, and of how many.
     """
     # Before any byte is written: it may hold what JSON cannot.
     config_text = json.dumps(config)
@@ -76,7 +78,7 @@ def write_archive(
     ):
         archive.writestr(CONFIG, config_text)
         with archive.open(WEIGHTS, "w", force_zip64=True) as member:
-            digests = hdf5.write(layout, member)
+            digests = hdf5.write(layout, member, advance)
         for path in sorted(assets.rglob("*")):
             if path.is_file():
                 archive.write(path, f"{ASSETS}/{path.relative_to(assets).as_posix()}")

@@ -18,7 +18,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import xxhash
-from h5py import h5l, h5o
+from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
 from tiedio.errors import FileFormatError, first_line, listed
 from tiedio.streams import Sheet, Window
@@ -53,7 +53,14 @@ _HDF5_ERRORS = (
     MemoryError,
 )
 
+# Told of bytes that were read or written: how many more, and of how many.
+Advance = Callable[[int, int], None]
+
 _DAMAGED = "The file is damaged; restore it from a copy or save the model again."
+
+
+def _alone(count: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +87,13 @@ class Layout:
     links: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(layout: Layout, stream: IO[bytes]) -> dict[str, str]:
+def write(layout: Layout, stream: IO[bytes], advance: Advance = _alone) -> dict[str, str]:
     """Writes `layout` as an HDF5 file to a stream, from its start to its end.
+
+    Args:
+        layout: What to write.
+        stream: Where to.
+        advance: Told how many bytes more are written, and of how many.
 
     Returns:
         The digest of each tensor, by dataset_path, linked ones included.
@@ -100,6 +112,7 @@ def write(layout: Layout, stream: IO[bytes]) -> dict[str, str]:
             for part in _parts(content, CHUNK):
                 digest.update(part)
                 stream.write(part)
+                advance(len(part), sheet.size)
             position = offset + content.nbytes
         digests[path] = digest.hexdigest()
     stream.write(sheet.between(position, sheet.size))
@@ -173,6 +186,7 @@ class WeightsFile:
     Attributes:
         digests: The digests that tensors must have, by dataset_path; none at first.
         damaged: Datasets that were read and had another digest, or are missing.
+        advance: Told how many bytes more are read, and of how many.
 
     Raises:
         FileFormatError: If it is no HDF5 file, or a damaged one.
@@ -182,6 +196,7 @@ class WeightsFile:
         self.filepath = filepath
         self.digests: Mapping[str, str] = {}
         self.damaged: set[str] = set()
+        self.advance: Advance = _alone
         self._found: dict[str, h5py.Group | h5py.Dataset | None] = {}
         self._read: dict[tuple[int, int], Stored] = {}
         self._window = file
@@ -264,6 +279,7 @@ class WeightsFile:
         for part, _ in zip(parts, at_once(self._window.read_at, parts, places), strict=True):
             if digest:
                 digest.update(part)
+            self.advance(len(part), self._window.size)
 
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""

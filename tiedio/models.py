@@ -62,17 +62,16 @@ def find_optimizers(visits: Iterable[Visit]) -> dict[str, keras.optimizers.Optim
     return found
 
 
-def apart(visits: Iterable[Visit]) -> tuple[list[Visit], list[Visit]]:
-    """Parts the visits of a model from those of its optimizers, and of what is inside these."""
-    visits = list(visits)
-    optimizers = tuple(find_optimizers(visits))
-    inside = [
-        f"{visit.inner_path}/".startswith(tuple(f"{o}/" for o in optimizers)) for visit in visits
-    ]
-    return (
-        [visit for visit, is_inside in zip(visits, inside, strict=True) if not is_inside],
-        [visit for visit, is_inside in zip(visits, inside, strict=True) if is_inside],
-    )
+def without_optimizers(visits: Sequence[Visit]) -> list[Visit]:
+    """Lists the visits of a model but for those of its optimizers, and of what is inside these."""
+    optimizers = tuple(f"{inner_path}/" for inner_path in find_optimizers(visits))
+    return [visit for visit in visits if not f"{visit.inner_path}/".startswith(optimizers)]
+
+
+def only_optimizers(visits: Sequence[Visit]) -> list[Visit]:
+    """Lists what `without_optimizers` leaves out."""
+    others = {id(visit) for visit in without_optimizers(visits)}
+    return [visit for visit in visits if id(visit) not in others]
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer | None) -> list[Any] | None:

@@ -40,8 +40,9 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
         An error that names all that does not fit the model, and was left as it is.
     """
     problems: Problems = {}
-    _share_layers(model, record.shared_layers, problems)
     visits = variables.walk(model)
+    if _share_layers(visits, record.shared_layers, problems):
+        visits = variables.walk(model)
     _check_layers(visits, record, problems)
     _share_generators(visits, record, problems)
     for one in _separations(visits, record):
@@ -55,8 +56,6 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
         known = [place for place in group.places if place in places]
         if known:
             intent.remember((places[place][0], place.attribute) for place in known)
-    for one in inner:
-        models.forget_functions(one)
     if not problems:
         return None
     return RecordError(
@@ -67,10 +66,9 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
 
 
 def _share_layers(
-    model: keras.Layer, shared_layers: Sequence[Sequence[str]], problems: Problems
-) -> None:
-    """Makes one object of the layers that were one when saved."""
-    visits = variables.walk(model)
+    visits: Sequence[variables.Visit], shared_layers: Sequence[Sequence[str]], problems: Problems
+) -> bool:
+    """Makes one object of the layers that were one when saved; tells if there are such."""
     by_path = {
         path: layer
         for visit in visits
@@ -78,6 +76,7 @@ def _share_layers(
         if isinstance(layer := visit.saveable, keras.Layer)
     }
     holders = [layer for _, layer in variables.layers_of(visits)]
+    shared = False
     for first, *others in shared_layers:
         new = by_path.get(first)
         for inner_path in others:
@@ -86,8 +85,10 @@ def _share_layers(
                 continue
             if _kind(old) == _kind(new):
                 substitute_layer(old, new, holders)
+                shared = True
             else:
                 problems[inner_path] = f"another layer than `{first}`"
+    return shared
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
@@ -224,13 +225,14 @@ def _restore_layers(
     problems.update((name, "no such variable") for name in missing - problems.keys())
 
 
-def match_optimizers(model: keras.Layer, record: Record, deferral: Deferral) -> LoadError | None:
+def match_optimizers(
+    model: keras.Layer, visits: Sequence[variables.Visit], record: Record, deferral: Deferral
+) -> LoadError | None:
     """Makes every optimizer be built for the variables it was built for when saved.
 
     Returns:
         An error that names the optimizers that the model does not have.
     """
-    visits = variables.walk(model)
     places = variables.find_places(visits)
     by_path = {visit.inner_path: visit.saveable for visit in visits}
     wanted = {

@@ -30,6 +30,7 @@ from tiedio.errors import (
     first_line,
     listed,
 )
+from tiedio.progress import shown
 from tiedio.ties import Record
 
 # How Keras says in a config that several layers are one object.
@@ -41,6 +42,8 @@ def save_tied(
     filepath: str | os.PathLike[str],
     overwrite: bool = True,
     zipped: bool | None = None,
+    *,
+    progress: bool = False,
 ) -> None:
     """Saves a model, with its shared variables, as a `.keras` file.
 
@@ -55,6 +58,7 @@ def save_tied(
         overwrite: Whether to replace an existing file without asking at the
             prompt, as in Keras.
         zipped: `None` or `True`: only zip archives are written so far.
+        progress: Whether to show a progress bar, by bytes.
 
     Raises:
         ModelNotBuiltError: If the model has no variables yet.
@@ -103,7 +107,8 @@ def save_tied(
                 ties.METADATA_KEY: dataclasses.replace(record, digests=digests).to_json(),
             }
 
-        archive.write_archive(path, metadata, config, layout, Path(assets))
+        with shown(f"Saving {path.name}", progress) as advance:
+            archive.write_archive(path, metadata, config, layout, Path(assets), advance)
 
 
 def load_tied(
@@ -114,6 +119,7 @@ def load_tied(
     *,
     strict: bool = True,
     verify: bool = True,
+    progress: bool = False,
 ) -> Any:
     """Loads a model and shares again the variables that it shared when saved.
 
@@ -131,6 +137,7 @@ def load_tied(
             otherwise it is a `TiedioWarning`, and they are left out.
         verify: Whether to compare what is read with the digests in the record; of a
             file without digests, the checksum of the zip archive is compared.
+        progress: Whether to show a progress bar, by bytes.
 
     Returns:
         The model.
@@ -162,7 +169,11 @@ def load_tied(
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
     path = _keras_path(filepath, FileFormatError)
-    with archive.open_archive(path) as source, tempfile.TemporaryDirectory() as folder:
+    with (
+        archive.open_archive(path) as source,
+        tempfile.TemporaryDirectory() as folder,
+        shown(f"Loading {path.name}", progress) as source.weights.advance,
+    ):
         recorded = source.metadata.get(ties.METADATA_KEY)
         # A file that Keras wrote has no record: it loads as in Keras, warnings included.
         record = None if recorded is None else Record.from_json(recorded)
@@ -205,10 +216,11 @@ def load_tied(
                 source.weights, Path(folder) / archive.ASSETS, record, deferral
             )
             # Optimizers last: TensorFlow's cannot be built for variables without values.
-            restoration.read(models.apart(variables.walk(model))[0])
-            error = retying.match_optimizers(model, inferred, deferral)
+            visits = variables.walk(model)
+            restoration.read(models.without_optimizers(visits))
+            error = retying.match_optimizers(model, visits, inferred, deferral)
             state.report(error if compile and compile_config else None, strict)
-            restoration.read(models.apart(variables.walk(model))[1])
+            restoration.read(models.only_optimizers(variables.walk(model)))
             restoration.finish(strict)
         models.forget_functions(model)
     return model

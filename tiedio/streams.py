@@ -1,5 +1,6 @@
 """The files that a weights file is laid out in, written through and read from."""
 
+import collections
 import concurrent.futures
 import io
 import os
@@ -67,24 +68,29 @@ class Sheet(io.RawIOBase):
 
 
 class WriteBehind(io.BufferedIOBase):
-    """A file that is written in another thread, while the next part is checksummed in this one."""
+    """A file that is written in another thread, while the next part is checksummed in this one.
+
+    What is written must not change until the file is closed.
+    """
+
+    _AT_ONCE = 4  # parts on their way, so that neither thread waits for the other to wake up
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._written = None
+        self._written = collections.deque[concurrent.futures.Future[int]]()
 
     def write(self, data: Any) -> int:
-        self._settle()
         if len(data) < _WORTH_A_THREAD:
+            self._settle()
             return self._file.write(data)
-        self._written = self._thread.submit(self._file.write, data)
+        self._settle(self._AT_ONCE - 1)
+        self._written.append(self._thread.submit(self._file.write, data))
         return len(data)
 
-    def _settle(self) -> None:
-        if self._written:
-            written, self._written = self._written, None
-            written.result()
+    def _settle(self, rest: int = 0) -> None:
+        while len(self._written) > rest:
+            self._written.popleft().result()
 
     def seekable(self) -> bool:
         return True
@@ -105,7 +111,7 @@ class WriteBehind(io.BufferedIOBase):
         try:
             super().close()  # flushes
         finally:
-            self._thread.shutdown()
+            self._thread.shutdown(cancel_futures=True)
 
 
 class Window(io.RawIOBase):
@@ -114,7 +120,7 @@ class Window(io.RawIOBase):
     def __init__(self, file: io.BufferedReader | io.BytesIO, start: int, size: int):
         self._file = file
         self._start = start
-        self._size = size
+        self.size = size
         self._position = 0
         self._lock = threading.Lock()
 
@@ -125,11 +131,11 @@ class Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        self._position = max(0, offset + (0, self._position, self.size)[whence])
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer)[: max(0, self._size - self._position)]
+        wanted = memoryview(buffer)[: max(0, self.size - self._position)]
         self.read_at(wanted, self._position)
         self._position += len(wanted)
         return len(wanted)

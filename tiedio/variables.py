@@ -339,11 +339,14 @@ def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> 
 
 def to_tensor(array: np.ndarray) -> Any:
     """Returns a tensor in the memory of `array`, where that needs a word to the backend."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        return array  # torch and JAX share it by themselves
+    import tensorflow as tf
 
-        try:
-            return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-        except (BufferError, TypeError, tf.errors.OpError):
-            pass  # bfloat16
-    return array  # torch and JAX share its memory by themselves
+    try:
+        if array.dtype.name == "bfloat16":  # which DLPack's NumPy side does not know
+            shared = tf.experimental.dlpack.from_dlpack(array.view(np.uint16).__dlpack__())
+            return tf.bitcast(shared, tf.bfloat16)
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    except (BufferError, TypeError, ValueError, tf.errors.OpError):
+        return array  # strings, and what else has no place there

@@ -1,0 +1,201 @@
+"""A model is built without values where it can be; where it cannot, it loads all the same."""
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+import scenarios
+
+import tiedio
+from tiedio import hdf5, variables
+
+
+class Plain(keras.layers.Layer):
+    """A layer like many; those below do in their ways what needs values, or arrays of their own."""
+
+    def build(self, input_shape):
+        for name in ("scale", "shift"):
+            weight = self.add_weight(shape=(4,), initializer="ones", name=name)
+            setattr(self, name, weight)
+
+    def call(self, inputs):
+        return inputs * self.scale + self.shift
+
+
+class ReadsWhileBuilding(Plain):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.first = float(keras.ops.sum(self.scale))
+
+
+class AssignsWhileBuilding(Plain):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.shift.assign(self.scale * 2)
+
+
+class MadeOfValues(Plain):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.fixed = keras.Variable(np.arange(4.0, dtype="float32"), name="fixed")
+
+
+class NeedsTheValueItself(Plain):
+    def load_own_variables(self, store):
+        value = self.scale.value
+        if hasattr(value, "copy_"):  # torch
+            value.data.copy_(keras.ops.convert_to_tensor(np.array(store["0"])))
+        elif hasattr(value, "assign"):  # a variable of TensorFlow
+            value.assign(store["0"])
+        elif keras.backend.backend() == "tensorflow":
+            raise AttributeError("an eager tensor has no `assign`")
+        else:
+            self.scale.assign(store["0"])
+        self.shift.assign(store["1"])
+
+
+class WritesToWhatItReads(Plain):
+    def load_own_variables(self, store):
+        value = np.asarray(store["0"])
+        self.scale.assign(value)
+        value += 0
+        self.shift.assign(np.asarray(store["1"]))
+
+
+class ReadsWhatItLoaded(Plain):
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.shift.assign(self.shift + keras.ops.zeros_like(self.scale))
+
+
+class LoadsOneOfTwo(Plain):
+    def load_own_variables(self, store):
+        self.scale.assign(store["0"])
+
+
+WITHOUT_VALUES = (Plain, NeedsTheValueItself, WritesToWhatItReads, ReadsWhatItLoaded)
+WITH_VALUES = (ReadsWhileBuilding, AssignsWhileBuilding, MadeOfValues)
+
+
+def saved(kind, filepath, optimizer="adam"):
+    keras.saving.register_keras_serializable("tiedio_tests")(kind)
+    model = keras.Sequential([keras.Input((4,)), kind(), kind()])
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((2, 4)), np.ones((2, 4)), epochs=2, verbose=0)
+    tiedio.save_tied(model, filepath)
+    return model
+
+
+def assert_equal(loaded, model):
+    pairs = zip(variables_of(loaded), variables_of(model), strict=True)
+    for ours, theirs in pairs:
+        ours, theirs = (keras.ops.convert_to_numpy(v) for v in (ours, theirs))
+        assert ours.tobytes() == theirs.tobytes()
+    assert tiedio.find_ties(loaded) == tiedio.find_ties(model)
+
+
+def variables_of(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+@pytest.mark.parametrize("kind", [*WITHOUT_VALUES, *WITH_VALUES], ids=lambda kind: kind.__name__)
+def test_every_layer_loads_exactly(kind, tmp_path, caplog):
+    keras.utils.clear_session()
+    model = saved(kind, tmp_path / "model.keras")
+    with caplog.at_level(logging.DEBUG, "tiedio"):
+        loaded = tiedio.load_tied(tmp_path / "model.keras")
+    assert ("built with initial values" in caplog.text) == (
+        kind in (AssignsWhileBuilding, MadeOfValues)
+    )
+    assert_equal(loaded, model)
+    for one in (model, loaded):
+        one.fit(np.ones((2, 4)), np.ones((2, 4)), verbose=0)
+    assert_equal(loaded, model)
+
+
+def test_no_initial_value_is_made_for_what_is_loaded(tmp_path, monkeypatch):
+    saved(Plain, tmp_path / "model.keras")
+    given = []
+    initialize = variables.initialize
+    monkeypatch.setattr(
+        variables,
+        "initialize",
+        lambda v, *value: given.append(bool(value)) or initialize(v, *value),
+    )
+    tiedio.load_tied(tmp_path / "model.keras")
+    assert given == [True] * (2 + 2 * 2)
+
+
+def test_what_is_not_loaded_has_the_initial_value_of_keras(tmp_path):
+    model = saved(LoadsOneOfTwo, tmp_path / "model.keras")
+    loaded = tiedio.load_tied(tmp_path / "model.keras")
+    scale, shift = loaded.layers[0].weights
+    assert np.array_equal(scale, model.layers[0].scale)
+    assert np.array_equal(shift, np.ones(4))
+
+
+def test_assign_is_as_before_once_loading_is_done(tmp_path):
+    saved(Plain, tmp_path / "model.keras")
+    loaded = tiedio.load_tied(tmp_path / "model.keras")
+    for variable in variables_of(loaded):
+        assert "assign" not in vars(variable)
+    loaded.layers[0].scale.assign(np.full(4, 7.0))
+    assert np.array_equal(loaded.layers[1].scale, np.full(4, 7.0))
+
+
+def test_other_variables_that_wait_for_a_value_go_on_waiting(tmp_path):
+    saved(Plain, tmp_path / "model.keras")
+    with keras.StatelessScope(initialize_variables=False):
+        other = keras.Variable("ones", shape=(2,), name="other")
+    tiedio.load_tied(tmp_path / "model.keras")
+    with keras.StatelessScope():
+        pass  # gives a value to all that wait
+    assert np.array_equal(other, np.ones(2))
+
+
+def test_a_shared_tensor_is_read_once(tmp_path, monkeypatch):
+    saved(Plain, tmp_path / "model.keras")
+    read = []
+    original = hdf5.WeightsFile.read
+    monkeypatch.setattr(
+        hdf5.WeightsFile, "read", lambda self, path: read.append(path) or original(self, path)
+    )
+    tiedio.load_tied(tmp_path / "model.keras")
+    assert sorted(path for path in read if path.startswith("layers")) == [
+        "layers/plain/vars/0",
+        "layers/plain/vars/1",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_variables_take_over_what_was_read(dtype, tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, dtype=dtype)])
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    read = []
+    original = hdf5._aligned
+    monkeypatch.setattr(
+        hdf5, "_aligned", lambda *arguments: read.append(original(*arguments)) or read[-1]
+    )
+    kernel = tiedio.load_tied(tmp_path / "model.keras").layers[0].kernel
+    tensor = keras.ops.view(kernel, "uint16") if dtype == "bfloat16" else kernel.value
+    shown = memory_of(keras.ops.stop_gradient(tensor))
+    assert any(np.shares_memory(shown, array) for array in read)
+
+
+def memory_of(tensor):
+    if keras.backend.backend() == "tensorflow":
+        return np.asarray(memoryview(tensor))
+    return np.from_dlpack(tensor)
+
+
+def test_a_model_inside_that_was_compiled_is_built_with_values(tmp_path, caplog):
+    keras.utils.clear_session()
+    model = scenarios.SCENARIOS["compiled_inside"]()
+    scenarios.train(model)
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    with caplog.at_level(logging.DEBUG, "tiedio"):
+        loaded = tiedio.load_tied(tmp_path / "model.keras")
+    assert "built with initial values" in caplog.text
+    assert_equal(loaded, model)

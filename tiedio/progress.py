@@ -1,0 +1,26 @@
+"""Show on request how far a save or a load has come, by bytes."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich import progress
+
+
+@contextlib.contextmanager
+def shown(what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar while inside, if `wanted`.
+
+    Yields:
+        A function to tell how many more bytes are done, and how many there are in all.
+    """
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        disable=not wanted,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda count, total: bar.update(task, advance=count, total=total)
