@@ -40,6 +40,8 @@ def save_tied(
     filepath: str | os.PathLike[str],
     overwrite: bool = True,
     zipped: bool | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Saves a model, with its shared variables, as a `.keras` file.
 
@@ -54,6 +56,9 @@ def save_tied(
         overwrite: Whether to replace an existing file without asking at the
             prompt, as in Keras.
         zipped: `None` or `True`: only zip archives are written so far.
+        durable: Whether to wait until the file is on disk. Without, saving is quicker, and
+            a crash of the process still leaves the old file or the new one, but after a
+            power failure the file may be incomplete, or missing.
 
     Raises:
         ModelNotBuiltError: If the model has no variables yet.
@@ -102,7 +107,7 @@ def save_tied(
                 ties.METADATA_KEY: dataclasses.replace(record, digests=digests).to_json(),
             }
 
-        archive.write_archive(path, metadata, config, layout, Path(assets))
+        archive.write_archive(path, metadata, config, layout, Path(assets), durable=durable)
 
 
 def load_tied(
