@@ -421,12 +421,13 @@ def as_nobody():
 
 @pytest.fixture
 def folder():
-    """A folder of `nobody`, in which it saved a file."""
+    """A folder of `nobody`, with a saved file."""
     with tempfile.TemporaryDirectory() as folder:
+        filepath = Path(folder) / "model.keras"
+        savers.save(filepath, 1)  # as root: `nobody` may not be able to read what is imported
         if os.geteuid() == 0:
-            os.chown(folder, NOBODY, -1)
-        with as_nobody():
-            savers.save(Path(folder) / "model.keras", 1)
+            for path in (folder, filepath):
+                os.chown(path, NOBODY, -1)
         yield Path(folder)
         os.chmod(folder, 0o700)
 
