@@ -1,25 +1,21 @@
 """The containers around a weights file: here the `.keras` zip archive.
 
-Writing is all or nothing: a file beside the target is written, flushed to disk
-and renamed. Nothing is read from an archive before its size is checked, and no
-member can leave the folder it is extracted to.
+Writing is all or nothing. Nothing is read from an archive before its size is
+checked, and no member can leave the folder it is extracted to.
 """
 
 import contextlib
 import io
 import json
 import logging
-import os
-import secrets
-import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from tiedio import hdf5
+from tiedio import atomic, hdf5
 from tiedio.errors import FileFormatError, MissingFileError, first_line, listed
 from tiedio.streams import Window, WriteBehind
 
@@ -57,7 +53,9 @@ def write_archive(
     config: Any,
     layout: hdf5.Layout,
     assets: Path,
-    advance: hdf5.Advance,
+    *,
+    advance: hdf5.Advance = hdf5.untold,
+    durable: bool = True,
 ) -> None:
     """Writes a `.keras` file whole, or leaves what is there untouched.
 
@@ -68,11 +66,12 @@ def write_archive(
         layout: The weights.
         assets: Folder whose files become members below `assets/`.
         advance: Told how many bytes of the weights more are written, and of how many.
+        durable: Whether to wait until the file is on disk.
     """
     # Before any byte is written: it may hold what JSON cannot.
     config_text = json.dumps(config)
     with (
-        replacing(filepath) as file,
+        atomic.replacing(filepath, durable) as file,
         WriteBehind(file) as stream,
         zipfile.ZipFile(stream, "w") as archive,
     ):
@@ -208,37 +207,6 @@ def open_archive(filepath: Path) -> Iterator[Archive]:
                 raise _damaged(filepath, first_line(error)) from error
             with contextlib.closing(content.weights):
                 yield content
-
-
-@contextlib.contextmanager
-def replacing(filepath: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `filepath` once it is complete."""
-    # What a symbolic link points to is replaced, as `open(filepath, "w")` would.
-    target = Path(os.path.realpath(filepath))
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        # Not `tempfile`, whose files are private to the user.
-        with open(partial, "xb") as file:
-            if target.exists():
-                os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _flush_folder(target.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flushes a folder's entries to disk, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _damaged(filepath: Path, received: str) -> FileFormatError:

@@ -59,7 +59,7 @@ Advance = Callable[[int, int], None]
 _DAMAGED = "The file is damaged; restore it from a copy or save the model again."
 
 
-def _alone(count: int, total: int) -> None:
+def untold(count: int, total: int) -> None:
     """Tells nobody."""
 
 
@@ -87,7 +87,7 @@ class Layout:
     links: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(layout: Layout, stream: IO[bytes], advance: Advance = _alone) -> dict[str, str]:
+def write(layout: Layout, stream: IO[bytes], advance: Advance = untold) -> dict[str, str]:
     """Writes `layout` as an HDF5 file to a stream, from its start to its end.
 
     Args:
@@ -196,7 +196,7 @@ class WeightsFile:
         self.filepath = filepath
         self.digests: Mapping[str, str] = {}
         self.damaged: set[str] = set()
-        self.advance: Advance = _alone
+        self.advance: Advance = untold
         self._found: dict[str, h5py.Group | h5py.Dataset | None] = {}
         self._read: dict[tuple[int, int], Stored] = {}
         self._window = file

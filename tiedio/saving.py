@@ -43,6 +43,7 @@ def save_tied(
     overwrite: bool = True,
     zipped: bool | None = None,
     *,
+    durable: bool = True,
     progress: bool = False,
 ) -> None:
     """Saves a model, with its shared variables, as a `.keras` file.
@@ -58,6 +59,9 @@ def save_tied(
         overwrite: Whether to replace an existing file without asking at the
             prompt, as in Keras.
         zipped: `None` or `True`: only zip archives are written so far.
+        durable: Whether to wait until the file is on disk. Without, saving is quicker, and
+            a crash of the process still leaves the old file or the new one, but after a
+            power failure the file may be incomplete, or missing.
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
@@ -108,7 +112,9 @@ def save_tied(
             }
 
         with shown(f"Saving {path.name}", progress) as advance:
-            archive.write_archive(path, metadata, config, layout, Path(assets), advance)
+            archive.write_archive(
+                path, metadata, config, layout, Path(assets), advance=advance, durable=durable
+            )
 
 
 def load_tied(
