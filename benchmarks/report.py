@@ -116,7 +116,13 @@ def draw(figures: Figures, header: str, filepath: Path) -> None:
         ax.tick_params(length=0)
         ax.set_xticks([])
     axes[0].invert_yaxis()
-    figure.text(0.01, 0.01, f"{header}\nGrey: bare tensors, no model.", fontsize=8, color="#555555")
+    figure.text(
+        0.01,
+        0.01,
+        f"{header}\nGrey: bare tensors, no model. Line: raw I/O of the same bytes.",
+        fontsize=8,
+        color="#555555",
+    )
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(filepath, dpi=150)
 

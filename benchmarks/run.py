@@ -44,6 +44,8 @@ def main(
     folder: str | None, picture: Path | None, as_json: Path | None, markdown: bool, quick: bool
 ) -> None:
     """Measures, then shows."""
+    if picture and not _is_installed("matplotlib"):
+        raise click.ClickException("matplotlib is missing: pip install 'tiedio[benchmark]'")
     console = Console(width=120)
     batches = _batches(quick)
     figures: measure.Figures = {}
