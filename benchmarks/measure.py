@@ -69,25 +69,32 @@ def memory_of_loading(name: str, scale: str, flavour: str, folder: Path) -> Figu
 
 def many_layers(count: int, repetitions: int, folder: Path) -> Figures:
     """Times stock Keras and tiedio, in turn, in milliseconds per layer; and finding the ties."""
+    seconds: dict[str, dict[str, list[float]]] = {}
+    _time_layers(models.with_many_layers(4), {}, folder)  # to warm up
+    model = models.with_many_layers(count)
+    for _ in range(repetitions):
+        _time_layers(model, seconds, folder)
+    figures: Figures = {
+        f"{act} {count}": {name: 1000 * _median(all_) / count for name, all_ in of_method.items()}
+        for act, of_method in seconds.items()
+    }
+    ties, saves = seconds["find"]["tiedio"], seconds["save"]["stock Keras"]
+    figures[f"find {count}"] = {"tiedio": _median(a / b for a, b in zip(ties, saves, strict=True))}
+    return figures
+
+
+def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder: Path) -> None:
     import tiedio
 
-    model = models.with_many_layers(count)
-    saved: dict[str, list[float]] = {}
-    loaded: dict[str, list[float]] = {}
-    found = []
-    for _ in range(1 + repetitions):
-        for method in (type_(model) for type_ in methods.OF_MODELS):
-            path = folder / f"model{method.suffix}"
-            saved.setdefault(method.name, []).append(_seconds(method.save, path))
-            loaded.setdefault(method.name, []).append(_seconds(method.load, path))
-            _clean_up(folder)
-        found.append(_seconds(tiedio.find_ties, model))
-    in_stock_saves = [a / b for a, b in zip(found, saved["stock Keras"], strict=True)]
-    return {
-        f"save {count}": {name: 1000 * _median(all_[1:]) / count for name, all_ in saved.items()},
-        f"load {count}": {name: 1000 * _median(all_[1:]) / count for name, all_ in loaded.items()},
-        f"find {count}": {"stock Keras": 1.0, "tiedio": _median(in_stock_saves[1:])},
-    }
+    def note(act: str, name: str, taken: float) -> None:
+        seconds.setdefault(act, {}).setdefault(name, []).append(taken)
+
+    for method in (type_(model) for type_ in methods.OF_MODELS):
+        path = folder / f"model{method.suffix}"
+        note("save", method.name, _seconds(method.save, path))
+        note("load", method.name, _seconds(method.load, path))
+        _clean_up(folder)
+    note("find", "tiedio", _seconds(tiedio.find_ties, model))
 
 
 def versions(folder: Path) -> Figures:

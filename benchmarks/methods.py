@@ -4,6 +4,7 @@ Each is a class with `save` and, mirroring it, `load`. What it needs is imported
 so that no method pays for another's imports.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,13 @@ class Method:
     def __init__(self, subject: Any):
         """Takes a model, or the tensors (a dict of arrays) of one."""
         self.subject = subject
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        try:
+            return importlib.util.find_spec(cls.needs) is not None
+        except ModuleNotFoundError:  # nor is the package around it
+            return False
 
     def save(self, path: Path) -> Any:
         raise NotImplementedError

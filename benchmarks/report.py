@@ -1,7 +1,7 @@
 """What is shown of the figures: tables for the console and for README, and a picture."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,25 +23,36 @@ class Row(NamedTuple):
     unit: str
 
 
-def rows(figures: Figures) -> Iterator[Row]:
-    """Lists the headline figures; those per layer for the counts that were measured."""
-    for flavour, with_ in {"plain": "", "Adam": ", with Adam's slots"}.items():
+def rows(figures: Figures) -> list[Row]:
+    """Lists the headline figures that were measured."""
+    counts = sorted(int(figure.split()[1]) for figure in figures if figure.startswith("find "))
+    all_ = [
+        Row(f"{flavour} {figure}", label + with_, limit, f"<= {limit}", hoped_for, unit)
+        for flavour, with_ in {"plain": "", "Adam": ", with Adam's slots"}.items()
         for figure, label, limit, hoped_for, unit in (
             ("save", "save / raw write", 1.3, "1.1", "x"),
             ("load", "load / raw read", 2.5, "1.5", "x"),
             ("save memory", "extra memory to save / unique bytes", 0.15, "0.05", ""),
             ("load memory", "memory to load / unique bytes", 1.25, "1.05", ""),
-        ):
-            yield Row(f"{flavour} {figure}", label + with_, limit, f"<= {limit}", hoped_for, unit)
-    counts = sorted(int(figure.split()[1]) for figure in figures if figure.startswith("find "))
-    for act in ("save", "load"):
-        for count in counts:
-            label = f"{act}, per layer of {count:,}"
-            yield Row(f"{act} {count}", label, None, "<= stock, flat", "half of stock", "ms")
-    for count in counts[-1:]:
-        yield Row(
-            f"find {count}", f"find the ties of {count:,} layers / save", 0.1, "<= 0.1", "", ""
         )
+    ]
+    all_ += [
+        Row(
+            f"{act} {count}",
+            f"{act}, per layer of {count:,}",
+            None,
+            "<= stock, flat",
+            "half of stock",
+            "ms",
+        )
+        for act in ("save", "load")
+        for count in counts
+    ]
+    all_ += [
+        Row(f"find {count}", f"find the ties of {count:,} layers / save", 0.1, "<= 0.1", "", "")
+        for count in counts[-1:]
+    ]
+    return [row for row in all_ if OURS in figures.get(row.figure, ())]
 
 
 def headline(figures: Figures) -> list[list[str]]:
@@ -49,19 +60,19 @@ def headline(figures: Figures) -> list[list[str]]:
     table = [["", STOCK, OURS, "demanded", "hoped for"]]
     for row in rows(figures):
         cells = [_number(figures[row.figure].get(name), row.unit) for name in (STOCK, OURS)]
-        if row.figure.startswith("find "):
-            cells[0] = ""  # 1 by definition
         table.append([row.label, *cells, row.demanded, row.hoped_for])
     return table
 
 
 def peers(figures: Figures) -> list[list[str]]:
-    """Fills in the table of all methods; one without figures is not installed."""
+    """Fills in the table of all methods; not all are installed."""
     table = [["", "saves", "save / raw write", "load / raw read", "load / warm raw read"]]
     for name, method in methods.METHODS.items():
-        columns = [figures[f"plain {act}"].get(name) for act in ("save", "load", "warm load")]
-        cells = [_number(value, "x") for value in columns]
-        table.append([name, method.what, *(cells if any(cells) else ["not installed", "", ""])])
+        acts = ("save", "load", "warm load")
+        cells = [_number(figures.get(f"plain {act}", {}).get(name), "x") for act in acts]
+        if not method.is_installed():
+            cells[0] = "not installed"
+        table.append([name, method.what, *cells])
     return table
 
 
@@ -82,7 +93,7 @@ def demands_met(figures: Figures) -> list[bool]:
     met = []
     for row in rows(figures):
         values = figures[row.figure]
-        met.append(values[OURS] <= (values[STOCK] if row.limit is None else row.limit))
+        met.append(values[OURS] <= (values.get(STOCK, 0) if row.limit is None else row.limit))
     return met
 
 
@@ -100,7 +111,7 @@ def draw(figures: Figures, header: str, filepath: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    shown = [name for name in methods.METHODS if name in figures["plain save"]]
+    shown = [name for name in methods.METHODS if name in figures.get("plain save", ())]
     # Of Okabe and Ito's colours, which all eyes tell apart.
     colors = ["#E69F00" if n == STOCK else "#0072B2" if n == OURS else "#BBBBBB" for n in shown]
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.42 * len(shown) + 1.4), sharey=True)

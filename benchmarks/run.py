@@ -40,38 +40,51 @@ from rich.console import Console
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Also write the figures.")
 @click.option("--markdown", is_flag=True, help="Also print the tables as in README.")
 @click.option("--quick", is_flag=True, help="Tiny models, once, one process: to see that it runs.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="WORD",
+    help="Only tasks with this word, such as tiedio, speed.",
+)
 def main(
-    folder: str | None, picture: Path | None, as_json: Path | None, markdown: bool, quick: bool
+    folder: str | None,
+    picture: Path | None,
+    as_json: Path | None,
+    markdown: bool,
+    quick: bool,
+    only: tuple[str, ...],
 ) -> None:
     """Measures, then shows."""
-    if picture and not _is_installed("matplotlib"):
+    if picture and importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException("matplotlib is missing: pip install 'tiedio[benchmark]'")
     console = Console(width=120)
-    batches = _batches(quick)
+    tasks = [task for task in _tasks(quick) if all(word in str(task) for word in only)]
+    tasks.insert(0, ("versions",))
+    batches = [tasks] if quick else [[task] for task in tasks]
     figures: measure.Figures = {}
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        for number, tasks in enumerate(batches, 1):
-            said = ", ".join(map(str, tasks[0])) if len(tasks) == 1 else "everything"
+        for number, batch in enumerate(batches, 1):
+            said = "everything" if quick else " ".join(map(str, batch[0]))
             print(f"{number} of {len(batches)}: {said} ...", file=sys.stderr)
-            for figure, values in _measured(tasks, Path(name)).items():
+            for figure, values in _measured(batch, Path(name)).items():
                 figures.setdefault(figure, {}).update(values)
-    header = _header(figures["versions"])
+            header = _header(figures["versions"])
+            if as_json:  # at each step: the whole takes minutes
+                as_json.write_text(json.dumps({"header": header, "figures": figures}, indent=1))
     tables = report.headline(figures), report.peers(figures)
     console.print(header, highlight=False)
     console.print(report.as_rich(tables[0], report.demands_met(figures)))
     console.print(report.as_rich(tables[1]))
     if markdown:
         print(*map(report.as_markdown, tables), header, sep="\n\n")
-    if as_json:
-        as_json.write_text(json.dumps({"header": header, "figures": figures}, indent=1) + "\n")
     if picture:
         report.draw(figures, header, picture)
 
 
-def _batches(quick: bool) -> list[list[Any]]:
-    """Lists the tasks for each process; quickly, all are done in one."""
+def _tasks(quick: bool) -> list[Any]:
+    """Lists what is to be measured: a function of `measure`, and its arguments."""
     scale, repetitions = ("quick", 1) if quick else ("full", 5)
-    tasks: list[Any] = [("versions",)]
+    tasks: list[Any] = []
     for flavour in models.SIZES[scale]:
         for method in methods.OF_MODELS:
             tasks.append(("speed", method.name, scale, flavour, repetitions))
@@ -79,18 +92,11 @@ def _batches(quick: bool) -> list[list[Any]]:
             tasks.append(("memory_of_saving", method.name, scale, flavour))
             tasks.append(("memory_of_loading", method.name, scale, flavour))
     for method in methods.PEERS:
-        if _is_installed(method.needs):
+        if method.is_installed():
             tasks.append(("speed", method.name, scale, "plain", repetitions))
-    for count in (2, 4) if quick else (100, 400, 1600):
-        tasks.append(("many_layers", count, 1 if quick else 3))
-    return [tasks] if quick else [[task] for task in tasks]
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # nor is the package around it
-        return False
+    for count, times in ((2, 1), (4, 1)) if quick else ((100, 3), (400, 3), (1600, 1)):
+        tasks.append(("many_layers", count, times))
+    return tasks
 
 
 def _measured(tasks: list[Any], folder: Path) -> measure.Figures:
