@@ -54,7 +54,7 @@ class Raw:
 
     def save(self, path: Path) -> None:
         with path.open("wb", buffering=0) as file:
-            rest = memoryview(self.buffer)
+            rest = self.buffer.data
             while rest:  # Linux writes 2 GiB at most in one call
                 rest = rest[file.write(rest) :]
 
@@ -68,7 +68,7 @@ class Raw:
 
 def _read(path: Path, buffer: np.ndarray) -> np.ndarray:
     with path.open("rb", buffering=0) as file:
-        rest = memoryview(buffer)
+        rest = buffer.data
         while rest:
             rest = rest[file.readinto(rest) :]
     return buffer

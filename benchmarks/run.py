@@ -68,9 +68,9 @@ def main(
             print(f"{number} of {len(batches)}: {said} ...", file=sys.stderr)
             for figure, values in _measured(batch, Path(name)).items():
                 figures.setdefault(figure, {}).update(values)
-            header = _header(figures["versions"])
             if as_json:  # at each step: the whole takes minutes
-                as_json.write_text(json.dumps({"header": header, "figures": figures}, indent=1))
+                as_json.write_text(json.dumps(figures, indent=1))
+    header = _header(figures.pop("versions"))
     tables = report.headline(figures), report.peers(figures)
     console.print(header, highlight=False)
     console.print(report.as_rich(tables[0], report.demands_met(figures)))
@@ -115,7 +115,7 @@ def _measured(tasks: list[Any], folder: Path) -> measure.Figures:
 
 
 def _header(versions: dict[str, str]) -> str:
-    """Says when, on what class of machine, and with which versions."""
+    """Says when, on what class of machine and with which versions it was measured."""
     machine = f"{_cpu()}, {os.cpu_count()} cores"
     if hasattr(os, "sysconf"):
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
