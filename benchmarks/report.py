@@ -66,12 +66,15 @@ def headline(figures: Figures) -> list[list[str]]:
 
 def peers(figures: Figures) -> list[list[str]]:
     """Fills in the table of all methods; not all are installed."""
-    table = [["", "saves", "save / raw write", "load / raw read", "load / warm raw read"]]
+    acts = {"save": "save / raw write", "load": "load / raw read", "warm load": "load / warm read"}
+    table = [["", "saves", *acts.values(), "raw write, read"]]
     for name, method in methods.METHODS.items():
-        acts = ("save", "load", "warm load")
         cells = [_number(figures.get(f"plain {act}", {}).get(name), "x") for act in acts]
         if not method.is_installed():
             cells[0] = "not installed"
+        raw = [figures.get(f"plain raw {act} seconds", {}).get(name) for act in ("save", "load")]
+        # Beside a slow one, every ratio looks good: shows whether the machine was disturbed.
+        cells.append(", ".join(f"{1000 * one:.0f} ms" for one in raw if one))
         table.append([name, method.what, *cells])
     return table
 
