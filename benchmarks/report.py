@@ -122,7 +122,8 @@ def draw(figures: Figures, header: str, filepath: Path) -> None:
         axes, ("save", "load"), ("Save / raw write", "Load / raw read"), strict=True
     ):
         bars = ax.barh(shown, [figures[f"plain {act}"][name] for name in shown], color=colors)
-        ax.bar_label(bars, fmt="%.1f", padding=4)
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line
+        ax.bar_label(bars, fmt="%.1f", padding=4, bbox=ground)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_title(title, loc="left", fontsize=12)
         ax.margins(x=0.12)
