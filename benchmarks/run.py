@@ -2,8 +2,8 @@
 
 Each method runs in a process of its own, so that its peak memory is its own. Times are ratios
 to raw I/O of the same bytes in the same process, in turn, medians; nothing is compared between
-runs. Raw reads go into fresh memory, as a loader must allocate, too; the last column of the second
-table is the same beside reads into a warm buffer.
+runs. Raw reads go into fresh memory, as a loader must allocate, too; "load / warm read" is beside
+reads into a warm buffer instead.
 
 Resident memory counts: pages of mapped files too, the page cache and what lies in tmpfs not.
 Stock Keras stores the shared table twice, and drops the slots of the optimizer when it loads.
