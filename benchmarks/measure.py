@@ -1,0 +1,174 @@
+"""Measures one task after the other, in this process.
+
+Run as `python benchmarks/measure.py TASKS FOLDER ANSWER`: `TASKS` is a JSON list of
+`[function, *arguments]`. What they return, `{figure: {method: value}}`, is written to `ANSWER`.
+"""
+
+import ctypes
+import gc
+import importlib
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import methods
+import models
+
+Figures = dict[str, dict[str, Any]]
+
+
+def speed(name: str, scale: str, flavour: str, repetitions: int, folder: Path) -> Figures:
+    """Times a method, in turn with raw I/O of the same bytes: the machine drifts."""
+    size = models.SIZES[scale][flavour]
+    method = _made(name, size)
+    raw = methods.Raw(size.unique_bytes)
+    path, raw_path = folder / f"model{method.suffix}", folder / "raw"
+    seconds: dict[str, list[float]] = {}
+    for _ in range(1 + repetitions):
+        for act, call, path_ in (
+            ("raw save", raw.save, raw_path),
+            ("save", method.save, path),
+            ("raw load", raw.load, raw_path),
+            ("raw warm load", raw.load_warm, raw_path),
+            ("load", method.load, path),
+        ):
+            seconds.setdefault(act, []).append(_seconds(call, path_))
+        _clean_up(folder)
+    seconds = {act: all_[1:] for act, all_ in seconds.items()}  # the first was to warm up
+    figures: Figures = {
+        f"{flavour} {act} seconds": {name: _median(all_)} for act, all_ in seconds.items()
+    }
+    for act, unit in (("save", "save"), ("load", "load"), ("load", "warm load")):
+        ratios = [a / b for a, b in zip(seconds[act], seconds[f"raw {unit}"], strict=True)]
+        figures[f"{flavour} {unit}"] = {name: _median(ratios)}
+    return figures
+
+
+def memory_of_saving(name: str, scale: str, flavour: str, folder: Path) -> Figures:
+    """Measures what one save needs beside the model. Leaves the file to `memory_of_loading`."""
+    _warm_up(name, folder)
+    size = models.SIZES[scale][flavour]
+    method = _made(name, size)
+    peak = _extra_peak(lambda: method.save(folder / f"model{method.suffix}"))
+    return {f"{flavour} save memory": {name: peak / size.unique_bytes}}
+
+
+def memory_of_loading(name: str, scale: str, flavour: str, folder: Path) -> Figures:
+    """Measures what one load needs, the loaded model included."""
+    _warm_up(name, folder)
+    size = models.SIZES[scale][flavour]
+    method = methods.METHODS[name](None)
+    peak = _extra_peak(lambda: method.load(folder / f"model{method.suffix}"))
+    return {f"{flavour} load memory": {name: peak / size.unique_bytes}}
+
+
+def many_layers(count: int, repetitions: int, folder: Path) -> Figures:
+    """Times stock Keras and tiedio, in turn, in milliseconds per layer; and finding the ties."""
+    seconds: dict[str, dict[str, list[float]]] = {}
+    _time_layers(models.with_many_layers(4), {}, folder)  # to warm up
+    model = models.with_many_layers(count)
+    for _ in range(repetitions):
+        _time_layers(model, seconds, folder)
+    figures: Figures = {
+        f"{act} {count}": {name: 1000 * _median(all_) / count for name, all_ in of_method.items()}
+        for act, of_method in seconds.items()
+    }
+    ties, saves = seconds["find"]["tiedio"], seconds["save"]["stock Keras"]
+    figures[f"find {count}"] = {"tiedio": _median(a / b for a, b in zip(ties, saves, strict=True))}
+    return figures
+
+
+def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder: Path) -> None:
+    import tiedio
+
+    def note(act: str, name: str, taken: float) -> None:
+        seconds.setdefault(act, {}).setdefault(name, []).append(taken)
+
+    for method in (type_(model) for type_ in methods.OF_MODELS):
+        path = folder / f"model{method.suffix}"
+        note("save", method.name, _seconds(method.save, path))
+        note("load", method.name, _seconds(method.load, path))
+        _clean_up(folder)
+    note("find", "tiedio", _seconds(tiedio.find_ties, model))
+
+
+def versions(folder: Path) -> Figures:
+    """Says what was measured."""
+    import h5py
+    import keras
+
+    backend = keras.config.backend()
+    return {
+        "versions": {
+            "Keras": keras.__version__,
+            backend: importlib.import_module(backend).__version__,
+            "h5py": h5py.__version__,
+        }
+    }
+
+
+_median = statistics.median
+
+
+def _made(name: str, size: models.Size) -> methods.Method:
+    type_ = methods.METHODS[name]
+    make = models.with_shared_table if type_ in methods.OF_MODELS else models.tensors_of
+    return type_(make(size))
+
+
+def _warm_up(name: str, folder: Path) -> None:
+    """Saves and loads a small model: imports and the backend's start are not what we measure."""
+    method = _made(name, models.SIZES["quick"]["Adam"])
+    path = folder / f"small{method.suffix}"
+    method.save(path)
+    method.load(path)
+
+
+def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    result = call(*arguments)
+    seconds = time.perf_counter() - start
+    del result  # freeing it is not part of loading it
+    return seconds
+
+
+def _extra_peak(call: Callable[[], Any]) -> int:
+    """Returns by how many bytes the resident memory grows at most while `call` runs.
+
+    Pages of mapped files count, the page cache (and what is in tmpfs) does not.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is needed
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew: Linux only
+    before = _status("VmRSS")
+    result = call()
+    peak = _status("VmHWM")
+    del result
+    return peak - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def _clean_up(folder: Path) -> None:
+    """Removes the files and the loaded models: every call finds the same conditions."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    gc.collect()
+
+
+if __name__ == "__main__":
+    _tasks, _folder, _answer = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    _all: Figures = {}
+    for _function, *_arguments in _tasks:
+        for _figure, _values in globals()[_function](*_arguments, folder=_folder).items():
+            _all.setdefault(_figure, {}).update(_values)
+    _answer.write_text(json.dumps(_all))
