@@ -57,7 +57,7 @@ def die_at(step, filepath):
     if step == "writing":
         # The second part waits for the first one.
         parts = bytes(1 << 20), b"more"
-        archive.hdf5.write = lambda layout, stream: die(*map(stream.write, parts))
+        archive.hdf5.write = lambda layout, stream, advance: die(*map(stream.write, parts))
     elif step == "renamed":
         atomic._flush_folder = die
     else:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import h5py
@@ -65,11 +65,20 @@ def untold(count: int, total: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An array to be written, made only when its turn comes."""
+    """An array to be written, made only when its turn comes.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        read: Makes it.
+        axis_order: How it lies in memory, if not row by row: its axes, that of the
+            largest stride first.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    axis_order: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass
@@ -185,6 +194,8 @@ class WeightsFile:
 
     Attributes:
         digests: The digests that tensors must have, by dataset_path; none at first.
+        axis_orders: How arrays are to lie in memory if not row by row, as in `Tensor`, by
+            dataset_path.
         damaged: Datasets that were read and had another digest, or are missing.
         advance: Told how many bytes more are read, and of how many.
 
@@ -195,6 +206,7 @@ class WeightsFile:
     def __init__(self, file: Window, filepath: str):
         self.filepath = filepath
         self.digests: Mapping[str, str] = {}
+        self.axis_orders: Mapping[str, Sequence[int]] = {}
         self.damaged: set[str] = set()
         self.advance: Advance = untold
         self._found: dict[str, h5py.Group | h5py.Dataset | None] = {}
@@ -266,7 +278,7 @@ class WeightsFile:
                         digest.update(value.reshape(-1).view(np.uint8).data)
                 if digest and digest.hexdigest() != expected:
                     self.damaged.add(dataset_path)
-                return value
+                return _ordered(value, self.axis_orders.get(dataset_path))
         except _HDF5_ERRORS as error:
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
@@ -409,6 +421,15 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
     return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
+    """Lays the memory of an array out so that its strides fall in the order of `axes`."""
+    if axes is None:
+        return array
+    moved = _aligned(tuple(array.shape[axis] for axis in axes), array.dtype)
+    moved[...] = array.transpose(axes)
+    return moved.transpose(np.argsort(axes))
 
 
 def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:

@@ -183,6 +183,7 @@ def load_tied(
         recorded = source.metadata.get(ties.METADATA_KEY)
         # A file that Keras wrote has no record: it loads as in Keras, warnings included.
         record = None if recorded is None else Record.from_json(recorded)
+        source.weights.axis_orders = record.axis_orders if record else {}
         if verify and record and record.digests:
             source.weights.expect(record.digests)
         elif verify:

@@ -75,6 +75,11 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
     for group, variable in variables.find_shared(visits):
         owner, *aliases = (stored_at(place, variable) for place in group.places)
         groups.append(dataclasses.replace(group, owner=owner, aliases=tuple(aliases)))
+    stored = layout.tensors | {
+        path: layout.tensors[first]
+        for path, first in layout.links.items()
+        if first in layout.tensors
+    }
     return layout, Record(
         tie_groups=tuple(groups),
         layers=variables.find_layers(visits),
@@ -82,6 +87,7 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
         exact_values=tuple(exact_values),
         optimizer_variables=_optimizer_places(visits),
         random_states=_random_states(visits),
+        axis_orders={path: t.axis_order for path, t in stored.items() if t.axis_order},
     )
 
 
@@ -255,7 +261,8 @@ def _tensor(value: Any) -> hdf5.Tensor:
     """Describes a variable, to be copied from its device when it is written, or an array."""
     if isinstance(value, keras.Variable):
         shape = tuple(int(size) for size in value.shape)
-        return hdf5.Tensor(shape, np.dtype(value.dtype), lambda: _to_numpy(value))
+        order = variables.axis_order(value)
+        return hdf5.Tensor(shape, np.dtype(value.dtype), lambda: _to_numpy(value), order)
     array = _to_numpy(value)
     return hdf5.Tensor(array.shape, array.dtype, lambda: array)
 

@@ -213,6 +213,8 @@ class Record:
         digests: For each dataset_path the XXH3 digest (64 bits, in hexadecimal) of
             dtype, shape and bytes of the tensor there, such as `float32[2, 3]` and
             24 bytes; empty if the file has none.
+        axis_orders: For each dataset_path whose tensor did not lie row by row in the
+            memory of torch, its axes, that of the largest stride first.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
@@ -224,6 +226,7 @@ class Record:
     )
     random_states: tuple[RandomState, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    axis_orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -238,6 +241,7 @@ class Record:
             },
             "random_states": [state.to_json() for state in self.random_states],
             "digests": dict(self.digests),
+            "axis_orders": {path: list(axes) for path, axes in self.axis_orders.items()},
         }
 
     @classmethod
@@ -277,6 +281,10 @@ class Record:
                 path: _typed(digest, str, "a digest")
                 for path, digest in fields.get("digests", dict, missing={}).items()
             },
+            {
+                path: _axes(axes)
+                for path, axes in fields.get("axis_orders", dict, missing={}).items()
+            },
         )
         claimed = collections.Counter(p for group in record.tie_groups for p in group.places)
         if twice := sorted(str(place) for place, times in claimed.items() if times > 1):
@@ -309,6 +317,13 @@ def _dimension(item: Any) -> int:
     if _typed(item, int, "a size in `shape`") < 0:
         raise _malformed("a size in `shape` of 0 or more", item)
     return item
+
+
+def _axes(item: Any) -> tuple[int, ...]:
+    axes = [_typed(axis, int, "an axis") for axis in _typed(item, list, "an order of axes")]
+    if sorted(axes) != list(range(len(axes))):
+        raise _malformed("every axis once", item)
+    return tuple(axes)
 
 
 def _inner_paths(item: Any) -> tuple[str, ...]:

@@ -337,6 +337,17 @@ def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> 
     variable._deferred_initialize()
 
 
+def axis_order(variable: Any) -> tuple[int, ...] | None:
+    """Returns the axes of a torch variable by stride, if they are not in their order.
+
+    Matrices are multiplied in another way then, with other last bits.
+    """
+    value = variable._value
+    if not hasattr(value, "stride") or value.is_contiguous():
+        return None
+    return tuple(sorted(range(value.ndim), key=value.stride().__getitem__, reverse=True))
+
+
 def to_tensor(array: np.ndarray) -> Any:
     """Returns a tensor in the memory of `array`, where that needs a word to the backend."""
     if keras.backend.backend() != "tensorflow":
