@@ -5,6 +5,7 @@ and renamed. Nothing is read from an archive before its size is checked, and no
 member can leave the folder it is extracted to.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import io
@@ -12,8 +13,10 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import stat
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,9 +31,12 @@ CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
 ASSETS = "assets"
 
-# Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs.
+# Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs. What is
+# compressed goes to disk, but for texts: these may be as long as the whole archive is.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FLOOR = 1 << 28  # bytes
+_TEXT_FLOOR = 1 << 22  # bytes
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 # Where the header before a member's bytes says how long its name and extra field are
 # (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7).
@@ -174,6 +180,7 @@ class Archive:
                 f"Received: {len(members)} other members.\n"
                 "Pass a file that was saved by Keras or tiedio as `.keras`."
             )
+        self._check_members()
         self.metadata = self._json(METADATA) if METADATA in members else {}
         self.config = self._json(CONFIG)
         self.weights = hdf5.WeightsFile(self._seekable(WEIGHTS), str(filepath))
@@ -195,7 +202,6 @@ class Archive:
         """Extracts the assets below `folder`, in the folder `assets`."""
         for info in self._archive.infolist():
             if info.filename.startswith(f"{ASSETS}/"):
-                self._check_size(info)
                 try:
                     # `extract` drops drive letters, leading slashes and `..`.
                     self._archive.extract(info, folder)
@@ -204,23 +210,22 @@ class Archive:
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
-            content = json.loads(self._read(name))
-        except (ValueError, RecursionError) as error:
+            content = json.loads(self._archive.read(name), object_pairs_hook=_unambiguous)
+        except (ValueError, RecursionError, MemoryError) as error:
             raise _damaged(self._filepath, f"`{name}` is not JSON ({error})") from error
         if not isinstance(content, dict):
             raise _damaged(self._filepath, f"`{name}` is not a JSON object")
         return content
 
-    def _read(self, name: str) -> bytes:
-        self._check_size(self._archive.getinfo(name))
-        return self._archive.read(name)
-
     def _seekable(self, name: str) -> BinaryIO:
-        """Opens a member; one that is compressed is read whole."""
+        """Opens a member; one that is compressed is unpacked to disk."""
         info = self._archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
-            _log.debug("%s is compressed: it is read whole", name)
-            return io.BytesIO(self._read(name))
+            _log.debug("%s is compressed: it is unpacked", name)
+            unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the weights)
+            with self._archive.open(info) as member:
+                shutil.copyfileobj(member, unpacked, hdf5.CHUNK)
+            return unpacked
         self._archive.open(info).close()  # compares its header with the archive's directory
         self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
         lengths = struct.unpack("<HH", self._file.read(4))
@@ -231,13 +236,36 @@ class Archive:
             raise _damaged(self._filepath, f"`{name}` beyond the end of the file")
         return io.BufferedReader(_Window(self._file, start, info.file_size))
 
-    def _check_size(self, info: zipfile.ZipInfo) -> None:
-        limit = max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * info.compress_size)
-        if info.file_size > limit:
-            raise _damaged(
-                self._filepath,
-                f"`{info.filename}` of {info.file_size} bytes in {info.compress_size}",
-            )
+    def _check_members(self) -> None:
+        """Refuses what readers would take differently, or would fill the disk or the memory."""
+        members = self._archive.infolist()
+        length = self._file.seek(0, io.SEEK_END)
+        names = collections.Counter(info.filename for info in members)
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise _damaged(self._filepath, f"several members named {listed(twice)}")
+        if strange := [i.filename for i in members if i.compress_type not in _COMPRESSIONS]:
+            raise _damaged(self._filepath, f"{listed(strange)} of another compression")
+        texts = [info for info in members if info.filename in (CONFIG, METADATA)]
+        for parts, limit in (
+            (texts, max(_TEXT_FLOOR, length)),
+            (members, max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * length)),
+        ):
+            if sum(info.file_size for info in parts) > limit:
+                largest = max(parts, key=lambda info: info.file_size)
+                raise _damaged(
+                    self._filepath,
+                    f"{listed([largest.filename])} of {largest.file_size} bytes in "
+                    f"{largest.compress_size}",
+                )
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object of pairs; with a key twice, readers would differ."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{key[:99]!r} stands twice in one object")
+    return made
 
 
 @contextlib.contextmanager
