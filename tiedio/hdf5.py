@@ -26,9 +26,8 @@ _log = logging.getLogger(__name__)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _BFLOAT16_STORED = np.dtype("V2")
 
-# A chunked dataset may declare far more than it stores, and would be allocated whole.
-_LARGEST_EXPANSION = 100
-_EXPANSION_FLOOR = 1 << 28  # bytes
+# What tensors are made of. Strings of any length, references and compounds are not read at all.
+_KINDS = "biufcS"
 
 # Large tensors are read and written in parts that fit into a processor's cache.
 CHUNK = 1 << 20  # bytes
@@ -211,6 +210,8 @@ class WeightsFile:
     Attributes:
         digests: The digests that tensors must have, by dataset_path; none at first.
         damaged: Datasets that were read and had another digest, or are missing.
+        room: Bytes that a dataset may declare without storing them, as one that is
+            compressed does: at least those of the largest tensor to be read.
 
     Raises:
         FileFormatError: If it is no HDF5 file, or a damaged one.
@@ -220,7 +221,9 @@ class WeightsFile:
         self.filepath = filepath
         self.digests: Mapping[str, str] = {}
         self.damaged: set[str] = set()
+        self.room = 1 << 28
         self._bytes: Any = file
+        self._size = file.seek(0, io.SEEK_END)
         try:
             self._file = h5py.File(file, "r")
         except OSError as error:
@@ -228,6 +231,7 @@ class WeightsFile:
 
     def close(self) -> None:
         self._file.close()
+        self._bytes.close()
 
     def expect(self, digests: Mapping[str, str]) -> None:
         """Verifies against `digests` whatever is read from now on, and that all of it is there."""
@@ -288,10 +292,13 @@ class WeightsFile:
 
     def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
         """Makes room for the values of a dataset, if it can hold what it declares."""
-        declared, stored = dataset.nbytes, dataset.id.get_storage_size()
-        if declared > max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * stored):
+        bfloat16 = dataset.dtype == _BFLOAT16_STORED and dataset.attrs.get("dtype") == "bfloat16"
+        if dataset.dtype.kind not in _KINDS and not bfloat16:
+            raise TypeError(f"values of type {dataset.dtype}")
+        # A dataset is allocated whole, and may be in a place beyond the end of the file.
+        declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self._size)
+        if declared > max(self.room, stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
-        bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
         return np.empty(dataset.shape, _BFLOAT16 if bfloat16 else dataset.dtype)
 
     def _dataset(self, path: str) -> h5py.Dataset:
@@ -299,6 +306,22 @@ class WeightsFile:
         if not isinstance(dataset, h5py.Dataset):
             raise KeyError(path)
         return dataset
+
+    def twins(self, first: str, other: str) -> dict[str, str]:
+        """Maps each dataset below the path `other` to the same one below `first`.
+
+        There are none if both are one group, as tiedio writes it.
+        """
+        group = self._find(other)
+        if not isinstance(group, h5py.Group) or group == self._find(first):
+            return {}
+        names: list[str] = []
+        try:
+            group.visititems(lambda name, _: names.append(name))
+            names = [name for name in names if isinstance(group[name], h5py.Dataset)]
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{other}`", first_line(error)) from error
+        return {f"{other}/{name}": f"{first}/{name}" for name in names}
 
     def disagreements(self, paths: Mapping[str, str]) -> list[str]:
         """Lists the datasets that should be, but do not equal, another one.
