@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tiedio import intent, models, variables
 from tiedio.errors import LoadError, RecordError, listed
@@ -20,6 +21,7 @@ from tiedio.substitution import (
     adopt,
     copy_of,
     facts_of,
+    may_adopt,
     restore_layer,
     substitute,
     substitute_layer,
@@ -39,7 +41,7 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
         An error that names all that does not fit the model, and was left as it is.
     """
     problems: Problems = {}
-    _share_layers(model, record.shared_layers, problems)
+    _share_layers(model, record.shared_layers, weights, problems)
     visits = variables.walk(model)
     _check_layers(visits, record, problems)
     _share_generators(visits, record, problems)
@@ -66,7 +68,10 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
 
 
 def _share_layers(
-    model: keras.Layer, shared_layers: Sequence[Sequence[str]], problems: Problems
+    model: keras.Layer,
+    shared_layers: Sequence[Sequence[str]],
+    weights: WeightsFile,
+    problems: Problems,
 ) -> None:
     """Makes one object of the layers that were one when saved."""
     visits = variables.walk(model)
@@ -83,14 +88,22 @@ def _share_layers(
             old = by_path.get(inner_path)
             if new is None or old is None or old is new:
                 continue
-            if _kind(old) == _kind(new):
-                substitute_layer(old, new, holders)
-            else:
+            if _kind(old) != _kind(new):
                 problems[inner_path] = f"another layer than `{first}`"
+            elif _holds(old, new) or _holds(new, old):
+                problems[inner_path] = f"inside or around `{first}`"
+            elif weights.disagreements(weights.twins(first, inner_path)):
+                problems[inner_path] = f"stored with other values than `{first}`"
+            else:
+                substitute_layer(old, new, holders)
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
     return type(layer), [facts_of(variable) for variable in layer.weights]
+
+
+def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
+    return any(visit.saveable is part for visit in variables.walk(layer))
 
 
 def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: Problems) -> None:
@@ -119,11 +132,20 @@ def _share_generators(
         for place in (first, *others):
             if place not in generators:
                 problems[str(place)] = "no such seed generator"
+            elif not _fits(random_state.state, generators[place][1].state):
+                problems[str(place)] = "a state of another size"
         for place in others:
             if place in generators and first in generators:
                 layer, generator = generators[place]
                 if generator is not generators[first][1]:
                     substitute(layer, generator, generators[first][1])
+
+
+def _fits(words: Sequence[int], state: Any) -> bool:
+    limits = np.iinfo(keras.backend.standardize_dtype(state.dtype))
+    return (len(words),) == tuple(state.shape) and all(
+        limits.min <= word <= limits.max for word in words
+    )
 
 
 def _separations(visits: Sequence[variables.Visit], record: Record) -> list[Substitution]:
@@ -157,7 +179,7 @@ def _adopt_missing(visits: Sequence[variables.Visit], record: Record) -> None:
             layer = layers.get(alias.inner_path)
             if alias in places or group.owner not in places or layer is None:
                 continue
-            if getattr(layer, alias.attribute, layer) is None:
+            if may_adopt(layer, alias.attribute):
                 adopt(layer, alias.attribute, places[group.owner][1])
 
 

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,9 @@ from tiedio.errors import (
     listed,
 )
 from tiedio.ties import Record
+
+# Bytes that any tensor may have, however small the model's are.
+_ROOM = 1 << 20
 
 # How Keras says in a config that several layers are one object.
 _MARK = "shared_object_id"
@@ -169,8 +173,8 @@ def load_tied(
             source.weights.expect(record.digests)
         elif verify:
             source.verify_weights()
-        _check_links(source.weights, record)
-        config = _without_marks(source.config)
+        with _explained(source.config, path):
+            config = _without_marks(source.config)
         compile_config = config.pop("compile_config", None)
         with (
             variables.ObjectSharingScope(),
@@ -185,6 +189,10 @@ def load_tied(
                     f"Expected: a model. Received: {type(model).__name__}.\n"
                     "Load it with `keras.saving.load_model`."
                 )
+            source.weights.room = _ROOM + 8 * max(
+                (math.prod(variable.shape) for variable in model.variables), default=0
+            )
+            _check_links(source.weights, record)
             if record is None:
                 inferred = retying.infer_shared_layers(model, source.weights)
                 retying.retie(model, Record(shared_layers=inferred), source.weights)
@@ -225,9 +233,11 @@ def _may_overwrite(path: Path) -> bool:
 
 def _check_links(weights: hdf5.WeightsFile, record: Record | None) -> None:
     """Checks the record against the values: what it ties must be equal in the file."""
+    if record is None:
+        return
     owners = {
         path: group.dataset_paths[0]
-        for group in (record.tie_groups if record else ())
+        for group in record.tie_groups
         for path in group.dataset_paths[1:]
     }
     if differing := weights.disagreements(owners):
@@ -239,9 +249,11 @@ def _explained(config: Any, path: Path) -> Iterator[None]:
     """Turns what Keras says of a config that it cannot read into errors of tiedio."""
     try:
         yield
-    except (TypeError, ValueError) as error:
-        missing = _unregistered(config)
-        if missing and "ould not locate" in str(error):
+    except TiedioError:
+        raise
+    except Exception as error:  # a config may lead Keras anywhere
+        missing = _unregistered(config) if "ould not locate" in str(error) else set()
+        if missing:
             raise CustomObjectsError(
                 f"`{path}` needs classes or functions that are not registered: "
                 f"{listed(missing)}.\n"
@@ -250,11 +262,11 @@ def _explained(config: Any, path: Path) -> Iterator[None]:
                 "`keras.saving.register_keras_serializable`."
             ) from error
         # Keras wraps the error of a layer once for each model around it.
+        kind = type(error).__name__
         cause = str(error).rpartition("Exception encountered: ")[2]
         raise LoadError(
-            f"Cannot build the model of `{path}`: {first_line(ValueError(cause))}\n"
-            f"Expected: a config that Keras {keras.__version__} reads. "
-            f"Received: {type(error).__name__}.\n"
+            f"Cannot build the model of `{path}`: {first_line(Exception(cause or kind))}\n"
+            f"Expected: a config that Keras {keras.__version__} reads. Received: {kind}.\n"
             "Load the file with the same classes, in the version it was saved with."
         ) from error
 
@@ -300,19 +312,23 @@ def _mark(layer: dict[str, Any]) -> Any:
 
 def _unregistered(config: Any) -> set[str]:
     """Names the classes and functions in a config that Keras cannot find."""
-    if isinstance(config, list):
-        return set().union(*map(_unregistered, config))
-    if not isinstance(config, dict):
-        return set()
-    found = _unregistered(list(config.values()))
-    name = config.get("class_name")
-    if name == "function":
-        try:  # only Keras knows all the modules in which it looks a function up
-            keras.saving.deserialize_keras_object(config)
-        except (TypeError, ValueError):
-            found.add(str(config.get("config")))
-    elif name and str(config.get("module", "keras")).split(".")[0] != "keras":
-        registered = keras.saving.get_registered_object(config.get("registered_name") or name)
-        if registered is None:
-            found.add(name)
+    found = set()
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        if not isinstance(part, dict):
+            continue
+        parts += part.values()
+        name = part.get("class_name")
+        if name == "function":
+            try:  # only Keras knows all the modules in which it looks a function up
+                keras.saving.deserialize_keras_object(part)
+            except Exception:
+                found.add(str(part.get("config")))
+        elif name and str(part.get("module", "keras")).split(".")[0] != "keras":
+            registered = str(part.get("registered_name") or name)
+            if keras.saving.get_registered_object(registered) is None:
+                found.add(str(name))
     return found

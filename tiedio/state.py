@@ -144,9 +144,9 @@ def restore(
             if hasattr(visit.saveable, "load_assets") and assets.exists():
                 folder = assets / visit.inner_path
                 visit.saveable.load_assets(str(folder) if folder.exists() else None)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, TiedioError):
-                raise
+        except TiedioError:
+            raise
+        except Exception as error:  # the code of layers may raise anything
             failed[visit.inner_path or "the model"] = error
     places = variables.find_places(visits)
     generators = variables.find_generators(visits)
@@ -154,14 +154,16 @@ def restore(
         if place in places and place.dataset_path:
             try:
                 places[place][1].assign(weights.read(place.dataset_path))
-            except (ValueError, KeyError, TypeError) as error:
+            except TiedioError:
+                raise
+            except Exception as error:
                 failed[str(place)] = error
     for random_state in record.random_states if record else ():
         place = random_state.places[0]
         if place in generators:
             try:
                 generators[place][1].state.assign(np.array(random_state.state))
-            except (ValueError, TypeError) as error:
+            except Exception as error:
                 failed[str(place)] = error
     if weights.damaged:
         raise hdf5.damaged(weights.filepath, sorted(weights.damaged), "others")
