@@ -192,12 +192,12 @@ def load_tied(
             source.weights.room = _ROOM + 8 * max(
                 (math.prod(variable.shape) for variable in model.variables), default=0
             )
-            _check_links(source.weights, record)
             if record is None:
                 inferred = retying.infer_shared_layers(model, source.weights)
                 retying.retie(model, Record(shared_layers=inferred), source.weights)
             else:
                 state.report(retying.retie(model, record, source.weights), strict)
+                _check_links(model, record, source.weights)
             if compile and compile_config:
                 with _explained(source.config, path):
                     model.compile_from_config(compile_config)
@@ -231,13 +231,13 @@ def _may_overwrite(path: Path) -> bool:
     return answer.strip().lower() == "y"
 
 
-def _check_links(weights: hdf5.WeightsFile, record: Record | None) -> None:
-    """Checks the record against the values: what it ties must be equal in the file."""
-    if record is None:
-        return
+def _check_links(model: keras.Model, record: Record, weights: hdf5.WeightsFile) -> None:
+    """Checks the ties of a model against the values: they must be equal in the file."""
+    places = variables.find_places(variables.walk(model))
     owners = {
         path: group.dataset_paths[0]
         for group in record.tie_groups
+        if all(place in places for place in group.places)
         for path in group.dataset_paths[1:]
     }
     if differing := weights.disagreements(owners):

@@ -298,6 +298,14 @@ class Record:
                 raise _contradictory(f"{what} for every place", map(str, twice))
         if twice := _twice(p for inner_paths in self.shared_layers for p in inner_paths):
             raise _contradictory("one shared layer for every path", twice)
+        # A layer's tensor is no business of another one's, where nothing is tied.
+        for place in self.exact_values:
+            layer = "/".join((place.dataset_path or "").split("/")[:-2])
+            above, below = sorted(
+                (f"{path}/".lstrip("/") for path in (layer, place.inner_path)), key=len
+            )
+            if place not in owners and layer in self.layers and not below.startswith(above):
+                raise _unreadable(f"a tensor of `{place}`", f"`{place.dataset_path}`")
         # One tensor for many variables that are not tied would fill the memory.
         values = {(owners.get(p, p), p.dataset_path) for p in self.exact_values}
         if twice := _twice(path for _, path in values if path):
