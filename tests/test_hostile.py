@@ -7,6 +7,7 @@ memory beyond the file's and the model's. What is allowed of each kind of file i
 import collections
 import io
 import json
+import os
 import random
 import re
 import select
@@ -17,8 +18,11 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
+
+from tiedio.substitution import may_adopt
 
 if sys.platform == "win32":
     pytest.skip("Windows has no limit of a process's memory", allow_module_level=True)
@@ -47,6 +51,7 @@ class Loader:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert self.answer(seconds=300).came == "same"
 
@@ -330,6 +335,7 @@ RECORDS = {
     "a version without end": (put(float("inf"), "version"), "as int. Received: inf"),
     "a version of 31 digits": (put(10**30, "version"), f"Received: version {10**30}"),
     "a number of 5000 digits": (f'{{"tiedio": {{"version": 1{"0" * 5000}}}}}', "is not JSON"),
+    "a name that is no text": (put("\ud800", "layers", "layers/dense", "name"), "as text"),
     "nesting": (put(json.loads(DEEP), "version"), "`version` of the record as int"),
     "deeper nesting": ("[" * 200_000, "is not JSON"),
     "one key twice": ('{"tiedio": {"version": 1, "version": 1}}', "'version' stands twice"),
@@ -460,21 +466,21 @@ RECORDS = {
 RECORDS |= {
     f"the attribute {name[:20]!r}": (
         put(name, "tie_groups", 0, "aliases", 0, "attribute"),
-        "Cannot restore `layers/dense_1/",
+        "as text" if name == "\ud800" else "Cannot restore `layers/dense_1/",
     )
     for name in ATTRIBUTES
 }
 RECORDS |= {
     f"the inner path {path[:20]!r}": (
         put(path, "tie_groups", 0, "aliases", 0, "inner_path"),
-        "_kernel`: no such variable",
+        "as text" if path == "\ud800" else "_kernel`: no such variable",
     )
     for path in PATHS
 }
 RECORDS |= {
     f"the dataset path {path[:20]!r}": (
         put(path, "tie_groups", 0, "aliases", 0, "dataset_path"),
-        "is damaged at|has an unreadable" if path else None,
+        "is damaged at|has an unreadable|as text" if path else None,
     )
     for path in PATHS
 }
@@ -547,7 +553,6 @@ def overlapping(original):
     content = member("assets/0", 1 << 20)(original)
     end = content.rindex(b"PK\x05\x06")
     start = content.rindex(b"PK\x01\x02")
-
     entry = bytearray(content[start : start + 46])
     entry[28:30] = struct.pack("<H", 12)
     entries = b"".join(bytes(entry) + b"assets/%05d" % i for i in range(12_000))
@@ -563,6 +568,17 @@ def overlapping(original):
 FLAGS, COMPRESSION, SIZE, START = 8, 10, 24, 42
 
 ARCHIVES = {
+    "a config 900 lists deep": (
+        instead("config.json", f'{{"config": {DEEP}}}'),
+        "RecursionError|NoneType",
+    ),
+    "a class nobody knows, 400 lists deep": (
+        instead(
+            "config.json",
+            f'{{"module": "x", "class_name": "X", "config": {{"x": {DEEP[500:-500]}}}}}',
+        ),
+        "needs classes or functions that are not registered: `X`",
+    ),
     "300 MB of zeros as weights": (
         instead("model.weights.h5", bytes(300 << 20)),
         "of 314572800 bytes in",
@@ -759,3 +775,35 @@ def test_a_userblock_is_no_part_of_a_weights_file(loader, size):
     weights = bytes(size) + members_of(loader.original)["model.weights.h5"]
     outcome = loader.load(rebuilt({**members_of(loader.original), "model.weights.h5": weights}))
     assert outcome.came in ("refused", "same"), outcome
+
+
+class Handed(keras.layers.Layer):
+    """A layer that may be handed a table, and has other attributes that are empty."""
+
+    empty_in_the_class = None
+
+    def __init__(self, table=None, **kwargs):
+        super().__init__(**kwargs)
+        self.table = table
+        self.held = [None]
+
+    @property
+    def view(self):
+        return None
+
+
+class OwnDense(keras.layers.Dense):
+    def __init__(self, *args, table=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+
+def test_a_record_fills_only_what_a_class_of_ones_own_left_empty():
+    layers = {"own": Handed(), "dense": keras.layers.Dense(2), "own dense": OwnDense(2)}
+    asked = ["table", "held", "view", "empty_in_the_class", "__doc__", "__class__", "no_such"]
+    asked += ["activity_regularizer", "kernel_regularizer", "bias_constraint", "lora_rank"]
+    asked += [name for name, value in vars(layers["dense"]).items() if value is None]
+    filled = {
+        (name, one) for name, layer in layers.items() for one in asked if may_adopt(layer, one)
+    }
+    assert filled == {("own", "table"), ("own dense", "table")}

@@ -320,6 +320,9 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
     # JSON has no type of its own for what Python calls a bool that is an int.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _malformed(f"{what} as {getattr(kind, '__name__', kind)}", value)
+    # JSON also holds halves of characters, which are no name anywhere else.
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise _malformed(f"{what} as text", value)
     return value
 
 
