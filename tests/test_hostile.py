@@ -454,6 +454,10 @@ RECORDS = {
         put([["layers/dense", "layers/dense_3"]], "shared_layers"),
         "`layers/dense_3`: stored with other values than `layers/dense`",
     ),
+    "a shared layer the model has not": (
+        put("layers/gone", "shared_layers", 0, 1),
+        "`layers/gone`: no such layer",
+    ),
     "a layer shared with its own part": (
         put([["", "layers/sequential"]], "shared_layers"),
         "another layer than ``",
@@ -566,6 +570,8 @@ def overlapping(original):
 
 # Offsets into an entry of an archive's directory.
 FLAGS, COMPRESSION, SIZE, START = 8, 10, 24, 42
+
+UNKNOWN = '{"module": "x", "class_name": "X", "config": {"x": %s}}'
 
 ARCHIVES = {
     "a config 900 lists deep": (

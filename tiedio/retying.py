@@ -86,9 +86,11 @@ def _share_layers(
         new = by_path.get(first)
         for inner_path in others:
             old = by_path.get(inner_path)
-            if new is None or old is None or old is new:
+            if new is None or old is None:
+                problems[first if new is None else inner_path] = "no such layer"
+            elif old is new:
                 continue
-            if _kind(old) != _kind(new):
+            elif _kind(old) != _kind(new):
                 problems[inner_path] = f"another layer than `{first}`"
             elif _holds(old, new) or _holds(new, old):
                 problems[inner_path] = f"inside or around `{first}`"
