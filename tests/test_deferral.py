@@ -8,7 +8,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio import hdf5, variables
+from tiedio import variables, weights_file
 
 
 class Plain(keras.layers.Layer):
@@ -158,9 +158,11 @@ def test_other_variables_that_wait_for_a_value_go_on_waiting(tmp_path):
 def test_a_shared_tensor_is_read_once(tmp_path, monkeypatch):
     saved(Plain, tmp_path / "model.keras")
     read = []
-    original = hdf5.WeightsFile.read
+    original = weights_file.WeightsFile.read
     monkeypatch.setattr(
-        hdf5.WeightsFile, "read", lambda self, path: read.append(path) or original(self, path)
+        weights_file.WeightsFile,
+        "read",
+        lambda self, path: read.append(path) or original(self, path),
     )
     tiedio.load_tied(tmp_path / "model.keras")
     assert sorted(path for path in read if path.startswith("layers")) == [
@@ -174,9 +176,9 @@ def test_variables_take_over_what_was_read(dtype, tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, dtype=dtype)])
     tiedio.save_tied(model, tmp_path / "model.keras")
     read = []
-    original = hdf5._aligned
+    original = weights_file._aligned
     monkeypatch.setattr(
-        hdf5, "_aligned", lambda *arguments: read.append(original(*arguments)) or read[-1]
+        weights_file, "_aligned", lambda *arguments: read.append(original(*arguments)) or read[-1]
     )
     kernel = tiedio.load_tied(tmp_path / "model.keras").layers[0].kernel
     tensor = keras.ops.view(kernel, "uint16") if dtype == "bfloat16" else kernel.value

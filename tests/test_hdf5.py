@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tiedio import hdf5
+from tiedio import hdf5, weights_file
 from tiedio.errors import FileFormatError
 from tiedio.streams import Window
 
@@ -36,7 +36,7 @@ def tensor(array):
 
 
 def opened(file, name="x"):
-    return hdf5.WeightsFile(Window(file, 0, file.seek(0, io.SEEK_END)), name)
+    return weights_file.WeightsFile(Window(file, 0, file.seek(0, io.SEEK_END)), name)
 
 
 def write(arrays, links=None, groups=None):
@@ -73,7 +73,7 @@ def test_one_read_and_parts_give_one_digest(monkeypatch):
     layout = hdf5.Layout(tensors={"vars/0": tensor(array)}, links={"vars/1": "vars/0"})
     digests = hdf5.write(layout, OneWay())
     monkeypatch.setattr(hdf5, "CHUNK", 999)
-    monkeypatch.setattr(hdf5, "READ_CHUNK", 777)
+    monkeypatch.setattr(weights_file, "READ_CHUNK", 777)
     stream = OneWay()
     assert hdf5.write(layout, stream) == digests
     weights = opened(io.BytesIO(b"".join(stream.parts)))

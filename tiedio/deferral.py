@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import keras
 
 from tiedio import variables
-from tiedio.hdf5 import Store, Stored
+from tiedio.weights_file import Store, Stored
 
 _log = logging.getLogger(__name__)
 

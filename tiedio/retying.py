@@ -11,22 +11,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tiedio import intent, models, variables
 from tiedio.deferral import Deferral
 from tiedio.errors import LoadError, RecordError, listed
-from tiedio.hdf5 import WeightsFile
 from tiedio.substitution import (
     Substitution,
     adopt,
     copy_of,
     facts_of,
+    may_adopt,
     restore_layer,
     substitute,
     substitute_layer,
     variable_of,
 )
 from tiedio.ties import Place, Record
+from tiedio.weights_file import WeightsFile
 
 Problems = dict[str, str]
 
@@ -41,7 +43,7 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
     """
     problems: Problems = {}
     visits = variables.walk(model)
-    if _share_layers(visits, record.shared_layers, problems):
+    if _share_layers(visits, record.shared_layers, weights, problems):
         visits = variables.walk(model)
     _check_layers(visits, record, problems)
     _share_generators(visits, record, problems)
@@ -66,7 +68,10 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
 
 
 def _share_layers(
-    visits: Sequence[variables.Visit], shared_layers: Sequence[Sequence[str]], problems: Problems
+    visits: Sequence[variables.Visit],
+    shared_layers: Sequence[Sequence[str]],
+    weights: WeightsFile,
+    problems: Problems,
 ) -> bool:
     """Makes one object of the layers that were one when saved; tells if there are such."""
     by_path = {
@@ -81,18 +86,28 @@ def _share_layers(
         new = by_path.get(first)
         for inner_path in others:
             old = by_path.get(inner_path)
-            if new is None or old is None or old is new:
+            if new is None or old is None:
+                problems[first if new is None else inner_path] = "no such layer"
+            elif old is new:
                 continue
-            if _kind(old) == _kind(new):
+            elif _kind(old) != _kind(new):
+                problems[inner_path] = f"another layer than `{first}`"
+            elif _holds(old, new) or _holds(new, old):
+                problems[inner_path] = f"inside or around `{first}`"
+            elif weights.disagreements(weights.twins(first, inner_path)):
+                problems[inner_path] = f"stored with other values than `{first}`"
+            else:
                 substitute_layer(old, new, holders)
                 shared = True
-            else:
-                problems[inner_path] = f"another layer than `{first}`"
     return shared
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
     return type(layer), [facts_of(variable) for variable in layer.weights]
+
+
+def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
+    return any(visit.saveable is part for visit in variables.walk(layer))
 
 
 def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: Problems) -> None:
@@ -121,11 +136,20 @@ def _share_generators(
         for place in (first, *others):
             if place not in generators:
                 problems[str(place)] = "no such seed generator"
+            elif not _fits(random_state.state, generators[place][1].state):
+                problems[str(place)] = "a state of another size"
         for place in others:
             if place in generators and first in generators:
                 layer, generator = generators[place]
                 if generator is not generators[first][1]:
                     substitute(layer, generator, generators[first][1])
+
+
+def _fits(words: Sequence[int], state: Any) -> bool:
+    limits = np.iinfo(keras.backend.standardize_dtype(state.dtype))
+    return (len(words),) == tuple(state.shape) and all(
+        limits.min <= word <= limits.max for word in words
+    )
 
 
 def _separations(visits: Sequence[variables.Visit], record: Record) -> list[Substitution]:
@@ -159,7 +183,7 @@ def _adopt_missing(visits: Sequence[variables.Visit], record: Record) -> None:
             layer = layers.get(alias.inner_path)
             if alias in places or group.owner not in places or layer is None:
                 continue
-            if getattr(layer, alias.attribute, layer) is None:
+            if may_adopt(layer, alias.attribute):
                 adopt(layer, alias.attribute, places[group.owner][1])
 
 

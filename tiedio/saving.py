@@ -6,35 +6,31 @@ compiled, so that its optimizer sees the shared variables, and last the state is
 read into place. Reader and writer mirror each other, step by step.
 """
 
-import collections
-import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from tiedio import archive, hdf5, models, retying, state, ties, variables
+from tiedio import archive, configs, models, retying, state, ties, variables
 from tiedio.deferral import Deferral
 from tiedio.errors import (
-    CustomObjectsError,
     FileFormatError,
-    LoadError,
     ModelNotBuiltError,
     SaveError,
     TiedioError,
-    first_line,
-    listed,
 )
 from tiedio.progress import shown
 from tiedio.ties import Record
+from tiedio.weights_file import WeightsFile, damaged
 
-# How Keras says in a config that several layers are one object.
-_MARK = "shared_object_id"
+# Bytes that any tensor may have, however small the model's are.
+_ROOM = 1 << 20
 
 
 def save_tied(
@@ -96,13 +92,7 @@ def save_tied(
     visits = variables.walk(model)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
-        with variables.ObjectSharingScope():
-            config = _without_marks(keras.saving.serialize_keras_object(model))
-            if (config.get("compile_config") or {}).get("optimizer"):
-                # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps
-                # it again only where the policy in force is the same.
-                optimizer = keras.saving.serialize_keras_object(model.optimizer)
-                config["compile_config"]["optimizer"] = optimizer
+        config = configs.write(model)
 
         def metadata(digests: dict[str, str]) -> dict[str, Any]:
             return {
@@ -188,36 +178,18 @@ def load_tied(
             source.weights.expect(record.digests)
         elif verify:
             source.verify_weights()
-        _check_links(source.weights, record)
         deferral = Deferral()
-        with (
-            contextlib.ExitStack() as sharing,
-            variables.SafeModeScope(safe_mode),
-            keras.saving.CustomObjectScope(dict(custom_objects or {})),
-        ):
-
-            def build() -> Any:
-                # A second attempt shares nothing with the first.
-                sharing.enter_context(variables.ObjectSharingScope())
-                config = _without_marks(source.config)
-                return keras.saving.deserialize_keras_object({**config, "compile_config": None})
-
-            with _explained(source.config, path):
-                model = deferral.build(build)
-            if not isinstance(model, keras.Layer):
-                raise LoadError(
-                    f"`{path}` holds no model.\n"
-                    f"Expected: a model. Received: {type(model).__name__}.\n"
-                    "Load it with `keras.saving.load_model`."
-                )
+        with configs.reading(source.config, path, custom_objects, safe_mode) as config:
+            model = config.build(deferral)
+            source.weights.room = _ROOM + 8 * max(
+                (math.prod(variable.shape) for variable in model.variables), default=0
+            )
             inferred = record or Record(
                 shared_layers=retying.infer_shared_layers(model, source.weights)
             )
             state.report(retying.retie(model, inferred, source.weights), strict or not record)
-            compile_config = _without_marks(source.config).get("compile_config")
-            if compile and compile_config:
-                with _explained(source.config, path):
-                    _compile(model, compile_config, deferral)
+            _check_links(model, inferred, source.weights)
+            compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
             restoration = state.Restoration(
                 source.weights, Path(folder) / archive.ASSETS, record, deferral
@@ -226,22 +198,11 @@ def load_tied(
             visits = variables.walk(model)
             restoration.read(models.without_optimizers(visits))
             error = retying.match_optimizers(model, visits, inferred, deferral)
-            state.report(error if compile and compile_config else None, strict)
+            state.report(error if compiled else None, strict)
             restoration.read(models.only_optimizers(variables.walk(model)))
             restoration.finish(strict)
         models.forget_functions(model)
     return model
-
-
-def _compile(model: keras.Model, config: dict[str, Any], deferral: Deferral) -> None:
-    """Compiles a model, and leaves its optimizer unbuilt where that is not up to its class."""
-    own = {name: getattr(type(model), name) for name in ("compile", "compile_from_config")}
-    if all(method is getattr(keras.Model, name) for name, method in own.items()):
-        model.compile(**keras.saving.deserialize_keras_object(config))
-    else:
-        deferral.finish()  # it may build optimizers
-        model.compile_from_config(config)
-    model.compiled = True
 
 
 def _keras_path(
@@ -263,96 +224,14 @@ def _may_overwrite(path: Path) -> bool:
     return answer.strip().lower() == "y"
 
 
-def _check_links(weights: hdf5.WeightsFile, record: Record | None) -> None:
-    """Checks the record against the values: what it ties must be equal in the file."""
+def _check_links(model: keras.Model, record: Record, weights: WeightsFile) -> None:
+    """Checks the ties of a model against the values: they must be equal in the file."""
+    places = variables.find_places(variables.walk(model))
     owners = {
         path: group.dataset_paths[0]
-        for group in (record.tie_groups if record else ())
+        for group in record.tie_groups
+        if all(place in places for place in group.places)
         for path in group.dataset_paths[1:]
     }
     if differing := weights.disagreements(owners):
-        raise hdf5.damaged(weights.filepath, differing, "other values than at their owners")
-
-
-@contextlib.contextmanager
-def _explained(config: Any, path: Path) -> Iterator[None]:
-    """Turns what Keras says of a config that it cannot read into errors of tiedio."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        missing = _unregistered(config)
-        if missing and "ould not locate" in str(error):
-            raise CustomObjectsError(
-                f"`{path}` needs classes or functions that are not registered: "
-                f"{listed(missing)}.\n"
-                "Expected: all of them in `custom_objects`. Received: not these.\n"
-                "Pass `custom_objects`, or register them with "
-                "`keras.saving.register_keras_serializable`."
-            ) from error
-        # Keras wraps the error of a layer once for each model around it.
-        cause = str(error).rpartition("Exception encountered: ")[2]
-        raise LoadError(
-            f"Cannot build the model of `{path}`: {first_line(ValueError(cause))}\n"
-            f"Expected: a config that Keras {keras.__version__} reads. "
-            f"Received: {type(error).__name__}.\n"
-            "Load the file with the same classes, in the version it was saved with."
-        ) from error
-
-
-def _without_marks(config: Any) -> Any:
-    """Copies a config without Keras' marks of layers that are shared by several graphs.
-
-    A graph finds the calls of its layers by number: made one object by such a mark, a
-    layer that was called in another graph before would answer with that call.
-    """
-    marked = collections.Counter()
-
-    def copied(part: Any) -> Any:
-        if isinstance(part, (list, tuple)):
-            return [copied(item) for item in part]
-        if not isinstance(part, dict):
-            return part
-        marked.update(mark for mark in map(_mark, _graph_layers(part)) if mark is not None)
-        return {key: copied(value) for key, value in part.items()}
-
-    def clean(part: Any) -> None:
-        for item in part.values() if isinstance(part, dict) else part:
-            if isinstance(item, (list, dict)):
-                clean(item)
-        for layer in _graph_layers(part):
-            if marked[_mark(layer)] > 1:
-                layer.pop(_MARK, None)
-
-    config = copied(config)
-    clean(config)
-    return config
-
-
-def _graph_layers(config: Any) -> list[dict[str, Any]]:
-    layers = config.get("layers") if isinstance(config, dict) else None
-    return [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
-
-
-def _mark(layer: dict[str, Any]) -> Any:
-    mark = layer.get(_MARK)
-    return mark if isinstance(mark, int) else None
-
-
-def _unregistered(config: Any) -> set[str]:
-    """Names the classes and functions in a config that Keras cannot find."""
-    if isinstance(config, list):
-        return set().union(*map(_unregistered, config))
-    if not isinstance(config, dict):
-        return set()
-    found = _unregistered(list(config.values()))
-    name = config.get("class_name")
-    if name == "function":
-        try:  # only Keras knows all the modules in which it looks a function up
-            keras.saving.deserialize_keras_object(config)
-        except (TypeError, ValueError):
-            found.add(str(config.get("config")))
-    elif name and str(config.get("module", "keras")).split(".")[0] != "keras":
-        registered = keras.saving.get_registered_object(config.get("registered_name") or name)
-        if registered is None:
-            found.add(name)
-    return found
+        raise damaged(weights.filepath, differing, "other values than at their owners")

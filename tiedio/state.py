@@ -20,6 +20,7 @@ from tiedio import hdf5, models, variables
 from tiedio.deferral import Deferral
 from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, first_line, listed
 from tiedio.ties import Place, RandomState, Record
+from tiedio.weights_file import Store, WeightsFile, damaged
 
 # How optimizers store their variables, unless a class of its own does otherwise.
 _OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
@@ -136,7 +137,7 @@ class Restoration:
     """
 
     def __init__(
-        self, weights: hdf5.WeightsFile, assets: Path, record: Record | None, deferral: Deferral
+        self, weights: WeightsFile, assets: Path, record: Record | None, deferral: Deferral
     ):
         self._weights = weights
         self._assets = assets
@@ -180,9 +181,9 @@ class Restoration:
     def _noting(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, TiedioError):
-                raise
+        except TiedioError:
+            raise
+        except Exception as error:  # the code of layers may raise anything
             self._failed[name] = error
 
     def finish(self, strict: bool) -> None:
@@ -193,7 +194,7 @@ class Restoration:
             LoadError: If something could not be read.
         """
         if self._weights.damaged:
-            raise hdf5.damaged(self._weights.filepath, self._weights.find_damaged(), "others")
+            raise damaged(self._weights.filepath, self._weights.find_damaged(), "others")
         if self._failed:
             first, cause = next(iter(self._failed.items()))
             error = LoadError(
@@ -222,7 +223,7 @@ def _read_by_record(record: Record | None) -> set[str]:
     }
 
 
-def _slots_error(visit: variables.Visit, store: hdf5.Store) -> LoadError | None:
+def _slots_error(visit: variables.Visit, store: Store) -> LoadError | None:
     """Compares what an optimizer holds with what is stored, before any of it is changed."""
     if not isinstance(visit.saveable, keras.optimizers.Optimizer):
         return None

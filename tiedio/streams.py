@@ -117,7 +117,7 @@ class WriteBehind(io.BufferedIOBase):
 class Window(io.RawIOBase):
     """A part of a file, read in place."""
 
-    def __init__(self, file: io.BufferedReader | io.BytesIO, start: int, size: int):
+    def __init__(self, file: Any, start: int, size: int):
         self._file = file
         self._start = start
         self.size = size

@@ -4,6 +4,7 @@ With `variables` the only module that touches Keras internals.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -128,6 +129,24 @@ def check_shapes(pairs: Iterable[tuple[str, Any, str, Any]]) -> None:
 def facts_of(variable: Any) -> str:
     """Tells what must be equal for two variables to be tied, as messages show it."""
     return f"{tuple(variable.shape)} {variable.dtype}"
+
+
+def may_adopt(layer: keras.Layer, attribute: str) -> bool:
+    """Whether `attribute` is empty, and of a kind that a class may fill from outside.
+
+    The name comes from a file. It is none that a class defines, and none of Keras' own:
+    what every layer has, or what a layer of Keras is configured with.
+    """
+    keras_classes = [c for c in type(layer).__mro__ if c.__module__.split(".")[0] == "keras"]
+    return (
+        attributes_of(layer).get(attribute, layer) is None
+        and type(layer) not in keras_classes
+        and not hasattr(type(layer), attribute)
+        and not hasattr(keras.layers.Layer(name="any"), attribute)
+        and not any(
+            attribute.lstrip("_") in inspect.signature(c.__init__).parameters for c in keras_classes
+        )
+    )
 
 
 def adopt(layer: keras.Layer, attribute: str, variable: Any) -> None:

@@ -6,10 +6,11 @@ another tool can read a record with this module (or this page) alone.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from tiedio.errors import RecordError
+from tiedio.errors import RecordError, listed
 
 METADATA_KEY = "tiedio"
 VERSION = 1
@@ -286,16 +287,50 @@ class Record:
                 for path, axes in fields.get("axis_orders", dict, missing={}).items()
             },
         )
-        claimed = collections.Counter(p for group in record.tie_groups for p in group.places)
-        if twice := sorted(str(place) for place, times in claimed.items() if times > 1):
-            raise _malformed("one tie group for every place", f"several for {twice}")
+        record._check_places()
         return record
+
+    def _check_places(self) -> None:
+        """Refuses places that stand where they could mean two things."""
+        owners = {place: group.owner for group in self.tie_groups for place in group.places}
+        for what, places in (
+            ("a tie group", [p for group in self.tie_groups for p in group.places]),
+            ("an exact value", self.exact_values),
+            ("a random state", [p for state in self.random_states for p in state.places]),
+            *(
+                (f"a slot of `{inner_path}`", [owners.get(place, place) for place in trained or ()])
+                for inner_path, trained in self.optimizer_variables.items()
+            ),
+        ):
+            if twice := _twice(places):
+                raise _contradictory(f"{what} for every place", map(str, twice))
+        if twice := _twice(p for inner_paths in self.shared_layers for p in inner_paths):
+            raise _contradictory("one shared layer for every path", twice)
+        # A layer's tensor is no business of another one's, where nothing is tied.
+        for place in self.exact_values:
+            layer = "/".join((place.dataset_path or "").split("/")[:-2])
+            above, below = sorted(
+                (f"{path}/".lstrip("/") for path in (layer, place.inner_path)), key=len
+            )
+            if place not in owners and layer in self.layers and not below.startswith(above):
+                raise _unreadable(f"a tensor of `{place}`", f"`{place.dataset_path}`")
+        # One tensor for many variables that are not tied would fill the memory.
+        values = {(owners.get(p, p), p.dataset_path) for p in self.exact_values}
+        if twice := _twice(path for _, path in values if path):
+            raise _contradictory("a tensor for every exact value", twice)
+
+
+def _twice(items: Iterable[T]) -> list[T]:
+    return [item for item, times in collections.Counter(items).items() if times > 1]
 
 
 def _typed(value: Any, kind: Any, what: str) -> Any:
     # JSON has no type of its own for what Python calls a bool that is an int.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _malformed(f"{what} as {getattr(kind, '__name__', kind)}", value)
+    # JSON also holds halves of characters, which are no name anywhere else.
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise _malformed(f"{what} as text", value)
     return value
 
 
@@ -338,9 +373,22 @@ def _word(item: Any) -> int:
     return item
 
 
+# `repr` itself fails on what is nested too deeply, and takes long for what is long.
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+
+
 def _malformed(expected: str, received: Any) -> RecordError:
+    return _unreadable(expected, _short.repr(received))
+
+
+def _contradictory(expected: str, twice: Iterable[str]) -> RecordError:
+    return _unreadable(expected, f"several for {listed(twice)}")
+
+
+def _unreadable(expected: str, received: str) -> RecordError:
     return RecordError(
         "Cannot read the record of this file.\n"
-        f"Expected: {expected}. Received: {repr(received)[:200]}.\n"
+        f"Expected: {expected}. Received: {received}.\n"
         "The file was changed after it was saved; save it again."
     )

@@ -1,0 +1,183 @@
+"""Turn a model into its config, and a config into a model."""
+
+import collections
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tiedio import variables
+from tiedio.deferral import Deferral
+from tiedio.errors import CustomObjectsError, LoadError, TiedioError, first_line, listed
+
+# How Keras says in a config that several layers are one object.
+_MARK = "shared_object_id"
+
+
+def write(model: keras.Model) -> dict[str, Any]:
+    """Returns the config of a model, and of how it was compiled."""
+    with variables.ObjectSharingScope():
+        config = _without_marks(keras.saving.serialize_keras_object(model))
+        if (config.get("compile_config") or {}).get("optimizer"):
+            # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps
+            # it again only where the policy in force is the same.
+            optimizer = keras.saving.serialize_keras_object(model.optimizer)
+            config["compile_config"]["optimizer"] = optimizer
+    return config
+
+
+@contextlib.contextmanager
+def reading(
+    config: dict[str, Any],
+    path: Path,
+    custom_objects: Mapping[str, Any] | None,
+    safe_mode: bool,
+) -> Iterator["Config"]:
+    """Opens the scopes in which Keras reads the config of the file `path`."""
+    with (
+        contextlib.ExitStack() as sharing,
+        variables.SafeModeScope(safe_mode),
+        keras.saving.CustomObjectScope(dict(custom_objects or {})),
+    ):
+        yield Config(config, path, sharing)
+
+
+class Config:
+    """A config that was read from a file, within its scopes.
+
+    Args:
+        config: The config.
+        path: The file, for messages.
+        sharing: Closes the scope of shared objects.
+    """
+
+    def __init__(self, config: dict[str, Any], path: Path, sharing: contextlib.ExitStack):
+        self._config = config
+        self._path = path
+        self._sharing = sharing
+
+    def build(self, deferral: Deferral) -> keras.Model:
+        """Builds the model, uncompiled."""
+
+        def build() -> Any:
+            # A second attempt shares nothing with the first.
+            self._sharing.enter_context(variables.ObjectSharingScope())
+            config = _without_marks(self._config)
+            return keras.saving.deserialize_keras_object({**config, "compile_config": None})
+
+        with _explained(self._config, self._path):
+            model = deferral.build(build)
+        if not isinstance(model, keras.Layer):
+            raise LoadError(
+                f"`{self._path}` holds no model.\n"
+                f"Expected: a model. Received: {type(model).__name__}.\n"
+                "Load it with `keras.saving.load_model`."
+            )
+        return model
+
+    def compile(self, model: keras.Model, deferral: Deferral) -> bool:
+        """Compiles the model if it was; its optimizer is left unbuilt if its class lets us."""
+        config = _without_marks(self._config).get("compile_config")
+        if not config:
+            return False
+        own = {name: getattr(type(model), name) for name in ("compile", "compile_from_config")}
+        with _explained(self._config, self._path):
+            if all(method is getattr(keras.Model, name) for name, method in own.items()):
+                model.compile(**keras.saving.deserialize_keras_object(config))
+            else:
+                deferral.finish()  # it may build optimizers
+                model.compile_from_config(config)
+        model.compiled = True
+        return True
+
+
+@contextlib.contextmanager
+def _explained(config: Any, path: Path) -> Iterator[None]:
+    """Turns what Keras says of a config that it cannot read into errors of tiedio."""
+    try:
+        yield
+    except TiedioError:
+        raise
+    except Exception as error:  # a config may lead Keras anywhere
+        missing = _unregistered(config) if "ould not locate" in str(error) else set()
+        if missing:
+            raise CustomObjectsError(
+                f"`{path}` needs classes or functions that are not registered: "
+                f"{listed(missing)}.\n"
+                "Expected: all of them in `custom_objects`. Received: not these.\n"
+                "Pass `custom_objects`, or register them with "
+                "`keras.saving.register_keras_serializable`."
+            ) from error
+        # Keras wraps the error of a layer once for each model around it.
+        kind = type(error).__name__
+        cause = str(error).rpartition("Exception encountered: ")[2]
+        raise LoadError(
+            f"Cannot build the model of `{path}`: {first_line(Exception(cause or kind))}\n"
+            f"Expected: a config that Keras {keras.__version__} reads. Received: {kind}.\n"
+            "Load the file with the same classes, in the version it was saved with."
+        ) from error
+
+
+def _without_marks(config: Any) -> Any:
+    """Copies a config without Keras' marks of layers that are shared by several graphs.
+
+    A graph finds the calls of its layers by number: made one object by such a mark, a
+    layer that was called in another graph before would answer with that call.
+    """
+    marked = collections.Counter()
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return [copied(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        marked.update(mark for mark in map(_mark, _graph_layers(part)) if mark is not None)
+        return {key: copied(value) for key, value in part.items()}
+
+    def clean(part: Any) -> None:
+        for item in part.values() if isinstance(part, dict) else part:
+            if isinstance(item, (list, dict)):
+                clean(item)
+        for layer in _graph_layers(part):
+            if marked[_mark(layer)] > 1:
+                layer.pop(_MARK, None)
+
+    config = copied(config)
+    clean(config)
+    return config
+
+
+def _graph_layers(config: Any) -> list[dict[str, Any]]:
+    layers = config.get("layers") if isinstance(config, dict) else None
+    return [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
+
+
+def _mark(layer: dict[str, Any]) -> Any:
+    mark = layer.get(_MARK)
+    return mark if isinstance(mark, int) else None
+
+
+def _unregistered(config: Any) -> set[str]:
+    """Names the classes and functions in a config that Keras cannot find."""
+    found = set()
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        if not isinstance(part, dict):
+            continue
+        parts += part.values()
+        name = part.get("class_name")
+        if name == "function":
+            try:  # only Keras knows all the modules in which it looks a function up
+                keras.saving.deserialize_keras_object(part)
+            except Exception:
+                found.add(str(part.get("config")))
+        elif name and str(part.get("module", "keras")).split(".")[0] != "keras":
+            registered = str(part.get("registered_name") or name)
+            if keras.saving.get_registered_object(registered) is None:
+                found.add(str(name))
+    return found

@@ -1,0 +1,334 @@
+"""Read a weights file, tensor by tensor, whoever wrote it.
+
+Only what lies in the file itself is read, and no more memory taken than it may
+need. Tensors are read from where they lie, and compared with their digests.
+"""
+
+import collections
+import concurrent.futures
+import logging
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
+
+from tiedio.errors import FileFormatError, first_line, listed
+from tiedio.hdf5 import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
+from tiedio.streams import Window
+
+_log = logging.getLogger(__name__)
+
+# What tensors are made of. Strings of any length, references and compounds are not read at all.
+_KINDS = "biufcS"
+
+# Large tensors are read in parts, each in another thread.
+READ_CHUNK = 1 << 23  # bytes
+
+# What TensorFlow, JAX and torch ask of memory that they use in place.
+_ALIGNMENT = 64  # bytes
+
+# What h5py raises for damaged files, whichever part of HDF5 meets the damage.
+_HDF5_ERRORS = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+)
+
+_DAMAGED = "The file is damaged; restore it from a copy or save the model again."
+
+
+class Stored(np.ndarray):
+    """An array as it was read, not to be written to, but for who takes its memory over.
+
+    Attributes:
+        memory: The same array, writable; views of this one have it not.
+    """
+
+    memory: np.ndarray
+
+
+class WeightsFile:
+    """A weights file open for reading.
+
+    Args:
+        file: The file.
+        filepath: Its name for messages.
+
+    Attributes:
+        digests: The digests that tensors must have, by dataset_path; none at first.
+        axis_orders: How arrays are to lie in memory if not row by row, as in `Tensor`, by
+            dataset_path.
+        damaged: Datasets that were read and had another digest, or are missing.
+        advance: Told how many bytes more are read, and of how many.
+        room: Bytes that a dataset may declare without storing them, as one that is
+            compressed does: at least those of the largest tensor to be read.
+
+    Raises:
+        FileFormatError: If it is no HDF5 file, or a damaged one.
+    """
+
+    def __init__(self, file: Window, filepath: str):
+        self.filepath = filepath
+        self.digests: Mapping[str, str] = {}
+        self.axis_orders: Mapping[str, Sequence[int]] = {}
+        self.damaged: set[str] = set()
+        self.advance: Advance = untold
+        self.room = 1 << 28
+        self._found: dict[str, h5py.Group | h5py.Dataset | None] = {}
+        self._read: dict[tuple[int, int], Stored] = {}
+        self._window = file
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        try:
+            self._file = h5py.File(file, "r")
+        except OSError as error:
+            raise self._error("is not an HDF5 file", str(error)) from error
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._file.close()
+
+    def expect(self, digests: Mapping[str, str]) -> None:
+        """Verifies against `digests` whatever is read from now on, and that all of it is there."""
+        self.digests = digests
+        groups = collections.defaultdict(set)
+        for path in digests:
+            group, name = posixpath.split(path)
+            groups[group].add(name)
+        for group, names in groups.items():
+            self.damaged.update(f"{group}/{name}" for name in names.difference(self.names(group)))
+
+    def find_damaged(self) -> list[str]:
+        """Reads whatever has a digest, and lists all that is not what it says."""
+        for path in self.digests:
+            if path not in self.damaged:
+                self.read(path)
+        return sorted(self.damaged)
+
+    def store(self, inner_path: str) -> "Store":
+        """Returns what is stored for one saveable: arrays by name, read when asked for."""
+        return Store(self, f"{inner_path}/vars".lstrip("/"))
+
+    def names(self, group_path: str) -> list[str]:
+        group = self._find(group_path)
+        try:
+            return list(group) if isinstance(group, h5py.Group) else []
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{group_path}`", first_line(error)) from error
+
+    def shape(self, dataset_path: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
+        return self._dataset(dataset_path).shape
+
+    def read(self, dataset_path: str) -> np.ndarray:
+        """Reads one tensor, and notes in `damaged` if it is not what its digest says.
+
+        Raises:
+            KeyError: If there is no such dataset.
+            FileFormatError: If it cannot be read, or its bytes are outside this file.
+        """
+        dataset = self._dataset(dataset_path)
+        expected = self.digests.get(dataset_path)
+        try:
+            creation = dataset.id.get_create_plist()
+            outside = creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL
+            if not outside:
+                value = self._empty(dataset)
+                digest = begin_digest(value.dtype, value.shape) if expected else None
+                if _is_laid_out(dataset, creation, value.dtype):
+                    self._read_parts(value, dataset.id.get_offset(), digest)
+                else:
+                    _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
+                    value[...] = np.asarray(dataset[()]).view(value.dtype)
+                    if digest:
+                        digest.update(value.reshape(-1).view(np.uint8).data)
+                if digest and digest.hexdigest() != expected:
+                    self.damaged.add(dataset_path)
+                return _ordered(value, self.axis_orders.get(dataset_path))
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
+        raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
+
+    def _read_parts(self, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None) -> None:
+        """Reads parts in other threads, several at a time, and digests them in order."""
+        parts = list(cut(value, READ_CHUNK))
+        places = (start + number * READ_CHUNK for number in range(len(parts)))
+        at_once = map if len(parts) == 1 else self._threads.map
+        for part, _ in zip(parts, at_once(self._window.read_at, parts, places), strict=True):
+            if digest:
+                digest.update(part)
+            self.advance(len(part), self._window.size)
+
+    def read_once(self, dataset_path: str) -> Stored:
+        """Reads one tensor as `read` does, but the same array for all of its paths."""
+        info = h5o.get_info(self._dataset(dataset_path).id)
+        address = (info.fileno, info.addr)
+        if address in self._read:
+            return self._read[address]
+        memory = self.read(dataset_path)
+        stored = memory.view(Stored)
+        stored.memory = memory
+        stored.flags.writeable = False
+        if info.rc > 1:
+            self._read[address] = stored
+        return stored
+
+    def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
+        """Makes room for the values of a dataset, if it can hold what it declares."""
+        dtype = dataset.dtype
+        bfloat16 = dtype == BFLOAT16_STORED and dataset.attrs.get("dtype") == "bfloat16"
+        if dtype.kind not in _KINDS and not bfloat16:
+            raise TypeError(f"values of type {dtype}")
+        # A dataset is allocated whole, and may be in a place beyond the end of the file.
+        declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self._window.size)
+        if declared > max(self.room, stored):
+            raise ValueError(f"{declared} bytes declared, {stored} stored")
+        return _aligned(dataset.shape, BFLOAT16 if bfloat16 else dtype)
+
+    def _dataset(self, path: str) -> h5py.Dataset:
+        dataset = self._find(path)
+        if not isinstance(dataset, h5py.Dataset):
+            raise KeyError(path)
+        return dataset
+
+    def twins(self, first: str, other: str) -> dict[str, str]:
+        """Maps each dataset below the path `other` to the same one below `first`.
+
+        There are none if both are one group, as tiedio writes it.
+        """
+        group = self._find(other)
+        if not isinstance(group, h5py.Group) or group == self._find(first):
+            return {}
+        names: list[str] = []
+        try:
+            group.visititems(lambda name, _: names.append(name))
+            names = [name for name in names if isinstance(group[name], h5py.Dataset)]
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{other}`", first_line(error)) from error
+        return {f"{other}/{name}": f"{first}/{name}" for name in names}
+
+    def disagreements(self, paths: Mapping[str, str]) -> list[str]:
+        """Lists the datasets that should be, but do not equal, another one.
+
+        Args:
+            paths: dataset_paths of aliases, to those of their owners.
+        """
+        differing = []
+        for alias, owner in paths.items():
+            first, second = self._find(owner), self._find(alias)
+            # One object under two paths, as tiedio writes it, needs no look at the values.
+            if not (first is not None and second is not None and first == second):
+                try:
+                    if self.read(alias).tobytes() == self.read(owner).tobytes():
+                        continue
+                except KeyError:
+                    pass
+                differing.append(alias)
+        return differing
+
+    def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
+        """Returns the object at `path`, or `None`; only hard links are followed."""
+        if path not in self._found:
+            parent, _, name = path.rpartition("/")
+            group = self._find(parent) if parent else self._file
+            try:
+                self._found[path] = self._member(group, name.encode()) if name else group
+            except _HDF5_ERRORS as error:
+                raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
+        return self._found[path]
+
+    def _member(self, group: Any, name: bytes) -> h5py.Group | h5py.Dataset | None:
+        if not isinstance(group, h5py.Group) or not group.id.links.exists(name):
+            return None
+        if group.id.links.get_info(name).type != h5l.TYPE_HARD:
+            raise ValueError("a link that is not a hard one")
+        found = h5o.open(group.id, name)
+        if isinstance(found, h5py.h5g.GroupID):
+            return h5py.Group(found)
+        return h5py.Dataset(found) if isinstance(found, h5py.h5d.DatasetID) else None
+
+    def _error(self, what: str, received: str) -> FileFormatError:
+        return FileFormatError(
+            f"`{self.filepath}` {what}.\n"
+            f"Expected: weights as Keras stores them. Received: {received}.\n{_DAMAGED}"
+        )
+
+
+class Store(Mapping[str, np.ndarray]):
+    """The arrays of one saveable, as `load_own_variables` expects them."""
+
+    def __init__(self, file: WeightsFile, group_path: str):
+        self._file = file
+        self._group_path = group_path
+        self._names = file.names(group_path)
+
+    def shared(self) -> "Store":
+        """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
+        return _SharedStore(self._file, self._group_path)
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shapes of arrays that are named by number, in their order."""
+        names = sorted(self._names, key=lambda name: (len(name), name))
+        return [self._file.shape(f"{self._group_path}/{name}") for name in names]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.read(f"{self._group_path}/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _SharedStore(Store):
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.read_once(f"{self._group_path}/{name}")
+
+
+def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
+    """Whether the bytes of a dataset lie in the file as they do in memory."""
+    return (
+        creation.get_layout() == h5py.h5d.CONTIGUOUS
+        and dtype.isnative
+        and dtype.kind in "fiubcV"
+        # Nothing was ever stored in a dataset without a place: it has its fill value.
+        and dataset.id.get_offset() is not None
+        and dataset.id.get_storage_size() == dataset.nbytes
+        and dataset.id.get_type().get_size() == dtype.itemsize
+    )
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Makes an array in memory that backends take over without copying it."""
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
+    """Lays the memory of an array out so that its strides fall in the order of `axes`."""
+    if axes is None:
+        return array
+    moved = _aligned(tuple(array.shape[axis] for axis in axes), array.dtype)
+    moved[...] = array.transpose(axes)
+    return moved.transpose(np.argsort(axes))
+
+
+def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:
+    """The error for datasets that contradict the record of a file."""
+    return FileFormatError(
+        f"`{filepath}` is damaged at {listed(names)}.\n"
+        f"Expected: the values that were saved. Received: {received}.\n"
+        f"{_DAMAGED}"
+    )
