@@ -719,7 +719,7 @@ HDF5 = {
     "100 MB without storage": (dataset((5000, 5000)), "100000000 bytes declared, 0 stored"),
     "another shape": (dataset((4, 5)), "is damaged at|Cannot load"),
     "float64": (dataset(dtype="float64"), f"is damaged at `{PATH}`"),
-    "another byte order": (dataset(dtype=">f4"), f"is damaged at `{PATH}`"),
+    "another byte order": (dataset(dtype=">f4"), "is damaged at|byte order"),
     "compressed": (dataset(compression="gzip"), None),
     "shuffled, with a checksum": (dataset(shuffle=True, fletcher32=True), None),
     "strings": (dataset(dtype=h5py.string_dtype()), "values of type object"),
