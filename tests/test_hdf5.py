@@ -85,6 +85,19 @@ def test_one_read_and_parts_give_one_digest(monkeypatch):
     assert weights.damaged == {"vars/0"}
 
 
+def test_arrays_lie_in_memory_as_asked():
+    array = np.random.default_rng(0).random((2, 3, 4))
+    weights = opened(write({"vars/0": array}))
+    weights.axis_orders = {"vars/0": (2, 0, 1)}
+    read = weights.read("vars/0")
+    assert np.array_equal(read, array)
+    assert read.strides == (24, 8, 48)
+    assert read.ctypes.data % 64 == 0
+    weights.axis_orders = {"vars/0": (1, 0)}
+    with pytest.raises(FileFormatError, match="unreadable `vars/0`"):
+        weights.read("vars/0")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"chunks": True}, {"chunks": True, "compression": "gzip"}, {"dtype": ">f4"}, {"dtype": "<f4"}],

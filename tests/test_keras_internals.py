@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import pytest
 import scenarios
+from keras.src.saving import saving_lib
 
 import tiedio
-from tiedio import models, state, substitution, variables
+from tiedio import deferral, models, state, substitution, variables
 
 
 def paths_in(file):
@@ -52,6 +53,40 @@ def test_the_walk_is_that_of_keras(name, tmp_path):
     assert sorted(ours) == sorted(theirs)
     for path, attributes in layout.groups.items():
         assert theirs[path] == attributes
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_attributes_are_walked_in_the_order_of_keras(name):
+    """`saving_lib.get_attr_skipset`, `._name_key`, `KerasSaveable._obj_type`."""
+    model = scenarios.SCENARIOS[name]()
+    attributes = variables._Attributes()
+    for visit in variables.walk(model):
+        ours = [attribute for attribute, _ in attributes.of(visit.saveable)]
+        assert ours == [
+            attribute
+            for attribute, value in saving_lib._walk_saveable(visit.saveable)
+            if isinstance(value, (variables.KerasSaveable, list, dict, tuple))
+        ]
+
+
+def test_variables_wait_for_a_value():
+    """`Variable._value`, `._initializer`, `._deferred_initialize`, "uninitialized_variables"."""
+    with variables.Uninitialized() as waiting, keras.StatelessScope(initialize_variables=False):
+        variable = keras.Variable("ones", shape=(2,), name="waiting")
+    assert [v is variable for v in waiting.variables] == [True]
+    assert not variables.has_value(variable)
+    variables.initialize(variable, lambda shape, dtype: keras.ops.full(shape, 7.0, dtype))
+    assert variables.has_value(variable)
+    assert np.array_equal(variable, [7, 7])
+
+
+def test_assignments_are_collected_and_not_done():
+    """`StatelessScope.add_update`."""
+    variable = keras.Variable(np.zeros(2, "float32"))
+    with deferral._Assignments() as assignments:
+        variable.assign([1, 2])
+    assert np.array_equal(assignments.made[0], [1, 2])
+    assert np.array_equal(variable, [0, 0])
 
 
 def test_variables_are_tracked_in_two_lists_with_their_ids():

@@ -212,6 +212,7 @@ def _restore_layers(
     """Names, flags and lists every layer's variables as they were when saved."""
     stored = {place: place.dataset_path for place in record.exact_values}
     found = variables.find_layers(visits)
+    room = weights.size
     for inner_path, layer in variables.layers_of(visits):
         saved = record.layers.get(inner_path)
         if saved is None:
@@ -226,6 +227,10 @@ def _restore_layers(
                 # A variable that was replaced, and that the layer still lists.
                 name = held.path.rpartition("/")[2]
                 value = weights.read(dataset_path)
+                room -= value.nbytes
+                if room < 0:  # one tensor, by many paths
+                    problems[str(place)] = "more than the file holds"
+                    continue
                 named[held.attribute] = variable_of(
                     layer, value, name, dtype=str(value.dtype), trainable=held.trainable
                 )

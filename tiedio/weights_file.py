@@ -65,6 +65,7 @@ class WeightsFile:
         filepath: Its name for messages.
 
     Attributes:
+        size: Bytes of the file.
         digests: The digests that tensors must have, by dataset_path; none at first.
         axis_orders: How arrays are to lie in memory if not row by row, as in `Tensor`, by
             dataset_path.
@@ -79,6 +80,7 @@ class WeightsFile:
 
     def __init__(self, file: Window, filepath: str):
         self.filepath = filepath
+        self.size = file.size
         self.digests: Mapping[str, str] = {}
         self.axis_orders: Mapping[str, Sequence[int]] = {}
         self.damaged: set[str] = set()
@@ -166,7 +168,7 @@ class WeightsFile:
         for part, _ in zip(parts, at_once(self._window.read_at, parts, places), strict=True):
             if digest:
                 digest.update(part)
-            self.advance(len(part), self._window.size)
+            self.advance(len(part), self.size)
 
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""
@@ -189,7 +191,7 @@ class WeightsFile:
         if dtype.kind not in _KINDS and not bfloat16:
             raise TypeError(f"values of type {dtype}")
         # A dataset is allocated whole, and may be in a place beyond the end of the file.
-        declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self._window.size)
+        declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self.size)
         if declared > max(self.room, stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
         return _aligned(dataset.shape, BFLOAT16 if bfloat16 else dtype)
