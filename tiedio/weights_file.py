@@ -86,7 +86,7 @@ class WeightsFile:
         self.damaged: set[str] = set()
         self.advance: Advance = untold
         self.room = 1 << 28
-        self._found: dict[str, h5py.Group | h5py.Dataset | None] = {}
+        self._members: dict[tuple[int, str], h5py.Group | h5py.Dataset | None] = {}
         self._read: dict[tuple[int, int], Stored] = {}
         self._window = file
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
@@ -239,17 +239,21 @@ class WeightsFile:
 
     def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
         """Returns the object at `path`, or `None`; only hard links are followed."""
-        if path not in self._found:
-            parent, _, name = path.rpartition("/")
-            group = self._find(parent) if parent else self._file
-            try:
-                self._found[path] = self._member(group, name.encode()) if name else group
-            except _HDF5_ERRORS as error:
-                raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
-        return self._found[path]
+        found: Any = self._file
+        for name in path.split("/"):
+            place = id(found), name  # of an object that is kept, here or as the file
+            if place not in self._members:
+                try:
+                    self._members[place] = self._member(found, name.encode())
+                except _HDF5_ERRORS as error:
+                    raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
+            found = self._members[place]
+            if found is None:
+                break
+        return found
 
     def _member(self, group: Any, name: bytes) -> h5py.Group | h5py.Dataset | None:
-        if not isinstance(group, h5py.Group) or not group.id.links.exists(name):
+        if not (name and isinstance(group, h5py.Group) and group.id.links.exists(name)):
             return None
         if group.id.links.get_info(name).type != h5l.TYPE_HARD:
             raise ValueError("a link that is not a hard one")
