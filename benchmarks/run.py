@@ -73,7 +73,7 @@ def main(
     header = _header(figures.pop("versions"))
     tables = report.headline(figures), report.peers(figures)
     console.print(header, highlight=False)
-    console.print(report.as_rich(tables[0], report.demands_met(figures)))
+    console.print(report.as_rich(tables[0], report.goals_met(figures)))
     console.print(report.as_rich(tables[1]))
     if markdown:
         print(*map(report.as_markdown, tables), header, sep="\n\n")

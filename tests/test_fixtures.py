@@ -85,8 +85,9 @@ def test_a_tied_file_of_version_1_loads_tied_and_resumes():
 
 
 def test_a_stock_file_loads_as_in_keras():
-    with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
+    with pytest.warns(UserWarning, match="Skipping variable loading for optimizer") as warned:
         model = tiedio.load_tied(FIXTURES / "stock_3_15.keras")
+    assert len(warned) == 1
     same, valid = model.layers[1:3]
     assert same.kernel is not valid.kernel
     assert np.array_equal(

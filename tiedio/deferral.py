@@ -50,10 +50,11 @@ class Deferral:
     def load(self, saveable: Any, store: Store) -> None:
         """Lets `saveable` load its own variables; what has no value takes over what was read."""
         if any(isinstance(v.assign, _FirstAssign) for v in variables.own_variables(saveable)):
+            shared = store.shared()
             try:
-                saveable.load_own_variables(store.shared())
-                # One that was read and is still waiting was perhaps written to in place.
-                if not (_waiting(saveable) and len(store)):
+                saveable.load_own_variables(shared)
+                # What is still waiting was perhaps read, and written to in place.
+                if not (_waiting(saveable) and shared.taken):
                     return
             except Exception as error:  # raised again below, if it was not for want of a value
                 _log.debug("%r is loaded with initial values: %s", saveable, error)

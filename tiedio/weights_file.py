@@ -277,9 +277,9 @@ class Store(Mapping[str, np.ndarray]):
         self._group_path = group_path
         self._names = file.names(group_path)
 
-    def shared(self) -> "Store":
+    def shared(self) -> "SharedStore":
         """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
-        return _SharedStore(self._file, self._group_path)
+        return SharedStore(self._file, self._group_path)
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of arrays that are named by number, in their order."""
@@ -296,8 +296,19 @@ class Store(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-class _SharedStore(Store):
+class SharedStore(Store):
+    """A store of arrays that variables may keep.
+
+    Attributes:
+        taken: Names of those that were read.
+    """
+
+    def __init__(self, file: WeightsFile, group_path: str):
+        super().__init__(file, group_path)
+        self.taken: set[str] = set()
+
     def __getitem__(self, name: str) -> np.ndarray:
+        self.taken.add(name)
         return self._file.read_once(f"{self._group_path}/{name}")
 
 
