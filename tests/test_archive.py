@@ -1,5 +1,6 @@
 """The members of an archive, and what is refused."""
 
+import os
 import zipfile
 
 import keras
@@ -77,3 +78,48 @@ def test_assets_cannot_leave_their_folder(filepath, tmp_path):
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.txt")}
     assert all(path.startswith("a/b/c/") for path in files)
     assert np.any([path.endswith("assets/inside.txt") for path in files])
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class Meddling(keras.layers.Dense):
+    """A layer that meddles with the file that it is loaded from."""
+
+    meddle = staticmethod(lambda: None)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        Meddling.meddle()
+
+
+@pytest.fixture
+def meddled(tmp_path):
+    filepath = tmp_path / "meddled.keras"
+    model = keras.Sequential([keras.Input((64,)), Meddling(1 << 14)])  # 4 MB
+    tiedio.save_tied(model, filepath)
+    return filepath, keras.ops.convert_to_numpy(model.layers[0].kernel)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(meddled, monkeypatch):
+    filepath, _ = meddled
+    size = filepath.stat().st_size
+    monkeypatch.setattr(Meddling, "meddle", lambda: os.truncate(filepath, size // 2))
+    with pytest.raises(FileFormatError, match="the file ends too early"):
+        tiedio.load_tied(filepath)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(meddled, monkeypatch):
+    filepath, kernel = meddled
+    other = filepath.with_name("other.keras")
+    tiedio.save_tied(scenarios.controls.equal_but_untied(), other)
+    monkeypatch.setattr(Meddling, "meddle", lambda: other.exists() and os.replace(other, filepath))
+    loaded = tiedio.load_tied(filepath)
+    assert not other.exists()
+    assert np.array_equal(keras.ops.convert_to_numpy(loaded.layers[0].kernel), kernel)
+
+
+def test_a_file_that_is_overwritten_after_it_was_read(meddled):
+    filepath, kernel = meddled
+    loaded = tiedio.load_tied(filepath)
+    filepath.write_bytes(bytes(filepath.stat().st_size))
+    filepath.write_bytes(b"")
+    assert np.array_equal(keras.ops.convert_to_numpy(loaded.layers[0].kernel), kernel)
