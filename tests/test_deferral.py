@@ -1,6 +1,7 @@
 """A model is built without values where it can be; where it cannot, it loads all the same."""
 
 import logging
+import zipfile
 
 import keras
 import numpy as np
@@ -66,7 +67,14 @@ class WritesToWhatItReads(Plain):
 class ReadsWhatItLoaded(Plain):
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self.shift.assign(self.shift + keras.ops.zeros_like(self.scale))
+        self.shift.assign(self.shift + 0 * self.scale)
+
+
+class LoadsOneFromAnother(Plain):
+    def load_own_variables(self, store):
+        self.scale.assign(store["0"])
+        self.shift.assign(self.scale)
+        self.shift.assign(store["1"])
 
 
 class LoadsOneOfTwo(Plain):
@@ -74,7 +82,13 @@ class LoadsOneOfTwo(Plain):
         self.scale.assign(store["0"])
 
 
-WITHOUT_VALUES = (Plain, NeedsTheValueItself, WritesToWhatItReads, ReadsWhatItLoaded)
+WITHOUT_VALUES = (
+    Plain,
+    NeedsTheValueItself,
+    WritesToWhatItReads,
+    ReadsWhatItLoaded,
+    LoadsOneFromAnother,
+)
 WITH_VALUES = (ReadsWhileBuilding, AssignsWhileBuilding, MadeOfValues)
 
 
@@ -181,15 +195,51 @@ def test_variables_take_over_what_was_read(dtype, tmp_path, monkeypatch):
         weights_file, "_aligned", lambda *arguments: read.append(original(*arguments)) or read[-1]
     )
     kernel = tiedio.load_tied(tmp_path / "model.keras").layers[0].kernel
-    tensor = keras.ops.view(kernel, "uint16") if dtype == "bfloat16" else kernel.value
-    shown = memory_of(keras.ops.stop_gradient(tensor))
-    assert any(np.shares_memory(shown, array) for array in read)
+    assert any(np.shares_memory(memory_of(kernel), array) for array in read)
 
 
-def memory_of(tensor):
+def memory_of(variable):
+    tensor = keras.ops.stop_gradient(variable)
+    if keras.backend.backend() == "jax":
+        return np.asarray(tensor)
+    if variable.dtype == "bfloat16":
+        tensor = keras.ops.view(tensor, "uint16")
     if keras.backend.backend() == "tensorflow":
         return np.asarray(memoryview(tensor))
     return np.from_dlpack(tensor)
+
+
+class KeepsWhatItReads(Plain):
+    def load_own_variables(self, store):
+        self.kept = np.asarray(store["0"])
+        self.scale.assign(self.kept)
+        self.shift.assign(self.scale)
+
+
+def test_no_two_share_memory_that_are_not_one(tmp_path):
+    saved(KeepsWhatItReads, tmp_path / "model.keras")
+    first = tiedio.load_tied(tmp_path / "model.keras").layers[0]
+    before = keras.ops.convert_to_numpy(first.scale).copy()
+    first.scale.assign(np.full(4, 7.0))
+    for other in (first.kept, first.shift):
+        assert np.array_equal(keras.ops.convert_to_numpy(other), before)
+
+
+def test_links_between_variables_that_are_two(tmp_path):
+    """A file without a record, in which two layers' tensors are one."""
+    saved(Plain, tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as tied:
+        members = {name: tied.read(name) for name in tied.namelist()}
+    with zipfile.ZipFile(tmp_path / "untied.keras", "w") as untied:
+        for name, content in members.items():
+            untied.writestr(name, b"{}" if name == "metadata.json" else content)
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        first, second = tiedio.load_tied(tmp_path / "untied.keras").layers
+    assert first.scale is not second.scale
+    before = keras.ops.convert_to_numpy(first.scale).copy()
+    assert np.array_equal(keras.ops.convert_to_numpy(second.scale), before)
+    first.scale.assign(np.full(4, 7.0))
+    assert np.array_equal(keras.ops.convert_to_numpy(second.scale), before)
 
 
 def test_a_model_inside_that_was_compiled_is_built_with_values(tmp_path, caplog):

@@ -61,13 +61,24 @@ class Deferral:
             _initialize(_waiting(saveable))
         saveable.load_own_variables(store)
 
+    def forget(self, replaced: Iterable[keras.Variable]) -> None:
+        """Leaves those without a value that nothing holds any more, but perhaps a cycle."""
+        gone = {id(variable) for variable in replaced}
+        for made in self._alive():
+            if id(made) in gone:
+                del made.assign
+        self._made = [reference for reference in self._made if id(reference()) not in gone]
+
     def finish(self) -> None:
         """Gives what was not loaded the initial value that Keras would have given it."""
-        made = [variable for reference in self._made if (variable := reference()) is not None]
+        made = self._alive()
         self._made.clear()
         for variable in made:
             del variable.assign
         _initialize(variable for variable in made if not variables.has_value(variable))
+
+    def _alive(self) -> list[Any]:
+        return [made for reference in self._made if (made := reference()) is not None]
 
 
 class _Assignments(keras.StatelessScope):
@@ -96,12 +107,24 @@ class _FirstAssign:
             return variable.value
         if variables.has_value(variable):
             return assign(variable, value)
-        memory = getattr(value, "memory", None) if isinstance(value, Stored) else None
+        taken = _taken_over(value) if isinstance(value, Stored) else None
         with _Assignments() as assignments:  # Keras converts and checks
-            assign(variable, value if memory is None else variables.to_tensor(memory))
-        variables.initialize(variable, lambda shape, dtype: assignments.made[0])
+            assign(variable, value if taken is None else taken)
+        (first,) = assignments.made
+        if taken is None:  # it may be another variable's
+            first = keras.ops.copy(first)
+        variables.initialize(variable, lambda shape, dtype: first)
         self._given = value
         return variable.value
+
+
+def _taken_over(value: Stored) -> Any:
+    """Returns a tensor in the memory of `value`, or `None` if the backend has none such."""
+    try:
+        return variables.to_tensor(value.take_over())
+    except Exception as error:
+        _log.debug("a tensor of %s is copied: %s", value.dtype, error)
+        return None
 
 
 def _waiting(saveable: Any) -> list[keras.Variable]:

@@ -35,7 +35,9 @@ Problems = dict[str, str]
 _UNKNOWN = "not in the file"
 
 
-def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordError | None:
+def retie(
+    model: keras.Layer, record: Record, weights: WeightsFile, deferral: Deferral
+) -> RecordError | None:
     """Restores what layers of `model`, just built and not compiled, have in common.
 
     Returns:
@@ -43,7 +45,8 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
     """
     problems: Problems = {}
     visits = variables.walk(model)
-    if _share_layers(visits, record.shared_layers, weights, problems):
+    replaced_layers = _share_layers(visits, record.shared_layers, weights, problems)
+    if replaced_layers:
         visits = variables.walk(model)
     _check_layers(visits, record, problems)
     _share_generators(visits, record, problems)
@@ -51,13 +54,18 @@ def retie(model: keras.Layer, record: Record, weights: WeightsFile) -> RecordErr
         substitute(one.layer, one.old, one.new)
     _adopt_missing(visits, record)
     inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
-    models.apply(_plan(visits, record, problems), inner)
+    substitutions = _plan(visits, record, problems)
+    models.apply(substitutions, inner)
     _restore_layers(visits, record, weights, problems)
     places = variables.find_places(visits)
     for group in record.tie_groups:
         known = [place for place in group.places if place in places]
         if known:
             intent.remember((places[place][0], place.attribute) for place in known)
+    held = {id(variable) for _, variable in places.values()}
+    replaced = [variable for layer in replaced_layers for variable in layer.variables]
+    replaced += [one.old for one in substitutions]
+    deferral.forget(variable for variable in replaced if id(variable) not in held)
     if not problems:
         return None
     return RecordError(
@@ -72,8 +80,8 @@ def _share_layers(
     shared_layers: Sequence[Sequence[str]],
     weights: WeightsFile,
     problems: Problems,
-) -> bool:
-    """Makes one object of the layers that were one when saved; tells if there are such."""
+) -> list[keras.Layer]:
+    """Makes one object of the layers that were one when saved; lists those that were replaced."""
     by_path = {
         path: layer
         for visit in visits
@@ -81,7 +89,7 @@ def _share_layers(
         if isinstance(layer := visit.saveable, keras.Layer)
     }
     holders = [layer for _, layer in variables.layers_of(visits)]
-    shared = False
+    replaced: list[keras.Layer] = []
     for first, *others in shared_layers:
         new = by_path.get(first)
         for inner_path in others:
@@ -98,8 +106,8 @@ def _share_layers(
                 problems[inner_path] = f"stored with other values than `{first}`"
             else:
                 substitute_layer(old, new, holders)
-                shared = True
-    return shared
+                replaced.append(old)
+    return replaced
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:

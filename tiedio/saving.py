@@ -187,7 +187,8 @@ def load_tied(
             inferred = record or Record(
                 shared_layers=retying.infer_shared_layers(model, source.weights)
             )
-            state.report(retying.retie(model, inferred, source.weights), strict or not record)
+            error = retying.retie(model, inferred, source.weights, deferral)
+            state.report(error, strict or not record)
             _check_links(model, inferred, source.weights)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))

@@ -349,15 +349,23 @@ def axis_order(variable: Any) -> tuple[int, ...] | None:
 
 
 def to_tensor(array: np.ndarray) -> Any:
-    """Returns a tensor in the memory of `array`, where that needs a word to the backend."""
-    if keras.backend.backend() != "tensorflow":
-        return array  # torch and JAX share it by themselves
-    import tensorflow as tf
+    """Returns a tensor in the memory of `array`, where Keras would copy it."""
+    # Another type to NumPy's side of DLPack, to torch, and to Keras on JAX.
+    bfloat16 = array.dtype.name == "bfloat16"
+    plain = array.view(np.int16) if bfloat16 else array
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
 
-    try:
-        if array.dtype.name == "bfloat16":  # which DLPack's NumPy side does not know
-            shared = tf.experimental.dlpack.from_dlpack(array.view(np.uint16).__dlpack__())
-            return tf.bitcast(shared, tf.bfloat16)
-        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-    except (BufferError, TypeError, ValueError, tf.errors.OpError):
-        return array  # strings, and what else has no place there
+            tensor = tf.experimental.dlpack.from_dlpack(plain.__dlpack__())
+            return tf.bitcast(tensor, tf.bfloat16) if bfloat16 else tensor
+        case "torch":
+            import torch  # pyright: ignore[reportMissingImports]
+
+            tensor = torch.from_numpy(plain)
+            return tensor.view(torch.bfloat16) if bfloat16 else tensor
+        case "jax" if bfloat16:
+            import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+
+            return jnp.asarray(array, dtype=array.dtype)
+    return array

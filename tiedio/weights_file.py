@@ -48,13 +48,12 @@ _DAMAGED = "The file is damaged; restore it from a copy or save the model again.
 
 
 class Stored(np.ndarray):
-    """An array as it was read, not to be written to, but for who takes its memory over.
+    """An array as it was read, not to be written to. One variable may use its memory."""
 
-    Attributes:
-        memory: The same array, writable; views of this one have it not.
-    """
-
-    memory: np.ndarray
+    def take_over(self) -> np.ndarray:
+        """Returns the array itself, writable, to the first who asks; to any other a copy."""
+        memory = self.__dict__.pop("memory", None)
+        return np.array(self) if memory is None else memory
 
 
 class WeightsFile:
@@ -178,7 +177,7 @@ class WeightsFile:
             return self._read[address]
         memory = self.read(dataset_path)
         stored = memory.view(Stored)
-        stored.memory = memory
+        stored.__dict__["memory"] = memory
         stored.flags.writeable = False
         if info.rc > 1:
             self._read[address] = stored
