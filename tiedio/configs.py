@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tiedio import variables
+from tiedio import models, variables
 from tiedio.deferral import Deferral
 from tiedio.errors import CustomObjectsError, LoadError, TiedioError, first_line, listed
 
@@ -82,9 +82,8 @@ class Config:
         config = _without_marks(self._config).get("compile_config")
         if not config:
             return False
-        own = {name: getattr(type(model), name) for name in ("compile", "compile_from_config")}
         with _explained(self._config, self._path):
-            if all(method is getattr(keras.Model, name) for name, method in own.items()):
+            if models.compiles_as_keras(model):
                 model.compile(**keras.saving.deserialize_keras_object(config))
             else:
                 deferral.finish()  # it may build optimizers

@@ -52,6 +52,12 @@ def forget_functions(model: keras.Model) -> None:
         track_parameters(layer)
 
 
+def compiles_as_keras(model: keras.Model) -> bool:
+    """Whether no class of its own has a say in how `model` is compiled from a config."""
+    names = ("compile", "compile_from_config")
+    return all(getattr(type(model), name) is getattr(keras.Model, name) for name in names)
+
+
 def find_optimizers(visits: Iterable[Visit]) -> dict[str, keras.optimizers.Optimizer]:
     """Maps inner_paths to the optimizers of a model, without those inside another one."""
     found: dict[str, keras.optimizers.Optimizer] = {}

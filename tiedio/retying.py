@@ -276,8 +276,9 @@ def match_optimizers(
         inner_path: [places[place][1] for place in trained or () if place in places]
         for inner_path, trained in record.optimizer_variables.items()
     }
-    if isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer):
-        wanted.setdefault("optimizer", model.trainable_variables)  # as Keras does
+    has_optimizer = isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer)
+    if has_optimizer and models.compiles_as_keras(model):
+        wanted.setdefault("optimizer", model.trainable_variables)
     missing = []
     for inner_path, trained in wanted.items():
         optimizer = by_path.get(inner_path)

@@ -111,8 +111,10 @@ class WeightsFile:
     def find_damaged(self) -> list[str]:
         """Reads whatever has a digest, and lists all that is not what it says."""
         for path in self.digests:
-            if path not in self.damaged:
+            try:
                 self.read(path)
+            except KeyError:
+                self.damaged.add(path)
         return sorted(self.damaged)
 
     def store(self, inner_path: str) -> "Store":
