@@ -9,7 +9,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio import variables, weights_file
+from tiedio import retying, variables, weights_file
 
 
 class Plain(keras.layers.Layer):
@@ -207,6 +207,85 @@ def memory_of(variable):
     if keras.backend.backend() == "tensorflow":
         return np.asarray(memoryview(tensor))
     return np.from_dlpack(tensor)
+
+
+class CountsItsLoads(Plain):
+    loads = 0
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.cache = self.add_weight(shape=(2,), name="cache", trainable=False)
+
+    def save_own_variables(self, store):
+        store["scale"], store["shift"] = self.scale, self.shift
+
+    def load_own_variables(self, store):
+        CountsItsLoads.loads += 1
+        self.scale.assign(store["scale"])
+        self.shift.assign(store["shift"])
+
+
+def test_code_of_its_own_runs_once(tmp_path):
+    saved(CountsItsLoads, tmp_path / "model.keras")
+    tiedio.load_tied(tmp_path / "model.keras")
+    assert CountsItsLoads.loads == 2  # of two layers
+
+
+class OfTheClass(Plain):
+    """A layer that shares a variable with all of its class."""
+
+    table = None
+
+    def build(self, input_shape):
+        if OfTheClass.table is None:
+            OfTheClass.table = keras.Variable("ones", shape=(4,), name="table")
+        self.kept = OfTheClass.table
+        super().build(input_shape)
+        self.needs_value()
+
+    def needs_value(self):
+        pass
+
+
+@pytest.mark.parametrize("way", ["built", "built with values", "failed"])
+def test_what_outlives_a_load_has_a_value(way, tmp_path, monkeypatch):
+    saved(OfTheClass, tmp_path / "model.keras")
+    monkeypatch.setattr(OfTheClass, "table", None)
+    if way == "built with values":
+        monkeypatch.setattr(OfTheClass, "needs_value", lambda self: self.shift.assign(self.scale))
+    if way == "failed":
+        monkeypatch.setattr(retying, "match_optimizers", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiedio.load_tied(tmp_path / "model.keras")
+    else:
+        tiedio.load_tied(tmp_path / "model.keras")
+    assert variables.has_value(OfTheClass.table)
+    assert "assign" not in vars(OfTheClass.table)
+
+
+class BuildsItsBaseLast(keras.optimizers.SGD):
+    def build(self, variables):
+        made = [keras.Variable(np.zeros(v.shape, "float32"), trainable=False) for v in variables]
+        self.sums = made
+        for variable in made:
+            self._track_variable(variable)
+        super().build(variables)
+
+
+def test_an_optimizer_that_is_built_in_vain_is_made_anew(tmp_path):
+    keras.saving.register_keras_serializable("tiedio_tests")(BuildsItsBaseLast)
+    model = saved(Plain, tmp_path / "model.keras", BuildsItsBaseLast(0.125))
+    assert_equal(tiedio.load_tied(tmp_path / "model.keras"), model)
+
+
+def test_a_class_that_compiles_itself_is_given_values_first(tmp_path, caplog):
+    model = scenarios.SCENARIOS["two_optimizers"]()
+    scenarios.train(model)
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    with caplog.at_level(logging.DEBUG, "tiedio"):
+        loaded = tiedio.load_tied(tmp_path / "model.keras")
+    assert "built with initial values: its class compiles it" in caplog.text
+    assert_equal(loaded, model)
 
 
 class KeepsWhatItReads(Plain):

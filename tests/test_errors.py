@@ -331,6 +331,27 @@ def change_weights(filepath, change):
             archive.writestr(name, data)
 
 
+def test_several_tensors_that_cannot_be_read(saved):
+    names = ["layers/dense/vars/0", "layers/dense/vars/1", "optimizer/vars/3"]
+
+    def change(file):
+        for path in names:
+            del file[path]
+            file[path] = "text"
+
+    change_weights(saved, change)
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(saved)
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*model.keras` is damaged at `layers/dense/vars/0`, `layers/dense/vars/1`, "
+        "`optimizer/vars/3`.\n"
+        "Expected: the values that were saved. Received: others.\n"
+        "The file is damaged; restore it from a copy or save the model again.",
+    )
+
+
 @pytest.mark.parametrize("attribute", ["gone", "swapped", "other dtype", "other shape"])
 def test_a_dataset_that_is_not_the_one_saved(saved, attribute):
     path = "layers/dense/vars/1"

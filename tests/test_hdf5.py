@@ -98,6 +98,17 @@ def test_arrays_lie_in_memory_as_asked():
         weights.read("vars/0")
 
 
+def test_memory_is_taken_over_once_and_aligned():
+    weights = opened(write({"vars/0": np.ones((3, 5))}, links={"vars/1": "vars/0"}))
+    stored = weights.read_once("vars/0")
+    assert weights.read_once("vars/1") is stored
+    taken = [stored.take_over(), stored.take_over(), stored[1:].take_over()]
+    for i, array in enumerate(taken):
+        assert array.ctypes.data % 64 == 0
+        assert np.shares_memory(array, stored) == (i == 0)
+        assert (array == 1).all()
+
+
 @pytest.mark.parametrize(
     "options",
     [{"chunks": True}, {"chunks": True, "compression": "gzip"}, {"dtype": ">f4"}, {"dtype": "<f4"}],

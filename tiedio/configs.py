@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import keras
 from tiedio import models, variables
 from tiedio.deferral import Deferral
 from tiedio.errors import CustomObjectsError, LoadError, TiedioError, first_line, listed
+
+_log = logging.getLogger(__name__)
 
 # How Keras says in a config that several layers are one object.
 _MARK = "shared_object_id"
@@ -86,6 +89,7 @@ class Config:
             if models.compiles_as_keras(model):
                 model.compile(**keras.saving.deserialize_keras_object(config))
             else:
+                _log.debug("built with initial values: its class compiles it")
                 deferral.finish()  # it may build optimizers
                 model.compile_from_config(config)
         model.compiled = True

@@ -5,6 +5,7 @@ loading. A model that needs values while it is built gets them, as Keras does it
 """
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -18,13 +19,31 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Whose way of loading is known: it assigns each array to one variable, and keeps none.
+_KNOWN = ("keras.", "keras_hub.")
+
 
 class Deferral:
-    """Variables that were made without values, until they are given one."""
+    """Variables that were made without values, until they are given one.
 
-    def __init__(self):
+    Args:
+        room: Bytes of initial values that may be made when loading fails.
+    """
+
+    def __init__(self, room: int):
+        self._room = room
         # Not kept alive: one that is replaced by a shared one needs no value.
         self._made: list[weakref.ref[keras.Variable]] = []
+
+    def __enter__(self) -> "Deferral":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # When loading failed, a variable may yet be in use elsewhere, as one of a class is. But
+        # the model may be one that nobody could hold.
+        size = sum(_bytes(variable) for variable in self._alive()) if kind else 0
+        if size <= self._room:
+            self.finish()
 
     def build(self, make: Callable[[], T]) -> T:
         """Returns what `make` makes, its variables without values if that can be done.
@@ -32,33 +51,32 @@ class Deferral:
         `make` is called once more if not, and must then start from the beginning.
         """
         # The values of distributed variables are laid out by their initializers.
-        if keras.distribution.distribution() is None:
-            try:
-                with variables.Uninitialized() as uninitialized, _Assignments() as assignments:
+        reason = "it is distributed" if keras.distribution.distribution() else ""
+        made: Any = None
+        if not reason:
+            with variables.Uninitialized() as uninitialized, _Assignments() as assignments:
+                try:
                     made = make()
-                if not assignments.made:
-                    for variable in uninitialized.variables:
-                        self._made.append(weakref.ref(variable))
-                        variable.assign = _FirstAssign(variable)
-                    return made
-                reason: Any = "it assigns values"
-            except Exception as error:  # what a class raises that wants to see a value
-                reason = error
-            _log.debug("built with initial values: %s", reason)
+                except Exception as error:  # what a class raises that wants to see a value
+                    reason = str(error)
+            # Also what was made in vain, if something outside holds it now.
+            for variable in uninitialized.variables:
+                self._made.append(weakref.ref(variable))
+                variable.assign = _FirstAssign(variable)
+            if not reason and not assignments.made:
+                return made
+        _log.debug("built with initial values: %s", reason or "it assigns values")
         return make()
 
     def load(self, saveable: Any, store: Store) -> None:
         """Lets `saveable` load its own variables; what has no value takes over what was read."""
-        if any(isinstance(v.assign, _FirstAssign) for v in variables.own_variables(saveable)):
-            shared = store.shared()
-            try:
-                saveable.load_own_variables(shared)
-                # What is still waiting was perhaps read, and written to in place.
-                if not (_waiting(saveable) and shared.taken):
-                    return
-            except Exception as error:  # raised again below, if it was not for want of a value
-                _log.debug("%r is loaded with initial values: %s", saveable, error)
-            _initialize(_waiting(saveable))
+        own = variables.own_variables(saveable)
+        if any(isinstance(variable.assign, _FirstAssign) for variable in own):
+            if type(saveable).load_own_variables.__module__.startswith(_KNOWN):
+                store = store.shared()
+            else:
+                _log.debug("loaded with initial values, by code of its own: %s", saveable)
+                _initialize(own)
         saveable.load_own_variables(store)
 
     def forget(self, replaced: Iterable[keras.Variable]) -> None:
@@ -75,7 +93,7 @@ class Deferral:
         self._made.clear()
         for variable in made:
             del variable.assign
-        _initialize(variable for variable in made if not variables.has_value(variable))
+        _initialize(made)
 
     def _alive(self) -> list[Any]:
         return [made for reference in self._made if (made := reference()) is not None]
@@ -98,12 +116,12 @@ class _FirstAssign:
 
     def __init__(self, variable: keras.Variable):
         self._variable = weakref.ref(variable)
-        self._given: Any = None
+        self._given: Callable[[], Any] = lambda: self  # a weak reference, once it is given one
 
     def __call__(self, value: Any) -> Any:
         variable: Any = self._variable()
         assign = type(variable).assign
-        if value is self._given:  # a shared tensor, by another of its paths
+        if value is self._given():  # a shared tensor, by another of its paths
             return variable.value
         if variables.has_value(variable):
             return assign(variable, value)
@@ -114,7 +132,8 @@ class _FirstAssign:
         if taken is None:  # it may be another variable's
             first = keras.ops.copy(first)
         variables.initialize(variable, lambda shape, dtype: first)
-        self._given = value
+        if isinstance(value, Stored):
+            self._given = weakref.ref(value)
         return variable.value
 
 
@@ -127,10 +146,11 @@ def _taken_over(value: Stored) -> Any:
         return None
 
 
-def _waiting(saveable: Any) -> list[keras.Variable]:
-    return [v for v in variables.own_variables(saveable) if not variables.has_value(v)]
+def _initialize(made: Iterable[keras.Variable]) -> None:
+    for variable in made:
+        if not variables.has_value(variable):
+            variables.initialize(variable)
 
 
-def _initialize(waiting: Iterable[keras.Variable]) -> None:
-    for variable in waiting:
-        variables.initialize(variable)
+def _bytes(variable: keras.Variable) -> int:
+    return 0 if variables.has_value(variable) else 8 * math.prod(variable.shape)

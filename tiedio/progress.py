@@ -24,3 +24,5 @@ def shown(what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task = bar.add_task(what, total=None)
         yield lambda count, total: bar.update(task, advance=count, total=total)
+        # A file is more than its tensors, and not all of these may have been asked for.
+        bar.update(task, completed=bar.tasks[0].total)

@@ -302,16 +302,15 @@ def match_optimizers(
 
 def _built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> Any:
     """Builds an optimizer for these variables, or one like it if it was built for others."""
-    fresh = models.renewed_optimizer(optimizer) if optimizer.built else optimizer
+    fresh = [models.renewed_optimizer(optimizer) if optimizer.built else optimizer]
 
     def build() -> Any:
-        nonlocal fresh
-        if fresh.built:  # in vain, without values
-            fresh = models.renewed_optimizer(fresh)
-        fresh.build(trained)
-        return fresh
+        # A second attempt begins with another one; it cannot be made without values.
+        attempt = fresh.pop() if fresh else models.renewed_optimizer(optimizer)
+        attempt.build(trained)
+        return attempt
 
-    return deferral.build(build) if trained else fresh
+    return deferral.build(build) if trained else fresh[0]
 
 
 def infer_shared_layers(model: keras.Layer, weights: WeightsFile) -> tuple[tuple[str, str], ...]:

@@ -178,8 +178,10 @@ def load_tied(
             source.weights.expect(record.digests)
         elif verify:
             source.verify_weights()
-        deferral = Deferral()
-        with configs.reading(source.config, path, custom_objects, safe_mode) as config:
+        with (
+            Deferral(source.weights.size) as deferral,
+            configs.reading(source.config, path, custom_objects, safe_mode) as config,
+        ):
             model = config.build(deferral)
             source.weights.room = _ROOM + 8 * max(
                 (math.prod(variable.shape) for variable in model.variables), default=0

@@ -18,7 +18,15 @@ import numpy as np
 
 from tiedio import hdf5, models, variables
 from tiedio.deferral import Deferral
-from tiedio.errors import LoadError, SaveError, TiedioError, TiedioWarning, first_line, listed
+from tiedio.errors import (
+    FileFormatError,
+    LoadError,
+    SaveError,
+    TiedioError,
+    TiedioWarning,
+    first_line,
+    listed,
+)
 from tiedio.ties import Place, RandomState, Record
 from tiedio.weights_file import Store, WeightsFile, damaged
 
@@ -145,6 +153,7 @@ class Restoration:
         self._deferral = deferral
         self._read_by_record = _read_by_record(record)
         self._failed: dict[str, Exception] = {}
+        self._unreadable: FileFormatError | None = None
         self._unresumed: list[LoadError] = []
 
     def read(self, visits: Sequence[variables.Visit]) -> None:
@@ -181,6 +190,9 @@ class Restoration:
     def _noting(self, name: str) -> Iterator[None]:
         try:
             yield
+        except FileFormatError as error:
+            # A damaged tensor: there may be more.
+            self._unreadable = self._unreadable or error
         except TiedioError:
             raise
         except Exception as error:  # the code of layers may raise anything
@@ -193,8 +205,11 @@ class Restoration:
             FileFormatError: If tensors are damaged; all are named.
             LoadError: If something could not be read.
         """
-        if self._weights.damaged:
-            raise damaged(self._weights.filepath, self._weights.find_damaged(), "others")
+        if self._weights.damaged or self._unreadable:
+            names = self._weights.find_damaged()
+            if self._unreadable and len(names) < 2:
+                raise self._unreadable
+            raise damaged(self._weights.filepath, names, "others") from self._unreadable
         if self._failed:
             first, cause = next(iter(self._failed.items()))
             error = LoadError(

@@ -48,12 +48,15 @@ _DAMAGED = "The file is damaged; restore it from a copy or save the model again.
 
 
 class Stored(np.ndarray):
-    """An array as it was read, not to be written to. One variable may use its memory."""
+    """An array as it was read. One variable may use its memory."""
 
     def take_over(self) -> np.ndarray:
-        """Returns the array itself, writable, to the first who asks; to any other a copy."""
+        """Returns the array itself to the first who asks; to any other a copy."""
         memory = self.__dict__.pop("memory", None)
-        return np.array(self) if memory is None else memory
+        if memory is None:
+            memory = _aligned(self.shape, self.dtype)
+            memory[...] = self
+        return memory
 
 
 class WeightsFile:
@@ -68,7 +71,7 @@ class WeightsFile:
         digests: The digests that tensors must have, by dataset_path; none at first.
         axis_orders: How arrays are to lie in memory if not row by row, as in `Tensor`, by
             dataset_path.
-        damaged: Datasets that were read and had another digest, or are missing.
+        damaged: Datasets that could not be read, had another digest, or are missing.
         advance: Told how many bytes more are read, and of how many.
         room: Bytes that a dataset may declare without storing them, as one that is
             compressed does: at least those of the largest tensor to be read.
@@ -113,7 +116,7 @@ class WeightsFile:
         for path in self.digests:
             try:
                 self.read(path)
-            except KeyError:
+            except (KeyError, FileFormatError):
                 self.damaged.add(path)
         return sorted(self.damaged)
 
@@ -154,10 +157,12 @@ class WeightsFile:
                     value[...] = np.asarray(dataset[()]).view(value.dtype)
                     if digest:
                         digest.update(value.reshape(-1).view(np.uint8).data)
+                    self.advance(value.nbytes, self.size)
                 if digest and digest.hexdigest() != expected:
                     self.damaged.add(dataset_path)
                 return _ordered(value, self.axis_orders.get(dataset_path))
         except _HDF5_ERRORS as error:
+            self.damaged.add(dataset_path)
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
@@ -180,7 +185,6 @@ class WeightsFile:
         memory = self.read(dataset_path)
         stored = memory.view(Stored)
         stored.__dict__["memory"] = memory
-        stored.flags.writeable = False
         if info.rc > 1:
             self._read[address] = stored
         return stored
@@ -298,18 +302,9 @@ class Store(Mapping[str, np.ndarray]):
 
 
 class SharedStore(Store):
-    """A store of arrays that variables may keep.
-
-    Attributes:
-        taken: Names of those that were read.
-    """
-
-    def __init__(self, file: WeightsFile, group_path: str):
-        super().__init__(file, group_path)
-        self.taken: set[str] = set()
+    """A store of arrays that variables may keep."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        self.taken.add(name)
         return self._file.read_once(f"{self._group_path}/{name}")
 
 
@@ -338,6 +333,8 @@ def _ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
     """Lays the memory of an array out so that its strides fall in the order of `axes`."""
     if axes is None:
         return array
+    if len(axes) != array.ndim:
+        raise ValueError(f"axes {list(axes)} of an array of shape {array.shape}")
     moved = _aligned(tuple(array.shape[axis] for axis in axes), array.dtype)
     moved[...] = array.transpose(axes)
     return moved.transpose(np.argsort(axes))
