@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import keras
+import numpy as np
 
 from tiedio import variables
 from tiedio.weights_file import Store, Stored
@@ -23,11 +24,15 @@ T = TypeVar("T")
 _KNOWN = ("keras.", "keras_hub.")
 
 
+# When loading fails, initial values may be made of so many bytes, whatever the file has.
+_FLOOR = 1 << 20
+
+
 class Deferral:
     """Variables that were made without values, until they are given one.
 
     Args:
-        room: Bytes of initial values that may be made when loading fails.
+        room: Bytes of the tensors in the file.
     """
 
     def __init__(self, room: int):
@@ -42,7 +47,7 @@ class Deferral:
         # When loading failed, a variable may yet be in use elsewhere, as one of a class is. But
         # the model may be one that nobody could hold.
         size = sum(_bytes(variable) for variable in self._alive()) if kind else 0
-        if size <= self._room:
+        if size <= _FLOOR + 2 * self._room:  # copies that ties would have replaced count too
             self.finish()
 
     def build(self, make: Callable[[], T]) -> T:
@@ -153,4 +158,5 @@ def _initialize(made: Iterable[keras.Variable]) -> None:
 
 
 def _bytes(variable: keras.Variable) -> int:
-    return 0 if variables.has_value(variable) else 8 * math.prod(variable.shape)
+    size = math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+    return 0 if variables.has_value(variable) else size
