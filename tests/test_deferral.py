@@ -10,6 +10,7 @@ import scenarios
 
 import tiedio
 from tiedio import retying, variables, weights_file
+from tiedio.deferral import Deferral
 
 
 class Plain(keras.layers.Layer):
@@ -252,20 +253,34 @@ class OfTheClass(Plain):
         pass
 
 
-@pytest.mark.parametrize("way", ["built", "built with values", "failed"])
+@pytest.mark.parametrize("way", ["built", "assigned to", "refused", "failed"])
 def test_what_outlives_a_load_has_a_value(way, tmp_path, monkeypatch):
     saved(OfTheClass, tmp_path / "model.keras")
     monkeypatch.setattr(OfTheClass, "table", None)
-    if way == "built with values":
+    if way == "assigned to":
         monkeypatch.setattr(OfTheClass, "needs_value", lambda self: self.shift.assign(self.scale))
+    if way == "refused":
+        monkeypatch.setattr(OfTheClass, "needs_value", lambda self: keras.Variable([1.0]))
     if way == "failed":
-        monkeypatch.setattr(retying, "match_optimizers", lambda *arguments: 1 / 0)
+        monkeypatch.setattr(retying, "retie", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tiedio.load_tied(tmp_path / "model.keras")
     else:
         tiedio.load_tied(tmp_path / "model.keras")
     assert variables.has_value(OfTheClass.table)
     assert "assign" not in vars(OfTheClass.table)
+
+
+def test_a_value_that_is_anothers_is_copied():
+    deferral = Deferral(0)
+    first, second = deferral.build(
+        lambda: [keras.Variable("zeros", shape=(4,), name=name) for name in ("first", "second")]
+    )
+    first.assign(np.ones(4))
+    second.assign(first)
+    deferral.finish()
+    first.assign(np.full(4, 7.0))
+    assert np.array_equal(keras.ops.convert_to_numpy(second), np.ones(4))
 
 
 class BuildsItsBaseLast(keras.optimizers.SGD):
