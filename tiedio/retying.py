@@ -275,6 +275,7 @@ def match_optimizers(
     wanted = {
         inner_path: [places[place][1] for place in trained or () if place in places]
         for inner_path, trained in record.optimizer_variables.items()
+        if trained != ()  # built, but not saying for what, as for loss scaling in Keras 3.10
     }
     has_optimizer = isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer)
     if has_optimizer and models.compiles_as_keras(model):
