@@ -275,7 +275,9 @@ def match_optimizers(
     wanted = {
         inner_path: [places[place][1] for place in trained or () if place in places]
         for inner_path, trained in record.optimizer_variables.items()
-        if trained != ()  # built, but not saying for what, as for loss scaling in Keras 3.10
+        # In Keras 3.10 that of loss scaling is built without saying for what.
+        if trained != ()
+        or not isinstance(by_path.get(inner_path), keras.optimizers.LossScaleOptimizer)
     }
     has_optimizer = isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer)
     if has_optimizer and models.compiles_as_keras(model):
