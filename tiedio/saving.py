@@ -1,9 +1,9 @@
 """`save_tied` and `load_tied`: where a live model and a file meet.
 
 On its way out: the saveables are visited, ties found, every array laid out
-once, and streamed. On its way in: the model is built *uncompiled*, retied, then
-compiled, so that its optimizer sees the shared variables, and last the state is
-read into place. Reader and writer mirror each other, step by step.
+once, and streamed. On its way in: the model is built *uncompiled* and without
+values, retied, compiled, and its state read into place; last its optimizers are
+built, so that they see the shared variables, and their state is read.
 """
 
 import dataclasses
