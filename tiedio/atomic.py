@@ -1,30 +1,34 @@
-"""Replace a file whole, or leave it untouched.
+"""Replace a file or a folder whole, or leave it untouched.
 
-A partial file beside the target is written, flushed to disk and renamed. The
+A partial one beside the target is written, flushed to disk and renamed. The
 process that writes it holds a lock on it, which the system releases however the
 process ends: a partial file without a lock is a leftover, and the next save to
 the same path removes it.
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import logging
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 if sys.platform != "win32":
     import fcntl
 
 # A partial file is named `.<name of the target>.<token>.tiedio-partial`.
 _SUFFIX = ".tiedio-partial"
+# A folder that was put aside, where a system cannot exchange two in one step.
+_ASIDE = ".tiedio-replaced"
 _LONGEST_NAME = 200  # bytes, of the 255 that most file systems allow
 
 # What systems say that cannot open or flush a folder.
@@ -74,6 +78,92 @@ def replacing(filepath: Path, durable: bool = True) -> Iterator[BinaryIO]:
         _flush_folder(target.parent)
 
 
+@contextlib.contextmanager
+def replacing_folder(
+    filepath: Path, replaced: Collection[str], durable: bool = True
+) -> Iterator[Path]:
+    """Makes a folder that takes the place of `filepath` once it is complete.
+
+    Linux and macOS exchange the two in one step. Elsewhere the old folder is put aside for
+    a moment, as `.<name>.<8 digits>.tiedio-replaced`.
+
+    Args:
+        filepath: The target.
+        replaced: Names in the old folder that the new one has instead, or no longer. All
+            others are kept.
+        durable: Whether to wait until all of it is on disk.
+
+    Raises:
+        OSError: If there is a file instead, or the folder cannot be written to.
+    """
+    target = Path(os.path.realpath(filepath))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    there = target.exists()
+    if there and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    others = sorted(set(os.listdir(target)).difference(replaced)) if there else []
+    _remove_leftovers(target)
+    partial, unlock = _create_folder(target)
+    try:
+        if there:
+            shutil.copystat(target, partial)
+        yield partial
+        for name in others:
+            _link(target / name, partial / name)
+        if durable:
+            for folder, _, names in os.walk(partial):
+                for name in names:
+                    _flush(Path(folder, name))
+                _flush_folder(Path(folder))
+        if there:
+            _exchange(partial, target)
+        else:
+            partial.rename(target)
+        if durable:
+            _flush_folder(target.parent)
+    finally:
+        # The new one if something failed, or the old one.
+        shutil.rmtree(partial, ignore_errors=True)
+        unlock()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file or a folder of files a second place, or copies what cannot be linked."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=link)
+    else:
+        link(str(source), str(target))
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Exchanges two folders: in one step, where the system knows how."""
+    paths = os.fsencode(new), os.fsencode(old)
+    library: Any = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(library, "renameat2"):  # Linux; -100: as any path, 2: exchange
+        exchanged = library.renameat2(-100, paths[0], -100, paths[1], 2) == 0
+    elif hasattr(library, "renamex_np"):  # macOS; 2: swap
+        exchanged = library.renamex_np(*paths, 2) == 0
+    else:
+        exchanged = False
+    if exchanged:
+        return
+    aside = new.with_suffix(_ASIDE)
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
 def _writable(target: Path) -> os.stat_result | None:
     """Returns the status of a file if it may be written, or `None` if there is none.
 
@@ -103,7 +193,7 @@ def _keep_access(partial: Path, replaced: os.stat_result) -> None:
 def _create(target: Path) -> tuple[Path, BinaryIO, Callable[[], None]]:
     """Creates and locks a partial file; returns its path, the file, and what unlocks it."""
     while True:
-        partial = target.with_name(f"{_label(target)}{secrets.token_hex(4)}{_SUFFIX}")
+        partial = _partial(target)
         # Not `tempfile`, whose files are private to the user.
         file = open(partial, "xb")  # noqa: SIM115
         unlock = _lock(file)
@@ -114,6 +204,21 @@ def _create(target: Path) -> tuple[Path, BinaryIO, Callable[[], None]]:
         file.close()
 
 
+def _create_folder(target: Path) -> tuple[Path, Callable[[], None]]:
+    """Creates and locks a partial folder; returns its path, and what unlocks it."""
+    while True:
+        partial = _partial(target)
+        partial.mkdir()
+        unlock = _lock_folder(partial)
+        if partial.exists():
+            return partial, unlock
+        unlock()
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{_label(target)}{secrets.token_hex(4)}{_SUFFIX}")
+
+
 def _label(target: Path) -> str:
     """What the names of all partial files of `target`, and of no other, begin with."""
     name = os.fsencode(target.name)
@@ -122,14 +227,23 @@ def _label(target: Path) -> str:
     return f".{hashlib.blake2b(name, digest_size=16).hexdigest()}."
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Removes the partial files of saves to `target` that were killed."""
+def is_being_saved(filepath: Path) -> bool:
+    """Whether there are partial files of `filepath`."""
+    return bool(_partials(Path(os.path.realpath(filepath))))
+
+
+def _partials(target: Path) -> list[Path]:
+    """Lists the partial files of `target`: of saves under way, or of some that were killed."""
     name = re.compile(re.escape(_label(target)) + "[0-9a-f]{8}" + re.escape(_SUFFIX))
     try:
-        leftovers = [target.with_name(n) for n in os.listdir(target.parent) if name.fullmatch(n)]
+        return [target.with_name(n) for n in os.listdir(target.parent) if name.fullmatch(n)]
     except OSError:  # a folder may be writable, but not readable
-        leftovers = []
-    for leftover in leftovers:
+        return []
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes the partial files of saves to `target` that were killed."""
+    for leftover in _partials(target):
         try:
             _remove_unless_locked(leftover)
             _log.debug("%s was left by a save that was killed: it is removed", leftover)
@@ -146,7 +260,21 @@ if sys.platform != "win32":
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         return lambda: os.close(descriptor)
 
+    def _lock_folder(folder: Path) -> Callable[[], None]:
+        descriptor = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return lambda: os.close(descriptor)
+
     def _remove_unless_locked(leftover: Path) -> None:
+        if leftover.is_dir():
+            descriptor = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover)
+            finally:
+                os.close(descriptor)
+            return
         with open(leftover, "r+b") as file:  # on NFS, a lock needs a file that may be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
@@ -157,11 +285,23 @@ else:
         """Does nothing: Windows removes no file that is open."""
         return lambda: None
 
+    def _lock_folder(folder: Path) -> Callable[[], None]:
+        return lambda: None
+
     def _remove_unless_locked(leftover: Path) -> None:
         # It is closed, but not a leftover, for a moment before it is renamed.
         if time.time() - leftover.stat().st_mtime < 60:
             raise PermissionError("it was written a moment ago")
-        leftover.unlink()
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Flushes what was written to a file to disk."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import click
 
+from tiedio.errors import MissingPackageError
+
 
 @click.group()
 @click.version_option(package_name="tiedio")
@@ -21,7 +23,7 @@ def demo() -> None:
     the demo needs is missing.
     """
     # Imports Keras, which takes seconds that other commands do not need.
-    from tiedio.demo import MissingPackageError, run
+    from tiedio.demo import run
 
     try:
         succeeded = run()

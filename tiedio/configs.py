@@ -4,7 +4,6 @@ import collections
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -34,7 +33,7 @@ def write(model: keras.Model) -> dict[str, Any]:
 @contextlib.contextmanager
 def reading(
     config: dict[str, Any],
-    path: Path,
+    path: str,
     custom_objects: Mapping[str, Any] | None,
     safe_mode: bool,
 ) -> Iterator["Config"]:
@@ -56,7 +55,7 @@ class Config:
         sharing: Closes the scope of shared objects.
     """
 
-    def __init__(self, config: dict[str, Any], path: Path, sharing: contextlib.ExitStack):
+    def __init__(self, config: dict[str, Any], path: str, sharing: contextlib.ExitStack):
         self._config = config
         self._path = path
         self._sharing = sharing
@@ -97,7 +96,7 @@ class Config:
 
 
 @contextlib.contextmanager
-def _explained(config: Any, path: Path) -> Iterator[None]:
+def _explained(config: Any, path: str) -> Iterator[None]:
     """Turns what Keras says of a config that it cannot read into errors of tiedio."""
     try:
         yield

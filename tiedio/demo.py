@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tiedio.errors import MissingPackageError
+
 METHODS = ("stock", "tiedio")
-
-
-class MissingPackageError(Exception):
-    """A package that only the demo needs is not installed."""
 
 
 def run() -> bool:

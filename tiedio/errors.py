@@ -6,6 +6,7 @@
     ├── MissingFileError        (FileNotFoundError, ValueError)  no such file
     ├── FileFormatError         (ValueError)  not a file Keras wrote, or a damaged one
     │   └── RecordError         (ValueError)  the record of a file cannot be honoured
+    ├── MissingPackageError     (ImportError) an optional package is needed
     ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
     ├── SaveError               (ValueError)  a state cannot be saved without loss
     └── LoadError               (ValueError)  a state cannot be restored without loss
@@ -40,6 +41,10 @@ class FileFormatError(TiedioError, ValueError):
 
 class RecordError(FileFormatError):
     """The record of a file is malformed, too new, or does not fit the model."""
+
+
+class MissingPackageError(TiedioError, ImportError):
+    """A package that is needed for this, and for nothing else, is not installed."""
 
 
 class CustomObjectsError(TiedioError, TypeError):

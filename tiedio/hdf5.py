@@ -8,7 +8,7 @@ at a time. `weights_file` reads it back.
 import dataclasses
 import posixpath
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import h5py
 import ml_dtypes
@@ -16,10 +16,14 @@ import numpy as np
 import xxhash
 
 from tiedio.streams import Sheet
+from tiedio.ties import METADATA_KEY
 
 # HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BFLOAT16_STORED = np.dtype("V2")
+
+# HDF5 places what is shorter among its own metadata, and not behind the tensors.
+_SHORTEST_TEXT = 1 << 13  # bytes
 
 # Large tensors are written in parts that fit into a processor's cache.
 CHUNK = 1 << 20  # bytes
@@ -55,31 +59,53 @@ class Layout:
     """What a weights file holds.
 
     Attributes:
-        groups: Attributes of each HDF5 group, by path; parents need no mention.
+        groups: Attributes of each HDF5 group, by path ("" is the root); parents need no
+            mention.
         tensors: The tensors by dataset_path.
         links: Second paths of tensors, or of groups, to the first ones.
     """
 
-    groups: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     links: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(layout: Layout, stream: IO[bytes], advance: Advance = untold) -> dict[str, str]:
+def write(
+    layout: Layout,
+    stream: IO[bytes],
+    advance: Advance = untold,
+    record: Callable[[dict[str, str]], str] | None = None,
+) -> dict[str, str]:
     """Writes `layout` as an HDF5 file to a stream, from its start to its end.
 
     Args:
         layout: What to write.
         stream: Where to.
         advance: Told how many bytes more are written, and of how many.
+        record: Makes the text of the root dataset `tiedio`, if there is to be one, given
+            the digests that are returned.
 
     Returns:
         The digest of each tensor, by dataset_path, linked ones included.
     """
+    digests: dict[str, str] = {}
+
+    def closing() -> np.ndarray:
+        text = record(_with_links(digests, layout)) if record else ""
+        return np.array(text.encode().ljust(text_size))
+
+    text_size = 0
+    if record:
+        # As long as it will be: a digest is as long as any other.
+        text = record(_with_links(dict.fromkeys(layout.tensors, _blank_digest()), layout))
+        text_size = max(len(text.encode()), _SHORTEST_TEXT)
+        last = {METADATA_KEY: Tensor((), np.dtype(f"S{text_size}"), closing)}
+        layout = dataclasses.replace(layout, tensors=layout.tensors | last)
     sheet = Sheet()
     with h5py.File(sheet, "w") as file:
         placed = sorted(_lay_out(layout, file))
-    digests = {}
+    if record and placed[-1][1] != METADATA_KEY:
+        raise AssertionError("HDF5 did not place the record behind the tensors")
     position = 0
     for offset, path in placed:
         tensor = layout.tensors[path]
@@ -94,8 +120,17 @@ def write(layout: Layout, stream: IO[bytes], advance: Advance = untold) -> dict[
             position = offset + content.nbytes
         digests[path] = digest.hexdigest()
     stream.write(sheet.between(position, sheet.size))
+    digests.pop(METADATA_KEY, None)
+    return _with_links(digests, layout)
+
+
+def _with_links(digests: dict[str, str], layout: Layout) -> dict[str, str]:
     linked = {path: digests[first] for path, first in layout.links.items() if first in digests}
     return digests | linked
+
+
+def _blank_digest() -> str:
+    return begin_digest(np.dtype(bool), ()).hexdigest()
 
 
 def begin_digest(dtype: np.dtype, shape: tuple[int, ...]) -> xxhash.xxh3_64:
@@ -112,7 +147,7 @@ def cut(array: np.ndarray, size: int) -> Iterator[memoryview]:
 def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     """Creates every object of `layout`; returns the offset and path of each tensor."""
     for path, attributes in layout.groups.items():
-        file.require_group(path).attrs.update(attributes)
+        (file.require_group(path) if path else file).attrs.update(attributes)
     # Allocated at once and never filled, a dataset gets its place and no bytes.
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -123,7 +158,7 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
         bfloat16 = tensor.dtype == BFLOAT16
         dataset = h5py.Dataset(
             h5py.h5d.create(
-                file.require_group(parent).id,
+                (file.require_group(parent) if parent else file).id,
                 name.encode(),
                 h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
                 h5py.h5s.create_simple(tensor.shape)
@@ -139,6 +174,7 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     for path, target in layout.links.items():
         # A shared layer may have stored nothing.
         if target in file:
-            file.require_group(posixpath.dirname(path))
+            if parent := posixpath.dirname(path):
+                file.require_group(parent)
             file[path] = file[target]
     return placed

@@ -6,10 +6,8 @@ values, retied, compiled, and its state read into place; last its optimizers are
 built, so that they see the shared variables, and their state is read.
 """
 
-import dataclasses
 import datetime
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +15,10 @@ from typing import Any
 
 import keras
 
-from tiedio import archive, configs, models, retying, state, ties, variables
+from tiedio import archive, configs, models, retying, state, storage, variables
+from tiedio.containers import ASSETS, Content
 from tiedio.deferral import Deferral
-from tiedio.errors import (
-    FileFormatError,
-    ModelNotBuiltError,
-    SaveError,
-    TiedioError,
-)
+from tiedio.errors import FileFormatError, ModelNotBuiltError
 from tiedio.progress import shown
 from tiedio.ties import Record
 from tiedio.weights_file import WeightsFile, damaged
@@ -35,26 +29,29 @@ _ROOM = 1 << 20
 
 def save_tied(
     model: keras.Model,
-    filepath: str | os.PathLike[str],
+    filepath: Any,
     overwrite: bool = True,
     zipped: bool | None = None,
     *,
     durable: bool = True,
     progress: bool = False,
 ) -> None:
-    """Saves a model, with its shared variables, as a `.keras` file.
+    """Saves a model, with its shared variables, as a `.keras` file or in another format.
 
     Takes the place of `model.save`. The file is one that Keras itself can load,
     without the sharing. Each shared tensor is stored once: its other paths are
-    HDF5 hard links. The tie groups are recorded in `metadata.json`. The old file
+    HDF5 hard links. The tie groups are recorded in the file's metadata. The old file
     is replaced once the new one is complete and on disk, or left untouched.
 
     Args:
         model: A built model.
-        filepath: Path of the file, ending in `.keras`.
+        filepath: Path of the file: it ends in `.keras`, or for the format of Keras 2 in
+            `.h5` or `.hdf5`. Also a URL that fsspec knows, such as `s3://bucket/model.keras`,
+            a file that is open for writing (`.keras` goes there), or `hf://namespace/name`.
         overwrite: Whether to replace an existing file without asking at the
             prompt, as in Keras.
-        zipped: `None` or `True`: only zip archives are written so far.
+        zipped: `False` saves to a folder, whose other files are kept. `None` does so on the
+            Hugging Face Hub only.
         durable: Whether to wait until the file is on disk. Without, saving is quicker, and
             a crash of the process still leaves the old file or the new one, but after a
             power failure the file may be incomplete, or missing.
@@ -80,35 +77,23 @@ def save_tied(
     Source: the file format is that of `keras.saving.save_model`; for the record
     see `tiedio/ties.py`.
     """
-    path = _keras_path(filepath, SaveError, zipped)
-    if not model.built:
-        raise ModelNotBuiltError(
-            f"Model `{model.name}` has no variables yet: it is not built.\n"
-            "Expected: a built model. Received: an unbuilt one.\n"
-            "Build it, or call it on data, before saving."
-        )
-    if path.exists() and not overwrite and not _may_overwrite(path):
+    target = storage.at(filepath)
+    if zipped is None:
+        zipped = not isinstance(target, storage.Hub)
+    container = archive.format_to_save(target, holds_model=True, zipped=zipped)
+    _check_built(model, "saving")
+    if not _may_replace(target, overwrite):
         return
     visits = variables.walk(model)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
-        config = configs.write(model)
-
-        def metadata(digests: dict[str, str]) -> dict[str, Any]:
-            return {
-                "keras_version": keras.__version__,
-                "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
-                ties.METADATA_KEY: dataclasses.replace(record, digests=digests).to_json(),
-            }
-
-        with shown(f"Saving {path.name}", progress) as advance:
-            archive.write_archive(
-                path, metadata, config, layout, Path(assets), advance=advance, durable=durable
-            )
+        content = Content(layout, record, _metadata(), configs.write(model), Path(assets))
+        with shown(f"Saving {target.label}", progress) as advance:
+            container.write(target, content, durable, advance)
 
 
 def load_tied(
-    filepath: str | os.PathLike[str],
+    filepath: Any,
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
     safe_mode: bool = True,
@@ -125,7 +110,8 @@ def load_tied(
     stopped.
 
     Args:
-        filepath: Path of a `.keras` file.
+        filepath: Path of a file or folder in any format that `save_tied` writes, whatever
+            it is called; also a URL, an open file, or `hf://namespace/name`.
         custom_objects: Maps names to classes and functions of your own.
         compile: Whether to compile the model as it was.
         safe_mode: Whether to refuse Python lambdas, which can run any code.
@@ -164,15 +150,20 @@ def load_tied(
     Source: identity of variables after loading is what
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
-    path = _keras_path(filepath, FileFormatError)
+    place = storage.at(filepath)
     with (
-        archive.open_archive(path) as source,
+        archive.reading(place) as source,
         tempfile.TemporaryDirectory() as folder,
-        shown(f"Loading {path.name}", progress) as source.weights.advance,
+        shown(f"Loading {place.label}", progress) as source.weights.advance,
     ):
-        recorded = source.metadata.get(ties.METADATA_KEY)
+        if source.config is None:
+            raise FileFormatError(
+                f"`{place.name}` holds the weights of a model only.\n"
+                "Expected: a whole model. Received: no config.\n"
+                "Build the model, and pass it to `tiedio.load_tied_weights`."
+            )
         # A file that Keras wrote has no record: it loads as in Keras, warnings included.
-        record = None if recorded is None else Record.from_json(recorded)
+        record = None if source.record is None else Record.from_json(source.record)
         source.weights.axis_orders = record.axis_orders if record else {}
         if verify and record and record.digests:
             source.weights.expect(record.digests)
@@ -180,7 +171,7 @@ def load_tied(
             source.verify_weights()
         with (
             Deferral(source.weights.size) as deferral,
-            configs.reading(source.config, path, custom_objects, safe_mode) as config,
+            configs.reading(source.config, place.name, custom_objects, safe_mode) as config,
         ):
             model = config.build(deferral)
             source.weights.room = _ROOM + 8 * max(
@@ -194,9 +185,7 @@ def load_tied(
             _check_links(model, inferred, source.weights)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
-            restoration = state.Restoration(
-                source.weights, Path(folder) / archive.ASSETS, record, deferral
-            )
+            restoration = state.Restoration(source.weights, Path(folder) / ASSETS, record, deferral)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
             visits = variables.walk(model)
             restoration.read(models.without_optimizers(visits))
@@ -208,22 +197,27 @@ def load_tied(
     return model
 
 
-def _keras_path(
-    filepath: str | os.PathLike[str], error: type[TiedioError], zipped: bool | None = None
-) -> Path:
-    path = Path(filepath)
-    if path.suffix != ".keras" or zipped is False:
-        wanted = "a folder" if zipped is False else f"`{path.name}`"
-        raise error(
-            f"`{path}` is of a format that tiedio does not handle yet.\n"
-            f"Expected: a path ending in `.keras`. Received: {wanted}.\n"
-            "Use a `.keras` file."
+def _metadata() -> dict[str, Any]:
+    return {
+        "keras_version": keras.__version__,
+        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+    }
+
+
+def _check_built(model: keras.Model, what: str) -> None:
+    if not model.built:
+        raise ModelNotBuiltError(
+            f"Model `{model.name}` has no variables yet: it is not built.\n"
+            "Expected: a built model. Received: an unbuilt one.\n"
+            f"Build it, or call it on data, before {what}."
         )
-    return path
 
 
-def _may_overwrite(path: Path) -> bool:
-    answer = input(f"[WARNING] {path} already exists - overwrite? [y/n] ")
+def _may_replace(target: storage.Storage, overwrite: bool) -> bool:
+    """Whether nothing is there, or it may be replaced; asks at the prompt, as Keras does."""
+    if overwrite or not target.exists():
+        return True
+    answer = input(f"[WARNING] {target.name} already exists - overwrite? [y/n] ")
     return answer.strip().lower() == "y"
 
 

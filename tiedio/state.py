@@ -34,8 +34,13 @@ from tiedio.weights_file import Store, WeightsFile, damaged
 _OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
 
 
-def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, Record]:
-    """Lays out the state of every saveable, each shared tensor once."""
+def capture(visits: list[variables.Visit], assets: Path | None) -> tuple[hdf5.Layout, Record]:
+    """Lays out the state of every saveable, each shared tensor once.
+
+    Args:
+        visits: The saveables.
+        assets: Folder for their assets, if these are saved.
+    """
     layout = hdf5.Layout()
     first: dict[int, str] = {}  # dataset_path under which a variable is met first
     datasets: dict[tuple[str, int], str] = {}  # by inner_path and variable
@@ -54,7 +59,7 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
                         layout.links[path] = first[id(value)]
                         continue
                 layout.tensors[path] = _tensor(value)
-        if hasattr(visit.saveable, "save_assets"):
+        if assets and hasattr(visit.saveable, "save_assets"):
             (assets / visit.inner_path).mkdir(parents=True, exist_ok=True)
             visit.saveable.save_assets(str(assets / visit.inner_path))
     shared_layers = variables.find_shared_layers(visits)
@@ -100,13 +105,15 @@ def capture(visits: list[variables.Visit], assets: Path) -> tuple[hdf5.Layout, R
     )
 
 
-def _link_layers(shared_layers: Iterable[Sequence[str]], layout: hdf5.Layout, assets: Path) -> None:
+def _link_layers(
+    shared_layers: Iterable[Sequence[str]], layout: hdf5.Layout, assets: Path | None
+) -> None:
     """Gives Keras, which builds a shared layer once for each path, the state of each."""
     for first, *others in shared_layers:
         for inner_path in others:
             if not inner_path.startswith(f"{first}/".lstrip("/")):
                 layout.links[inner_path] = first
-                if (assets / first).exists():
+                if assets and (assets / first).exists():
                     shutil.copytree(assets / first, assets / inner_path, dirs_exist_ok=True)
 
 

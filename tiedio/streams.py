@@ -93,7 +93,7 @@ class WriteBehind(io.BufferedIOBase):
             self._written.popleft().result()
 
     def seekable(self) -> bool:
-        return True
+        return not hasattr(self._file, "seekable") or self._file.seekable()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._settle()
@@ -123,6 +123,9 @@ class Window(io.RawIOBase):
         self.size = size
         self._position = 0
         self._lock = threading.Lock()
+        # Others may have a number too: that of the file that they unpack, say.
+        raw = getattr(file, "raw", file)
+        self._plain = hasattr(os, "preadv") and isinstance(raw, io.FileIO)
 
     def readable(self) -> bool:
         return True
@@ -154,9 +157,10 @@ class Window(io.RawIOBase):
             done += count
 
     def _read_some(self, buffer: memoryview, position: int) -> int:
-        try:
+        if self._plain:
             return os.preadv(self._file.fileno(), [buffer], position)
-        except (AttributeError, io.UnsupportedOperation):  # on Windows; in memory
-            with self._lock:
-                self._file.seek(position)
-                return self._file.readinto(buffer)
+        with self._lock:
+            self._file.seek(position)
+            content = self._file.read(len(buffer))
+            buffer[: len(content)] = content
+            return len(content)

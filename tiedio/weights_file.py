@@ -60,14 +60,14 @@ class Stored(np.ndarray):
 
 
 class WeightsFile:
-    """A weights file open for reading.
+    """A weights file open for reading, or the shards of one.
 
     Args:
-        file: The file.
+        files: The files; what several have is read from the first of them.
         filepath: Its name for messages.
 
     Attributes:
-        size: Bytes of the file.
+        size: Bytes of the files.
         digests: The digests that tensors must have, by dataset_path; none at first.
         axis_orders: How arrays are to lie in memory if not row by row, as in `Tensor`, by
             dataset_path.
@@ -80,9 +80,9 @@ class WeightsFile:
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
-    def __init__(self, file: Window, filepath: str):
+    def __init__(self, files: Sequence[Window], filepath: str):
         self.filepath = filepath
-        self.size = file.size
+        self.size = sum(file.size for file in files)
         self.digests: Mapping[str, str] = {}
         self.axis_orders: Mapping[str, Sequence[int]] = {}
         self.damaged: set[str] = set()
@@ -90,16 +90,19 @@ class WeightsFile:
         self.room = 1 << 28
         self._members: dict[tuple[int, str], h5py.Group | h5py.Dataset | None] = {}
         self._read: dict[tuple[int, int], Stored] = {}
-        self._window = file
+        self._windows = files
+        self._files: list[h5py.File] = []
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         try:
-            self._file = h5py.File(file, "r")
-        except OSError as error:
+            for file in files:
+                self._files.append(h5py.File(file, "r"))
+        except _HDF5_ERRORS as error:
             raise self._error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
         self._threads.shutdown()
-        self._file.close()
+        for file in self._files:
+            file.close()
 
     def expect(self, digests: Mapping[str, str]) -> None:
         """Verifies against `digests` whatever is read from now on, and that all of it is there."""
@@ -109,7 +112,8 @@ class WeightsFile:
             group, name = posixpath.split(path)
             groups[group].add(name)
         for group, names in groups.items():
-            self.damaged.update(f"{group}/{name}" for name in names.difference(self.names(group)))
+            missing = names.difference(self.names(group))
+            self.damaged.update(posixpath.join(group, name) for name in missing)
 
     def find_damaged(self) -> list[str]:
         """Reads whatever has a digest, and lists all that is not what it says."""
@@ -125,15 +129,68 @@ class WeightsFile:
         return Store(self, f"{inner_path}/vars".lstrip("/"))
 
     def names(self, group_path: str) -> list[str]:
-        group = self._find(group_path)
+        """Lists the names in a group, of all files that have it."""
+        names: dict[str, None] = {}
         try:
-            return list(group) if isinstance(group, h5py.Group) else []
+            for found in self._found(group_path):
+                if isinstance(found, h5py.Group):
+                    names.update(dict.fromkeys(found))
         except _HDF5_ERRORS as error:
             raise self._error(f"has an unreadable `{group_path}`", first_line(error)) from error
+        return list(names)
+
+    def below(self, group_path: str) -> list[str]:
+        """Lists the datasets in a group, and in the groups inside it, by their paths.
+
+        A group is entered once, however many paths it has: it may be inside itself.
+        """
+        paths: list[str] = []
+        entered: set[tuple[int, int]] = set()
+        pending = [group_path]
+        while pending:
+            path = pending.pop()
+            if isinstance(self._find(path), h5py.Dataset):
+                paths.append(path)
+                continue
+            addresses = {self._address(group) for group in self._found(path)}
+            if addresses - entered:
+                pending += [f"{path}/{name}" for name in reversed(self.names(path))]
+            entered |= addresses
+        return paths
+
+    def attributes(self, group_path: str) -> list[dict[str, Any]]:
+        """Returns the attributes of a group (`""` is the root), in each file that has it."""
+        try:
+            return [
+                dict(group.attrs)
+                for group in self._found(group_path)
+                if isinstance(group, h5py.Group)
+            ]
+        except _HDF5_ERRORS as error:
+            where = f"has unreadable attributes at `{group_path}`"
+            raise self._error(where, first_line(error)) from error
+
+    def text(self, dataset_path: str) -> bytes | None:
+        """Reads a dataset that holds one text, if it is there."""
+        if self._find(dataset_path) is None:
+            return None
+        value = self.read(dataset_path)
+        if value.shape or value.dtype.kind != "S":
+            raise self._error(f"has no text at `{dataset_path}`", str(value.dtype))
+        return value[()]
 
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
-        return self._dataset(dataset_path).shape
+        return self._placed(dataset_path)[0].shape
+
+    def address(self, dataset_path: str) -> tuple[int, int] | None:
+        """Tells one tensor from another: all of its paths have one address."""
+        found = self._find(dataset_path)
+        return self._address(found) if isinstance(found, h5py.Dataset) else None
+
+    def _address(self, found: h5py.Group | h5py.Dataset) -> tuple[int, int]:
+        info = h5o.get_info(found.id)
+        return info.fileno, info.addr
 
     def read(self, dataset_path: str) -> np.ndarray:
         """Reads one tensor, and notes in `damaged` if it is not what its digest says.
@@ -142,7 +199,7 @@ class WeightsFile:
             KeyError: If there is no such dataset.
             FileFormatError: If it cannot be read, or its bytes are outside this file.
         """
-        dataset = self._dataset(dataset_path)
+        dataset, window = self._placed(dataset_path)
         expected = self.digests.get(dataset_path)
         try:
             creation = dataset.id.get_create_plist()
@@ -151,7 +208,7 @@ class WeightsFile:
                 value = self._empty(dataset)
                 digest = begin_digest(value.dtype, value.shape) if expected else None
                 if _is_laid_out(dataset, creation, value.dtype):
-                    self._read_parts(value, dataset.id.get_offset(), digest)
+                    self._read_parts(window, value, dataset.id.get_offset(), digest)
                 else:
                     _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
                     value[...] = np.asarray(dataset[()]).view(value.dtype)
@@ -166,19 +223,21 @@ class WeightsFile:
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
-    def _read_parts(self, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None) -> None:
+    def _read_parts(
+        self, window: Window, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None
+    ) -> None:
         """Reads parts in other threads, several at a time, and digests them in order."""
         parts = list(cut(value, READ_CHUNK))
         places = (start + number * READ_CHUNK for number in range(len(parts)))
         at_once = map if len(parts) == 1 else self._threads.map
-        for part, _ in zip(parts, at_once(self._window.read_at, parts, places), strict=True):
+        for part, _ in zip(parts, at_once(window.read_at, parts, places), strict=True):
             if digest:
                 digest.update(part)
             self.advance(len(part), self.size)
 
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""
-        info = h5o.get_info(self._dataset(dataset_path).id)
+        info = h5o.get_info(self._placed(dataset_path)[0].id)
         address = (info.fileno, info.addr)
         if address in self._read:
             return self._read[address]
@@ -201,27 +260,23 @@ class WeightsFile:
             raise ValueError(f"{declared} bytes declared, {stored} stored")
         return _aligned(dataset.shape, BFLOAT16 if bfloat16 else dtype)
 
-    def _dataset(self, path: str) -> h5py.Dataset:
-        dataset = self._find(path)
-        if not isinstance(dataset, h5py.Dataset):
-            raise KeyError(path)
-        return dataset
+    def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
+        """Returns a dataset, and the file that it is in."""
+        for file, window in zip(self._files, self._windows, strict=True):
+            dataset = self._at(file, path)
+            if isinstance(dataset, h5py.Dataset):
+                return dataset, window
+        raise KeyError(path)
 
     def twins(self, first: str, other: str) -> dict[str, str]:
         """Maps each dataset below the path `other` to the same one below `first`.
 
         There are none if both are one group, as tiedio writes it.
         """
-        group = self._find(other)
-        if not isinstance(group, h5py.Group) or group == self._find(first):
+        if self._found(other) == self._found(first):
             return {}
-        names: list[str] = []
-        try:
-            group.visititems(lambda name, _: names.append(name))
-            names = [name for name in names if isinstance(group[name], h5py.Dataset)]
-        except _HDF5_ERRORS as error:
-            raise self._error(f"has an unreadable `{other}`", first_line(error)) from error
-        return {f"{other}/{name}": f"{first}/{name}" for name in names}
+        paths = self.below(other)
+        return {path: f"{first}{path.removeprefix(other)}" for path in paths}
 
     def disagreements(self, paths: Mapping[str, str]) -> list[str]:
         """Lists the datasets that should be, but do not equal, another one.
@@ -243,10 +298,17 @@ class WeightsFile:
         return differing
 
     def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
-        """Returns the object at `path`, or `None`; only hard links are followed."""
-        found: Any = self._file
-        for name in path.split("/"):
-            place = id(found), name  # of an object that is kept, here or as the file
+        """Returns the first object at `path`, or `None`; only hard links are followed."""
+        return next(iter(self._found(path)), None)
+
+    def _found(self, path: str) -> list[h5py.Group | h5py.Dataset]:
+        """Returns the objects at `path` of all files that have one."""
+        return [found for file in self._files if (found := self._at(file, path)) is not None]
+
+    def _at(self, file: h5py.File, path: str) -> h5py.Group | h5py.Dataset | None:
+        found: Any = file
+        for name in path.split("/") if path else ():
+            place = id(found), name  # of an object that is kept, here or as a file
             if place not in self._members:
                 try:
                     self._members[place] = self._member(found, name.encode())

@@ -1,0 +1,121 @@
+"""What goes into a container, and what comes out of it, whichever it is."""
+
+import collections
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiedio import hdf5
+from tiedio.errors import FileFormatError, MissingFileError, listed
+from tiedio.ties import METADATA_KEY, Record
+from tiedio.weights_file import WeightsFile
+
+METADATA = "metadata.json"
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+VALUES = "model.weights.npz"  # instead of `WEIGHTS`, in files that others wrote
+ASSETS = "assets"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What is saved.
+
+    Attributes:
+        layout: The weights.
+        record: The record, without digests.
+        metadata: What else is in `metadata.json`.
+        config: Content of `config.json`, if it is a whole model.
+        assets: Folder whose files are assets.
+        shard_bytes: How large a shard may be, where weights are sharded.
+    """
+
+    layout: hdf5.Layout
+    record: Record
+    metadata: dict[str, Any]
+    config: Any = None
+    assets: Path | None = None
+    shard_bytes: float = float("inf")
+
+    def record_with(self, digests: dict[str, str]) -> dict[str, Any]:
+        return dataclasses.replace(self.record, digests=digests).to_json()
+
+    def metadata_with(self, digests: dict[str, str]) -> dict[str, Any]:
+        return {**self.metadata, METADATA_KEY: self.record_with(digests)}
+
+    def asset_files(self) -> list[tuple[str, Path]]:
+        """Lists the assets: name below `assets/`, and file."""
+        if self.assets is None:
+            return []
+        return [
+            (path.relative_to(self.assets).as_posix(), path)
+            for path in sorted(self.assets.rglob("*"))
+            if path.is_file()
+        ]
+
+
+@dataclasses.dataclass
+class Archive:
+    """A file open for reading, or a folder.
+
+    Attributes:
+        filepath: Its name for messages.
+        record: The JSON of its record; `None` if it has none.
+        config: Content of `config.json`; `None` if it holds weights only.
+        weights: The weights.
+        verify_weights: Compares the weights with a checksum of the container, if it has one.
+        extract_assets: Puts the assets below a folder, in the folder `assets`.
+    """
+
+    filepath: str
+    record: Any
+    config: dict[str, Any] | None
+    weights: WeightsFile
+    verify_weights: Callable[[], None] = lambda: None
+    extract_assets: Callable[[Path], None] = lambda folder: None
+
+
+def parse(filepath: str, name: str, text: str | bytes) -> dict[str, Any]:
+    """Reads a JSON object of a file.
+
+    Raises:
+        FileFormatError: If it is none, or readers would take it differently.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_unambiguous)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise damaged(filepath, f"`{name}` is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise damaged(filepath, f"`{name}` is not a JSON object")
+    return content
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object of pairs; with a key twice, readers would differ."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{key[:99]!r} stands twice in one object")
+    return made
+
+
+def damaged(filepath: str, received: str) -> FileFormatError:
+    return FileFormatError(
+        f"`{filepath}` is damaged.\n"
+        f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"
+        "Restore it from a copy, or save the model again."
+    )
+
+
+def lacking(filepath: str, what: str, missing: set[str]) -> FileFormatError:
+    """The error for a container without parts that all Keras files have."""
+    return FileFormatError(
+        f"`{filepath}` is not a Keras file: it has no {listed(missing)}.\n"
+        f"Expected: {what} with `{CONFIG}` and `{WEIGHTS}`. Received: neither, or one.\n"
+        "Pass one that was saved by Keras or tiedio."
+    )

@@ -1,0 +1,71 @@
+"""The folder that Keras writes with `zipped=False`, and on the Hugging Face Hub."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tiedio import hdf5, npz
+from tiedio.containers import (
+    ASSETS,
+    CONFIG,
+    METADATA,
+    VALUES,
+    WEIGHTS,
+    Archive,
+    Content,
+    lacking,
+    parse,
+)
+from tiedio.storage import Storage
+from tiedio.streams import Window
+from tiedio.ties import METADATA_KEY
+from tiedio.weights_file import WeightsFile
+
+
+def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advance) -> None:
+    """Writes a folder."""
+    config = json.dumps(content.config)
+    with target.replacing_folder({METADATA, CONFIG, WEIGHTS, VALUES, ASSETS}, durable) as folder:
+        (folder / CONFIG).write_text(config)
+        with open(folder / WEIGHTS, "wb") as file:
+            digests = hdf5.write(content.layout, file, advance)
+        (folder / ASSETS).mkdir()  # Keras looks for it if there are four names or more
+        for name, path in content.asset_files():
+            (folder / ASSETS / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / ASSETS / name)
+        (folder / METADATA).write_text(json.dumps(content.metadata_with(digests)))
+
+
+@contextlib.contextmanager
+def reading(source: Storage) -> Iterator[Archive]:
+    """Opens a folder."""
+    with source.reading_folder() as folder, contextlib.ExitStack() as resources:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+        missing = {CONFIG, WEIGHTS}.difference(names)
+        if missing and not (missing == {WEIGHTS} and VALUES in names):
+            raise lacking(source.name, "a folder", missing)
+
+        def parsed(name: str) -> dict[str, object]:
+            return parse(source.name, name, (folder / name).read_bytes())
+
+        stored = WEIGHTS if WEIGHTS in names else VALUES
+        file = resources.enter_context(open(folder / stored, "rb"))
+        window = Window(file, 0, (folder / stored).stat().st_size)
+        if stored == VALUES:
+            window = resources.enter_context(npz.converted(window, source.name))
+        weights = WeightsFile([window], source.name)
+        resources.enter_context(contextlib.closing(weights))
+
+        def extract_assets(below: Path) -> None:
+            if (folder / ASSETS).is_dir():
+                shutil.copytree(folder / ASSETS, below / ASSETS)
+
+        yield Archive(
+            source.name,
+            parsed(METADATA).get(METADATA_KEY) if METADATA in names else None,
+            parsed(CONFIG),
+            weights,
+            extract_assets=extract_assets,
+        )
