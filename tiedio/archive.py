@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 from tiedio import bare, folder, hdf5, shards, storage, zipped
 from tiedio.containers import Archive, Content

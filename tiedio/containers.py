@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiedio import hdf5
-from tiedio.errors import FileFormatError, MissingFileError, listed
+from tiedio.errors import FileFormatError, listed
 from tiedio.ties import METADATA_KEY, Record
 from tiedio.weights_file import WeightsFile
 

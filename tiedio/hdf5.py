@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
-from tiedio.streams import Sheet
+from tiedio.streams import Sheet, WriteBehind
 from tiedio.ties import METADATA_KEY
 
 # HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
@@ -72,7 +72,7 @@ class Layout:
 
 def write(
     layout: Layout,
-    stream: IO[bytes],
+    stream: IO[bytes] | WriteBehind,
     advance: Advance = untold,
     record: Callable[[dict[str, str]], str] | None = None,
 ) -> dict[str, str]:

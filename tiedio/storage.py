@@ -225,7 +225,7 @@ class Remote(Storage):
         try:
             self._files, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:  # of what fsspec needs for this scheme
-            raise missing_package(f"`{url}`", str(error), "s3fs, gcsfs, ...") from error
+            raise _missing_package(f"`{url}`", str(error), "s3fs, gcsfs, ...") from error
         except ValueError as error:  # a scheme that it does not know
             raise FileFormatError(
                 f"`{url}` is of a scheme that fsspec does not know.\n"
@@ -342,10 +342,10 @@ def imported(package: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise missing_package(what, f"no `{package}`", f"tiedio[{extra}]") from error
+        raise _missing_package(what, f"no `{package}`", f"tiedio[{extra}]") from error
 
 
-def missing_package(what: str, received: str, install: str) -> MissingPackageError:
+def _missing_package(what: str, received: str, install: str) -> MissingPackageError:
     return MissingPackageError(
         f"{what} needs a package that is not installed.\n"
         f"Expected: it to be installed. Received: {received}.\n"

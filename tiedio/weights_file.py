@@ -177,7 +177,7 @@ class WeightsFile:
         value = self.read(dataset_path)
         if value.shape or value.dtype.kind != "S":
             raise self._error(f"has no text at `{dataset_path}`", str(value.dtype))
-        return value[()]
+        return bytes(value[()])
 
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""

@@ -31,7 +31,7 @@ from tiedio.containers import (
     lacking,
     parse,
 )
-from tiedio.errors import FileFormatError, first_line, listed
+from tiedio.errors import first_line, listed
 from tiedio.storage import Storage
 from tiedio.streams import Window, WriteBehind
 from tiedio.ties import METADATA_KEY
