@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tiedio.ties import Place, TieGroup
     from tiedio.tying import assert_tied, tie, untie
     from tiedio.variables import find_ties
+    from tiedio.weights import load_tied_weights, save_tied_weights
 
 __all__ = [
     "AssertTied",
@@ -20,7 +21,9 @@ __all__ = [
     "assert_tied",
     "find_ties",
     "load_tied",
+    "load_tied_weights",
     "save_tied",
+    "save_tied_weights",
     "tie",
     "untie",
 ]
@@ -35,7 +38,9 @@ _HOMES = {
     "assert_tied": "tying",
     "find_ties": "variables",
     "load_tied": "saving",
+    "load_tied_weights": "weights",
     "save_tied": "saving",
+    "save_tied_weights": "weights",
     "tie": "tying",
     "untie": "tying",
 }

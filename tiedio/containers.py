@@ -79,6 +79,21 @@ class Archive:
     verify_weights: Callable[[], None] = lambda: None
     extract_assets: Callable[[Path], None] = lambda folder: None
 
+    def read_record(self, verify: bool) -> Record | None:
+        """Returns the record, by which the weights are then read; `None` if there is none.
+
+        Args:
+            verify: Whether whatever is read from now on must be what was saved, as far as
+                digests or a checksum tell.
+        """
+        record = None if self.record is None else Record.from_json(self.record)
+        self.weights.axis_orders = record.axis_orders if record else {}
+        if verify and record and record.digests:
+            self.weights.expect(record.digests)
+        elif verify:
+            self.verify_weights()
+        return record
+
 
 def parse(filepath: str, name: str, text: str | bytes) -> dict[str, Any]:
     """Reads a JSON object of a file.
@@ -105,6 +120,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def damaged(filepath: str, received: str) -> FileFormatError:
+    """The error for a container that is not as it was written."""
     return FileFormatError(
         f"`{filepath}` is damaged.\n"
         f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"

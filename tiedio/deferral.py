@@ -77,7 +77,7 @@ class Deferral:
         """Lets `saveable` load its own variables; what has no value takes over what was read."""
         own = variables.own_variables(saveable)
         if any(isinstance(variable.assign, _FirstAssign) for variable in own):
-            if type(saveable).load_own_variables.__module__.startswith(_KNOWN):
+            if loads_as_keras(saveable):
                 store = store.shared()
             else:
                 _log.debug("loaded with initial values, by code of its own: %s", saveable)
@@ -102,6 +102,12 @@ class Deferral:
 
     def _alive(self) -> list[Any]:
         return [made for reference in self._made if (made := reference()) is not None]
+
+
+def loads_as_keras(saveable: Any) -> bool:
+    """Whether a saveable has variables to load, and no code of its own to do so."""
+    load = getattr(type(saveable), "load_own_variables", None)
+    return load is not None and load.__module__.startswith(_KNOWN)
 
 
 class _Assignments(keras.StatelessScope):

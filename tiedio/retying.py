@@ -4,10 +4,8 @@ A class may build fewer ties than were saved, or more: afterwards the places tha
 held one variable hold one again, and those that held two hold two.
 """
 
-import collections
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +13,7 @@ import numpy as np
 
 from tiedio import intent, models, variables
 from tiedio.deferral import Deferral
-from tiedio.errors import LoadError, RecordError, listed
+from tiedio.errors import FileFormatError, LoadError, RecordError, listed
 from tiedio.substitution import (
     Substitution,
     adopt,
@@ -28,7 +26,7 @@ from tiedio.substitution import (
     variable_of,
 )
 from tiedio.ties import Place, Record
-from tiedio.weights_file import WeightsFile
+from tiedio.weights_file import WeightsFile, damaged
 
 Problems = dict[str, str]
 
@@ -36,26 +34,42 @@ _UNKNOWN = "not in the file"
 
 
 def retie(
-    model: keras.Layer, record: Record, weights: WeightsFile, deferral: Deferral
+    model: keras.Layer,
+    record: Record,
+    weights: WeightsFile,
+    deferral: Deferral,
+    skipped: Iterable[Any] = (),
+    in_use: bool = False,
 ) -> RecordError | None:
-    """Restores what layers of `model`, just built and not compiled, have in common.
+    """Restores what layers of `model` have in common.
+
+    Args:
+        model: The model.
+        record: What to restore.
+        weights: The file.
+        deferral: The variables of the model that have no value yet.
+        skipped: Parts of the model that are left as they are.
+        in_use: Whether it may be compiled, or its layers be those of other models; not so if
+            it was just built.
 
     Returns:
         An error that names all that does not fit the model, and was left as it is.
     """
     problems: Problems = {}
-    visits = variables.walk(model)
+    visits = variables.walk(model, skipped)
     replaced_layers = _share_layers(visits, record.shared_layers, weights, problems)
     if replaced_layers:
-        visits = variables.walk(model)
-    _check_layers(visits, record, problems)
-    _share_generators(visits, record, problems)
+        visits = variables.walk(model, skipped)
+    problems.update(find_problems(visits, record))
+    _share_generators(visits, record)
     for one in _separations(visits, record):
         substitute(one.layer, one.old, one.new)
     _adopt_missing(visits, record)
-    inner = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
     substitutions = _plan(visits, record, problems)
-    models.apply(substitutions, inner)
+    using = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
+    if in_use and substitutions:
+        using = models.models_with((one.layer for one in substitutions), models.live_layers())
+    models.apply(substitutions, using)
     _restore_layers(visits, record, weights, problems)
     places = variables.find_places(visits)
     for group in record.tie_groups:
@@ -66,6 +80,11 @@ def retie(
     replaced = [variable for layer in replaced_layers for variable in layer.variables]
     replaced += [one.old for one in substitutions]
     deferral.forget(variable for variable in replaced if id(variable) not in held)
+    return error_of(problems)
+
+
+def error_of(problems: Problems) -> RecordError | None:
+    """The error for what does not fit a model, if there is anything."""
     if not problems:
         return None
     return RecordError(
@@ -73,6 +92,21 @@ def retie(
         f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
         "Load the file with the same classes, in the version it was saved with."
     )
+
+
+def find_problems(visits: Sequence[variables.Visit], record: Record) -> Problems:
+    """Compares a model with what a record says of it; nothing is changed."""
+    problems: Problems = {}
+    _check_layers(visits, record, problems)
+    _check_generators(visits, record, problems)
+    _plan(visits, record, problems)
+    layers = dict(variables.layers_of(visits))
+    for group in record.tie_groups:
+        for alias in group.aliases:
+            layer = layers.get(alias.inner_path)
+            if layer is not None and may_adopt(layer, alias.attribute):
+                problems.pop(str(alias), None)
+    return problems
 
 
 def _share_layers(
@@ -134,18 +168,23 @@ def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: P
                 problems[str(place)] = _UNKNOWN
 
 
-def _share_generators(
+def _check_generators(
     visits: Sequence[variables.Visit], record: Record, problems: Problems
 ) -> None:
-    """Makes one seed generator of those that were one when saved."""
     generators = variables.find_generators(visits)
     for random_state in record.random_states:
-        first, *others = random_state.places
-        for place in (first, *others):
+        for place in random_state.places:
             if place not in generators:
                 problems[str(place)] = "no such seed generator"
             elif not _fits(random_state.state, generators[place][1].state):
                 problems[str(place)] = "a state of another size"
+
+
+def _share_generators(visits: Sequence[variables.Visit], record: Record) -> None:
+    """Makes one seed generator of those that were one when saved."""
+    generators = variables.find_generators(visits)
+    for random_state in record.random_states:
+        first, *others = random_state.places
         for place in others:
             if place in generators and first in generators:
                 layer, generator = generators[place]
@@ -263,9 +302,16 @@ def _restore_layers(
 
 
 def match_optimizers(
-    model: keras.Layer, visits: Sequence[variables.Visit], record: Record, deferral: Deferral
+    model: keras.Layer,
+    visits: Sequence[variables.Visit],
+    record: Record,
+    deferral: Deferral,
+    recorded_only: bool = False,
 ) -> LoadError | None:
     """Makes every optimizer be built for the variables it was built for when saved.
+
+    One that the record does not mention is built for what is trainable, or left as it is
+    with `recorded_only`.
 
     Returns:
         An error that names the optimizers that the model does not have.
@@ -280,7 +326,7 @@ def match_optimizers(
         or not isinstance(by_path.get(inner_path), keras.optimizers.LossScaleOptimizer)
     }
     has_optimizer = isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer)
-    if has_optimizer and models.compiles_as_keras(model):
+    if not recorded_only and has_optimizer and models.compiles_as_keras(model):
         wanted.setdefault("optimizer", model.trainable_variables)
     missing = []
     for inner_path, trained in wanted.items():
@@ -292,7 +338,7 @@ def match_optimizers(
         if list(map(id, built)) != list(map(id, trained)):
             parent, _, attribute = inner_path.rpartition("/")
             models.set_optimizer(
-                by_path[parent], attribute, _built_optimizer(optimizer, trained, deferral)
+                by_path[parent], attribute, built_optimizer(optimizer, trained, deferral)
             )
     if not missing:
         return None
@@ -303,7 +349,7 @@ def match_optimizers(
     )
 
 
-def _built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> Any:
+def built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> Any:
     """Builds an optimizer for these variables, or one like it if it was built for others."""
     fresh = [models.renewed_optimizer(optimizer) if optimizer.built else optimizer]
 
@@ -316,45 +362,18 @@ def _built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> 
     return deferral.build(build) if trained else fresh[0]
 
 
-def infer_shared_layers(model: keras.Layer, weights: WeightsFile) -> tuple[tuple[str, str], ...]:
-    """Finds the layers that a file without a record stores under another path only.
-
-    Keras stores a layer that is reached by two paths under the first of them. Of two
-    equal layers, one with nothing stored is taken for the other.
-    """
-    layers = dict(variables.layers_of(variables.walk(model)))
-    twins = collections.defaultdict(list)
-    empty = {}
-    for inner_path, layer in layers.items():
-        stored = {
-            bool(len(weights.store(path)))
-            for path, part in _parts(inner_path, layers)
-            if variables.named_variables(part)
-        }
-        if stored == {False}:
-            empty[inner_path] = layer
-        elif stored:
-            twins[type(layer), layer.name].append((inner_path, layer))
-    found: list[tuple[str, str]] = []
-    for inner_path, layer in empty.items():
-        if any(inner_path.startswith(f"{done}/") for _, done in found):
-            continue
-        equal = [
-            path for path, twin in twins[type(layer), layer.name] if _config(twin) == _config(layer)
-        ]
-        if len(equal) == 1:
-            found.append((equal[0], inner_path))
-    return tuple(found)
-
-
-def _parts(inner_path: str, layers: Mapping[str, keras.Layer]) -> Iterator[tuple[str, keras.Layer]]:
-    for path, layer in layers.items():
-        if path == inner_path or path.startswith(f"{inner_path}/".lstrip("/")):
-            yield path, layer
-
-
-def _config(layer: keras.Layer) -> str:
-    text = json.dumps(keras.saving.serialize_keras_object(layer), default=str)
-    # Keras marks what it meets twice while a model is being loaded.
-    config = json.loads(text, object_hook=lambda part: {**part, "shared_object_id": None})
-    return json.dumps(config, sort_keys=True)
+def disagreement(
+    visits: Sequence[variables.Visit], record: Record, weights: WeightsFile
+) -> FileFormatError | None:
+    """The error for ties of a model whose values are not equal in the file, if there are any."""
+    places = variables.find_places(visits)
+    owners = {
+        path: group.dataset_paths[0]
+        for group in record.tie_groups
+        if all(place in places for place in group.places)
+        for path in group.dataset_paths[1:]
+    }
+    differing = weights.disagreements(owners)
+    if not differing:
+        return None
+    return damaged(weights.filepath, differing, "other values than at their owners")

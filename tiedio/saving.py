@@ -15,13 +15,12 @@ from typing import Any
 
 import keras
 
-from tiedio import archive, configs, models, retying, state, storage, variables
+from tiedio import archive, configs, inference, models, retying, state, storage, variables
 from tiedio.containers import ASSETS, Content
 from tiedio.deferral import Deferral
 from tiedio.errors import FileFormatError, ModelNotBuiltError
 from tiedio.progress import shown
-from tiedio.ties import Record
-from tiedio.weights_file import WeightsFile, damaged
+from tiedio.weights_file import WeightsFile
 
 # Bytes that any tensor may have, however small the model's are.
 _ROOM = 1 << 20
@@ -81,13 +80,13 @@ def save_tied(
     if zipped is None:
         zipped = not isinstance(target, storage.Hub)
     container = archive.format_to_save(target, holds_model=True, zipped=zipped)
-    _check_built(model, "saving")
-    if not _may_replace(target, overwrite):
+    check_built(model, "saving")
+    if not may_replace(target, overwrite):
         return
     visits = variables.walk(model)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
-        content = Content(layout, record, _metadata(), configs.write(model), Path(assets))
+        content = Content(layout, record, metadata(), configs.write(model), Path(assets))
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
 
@@ -162,27 +161,19 @@ def load_tied(
                 "Expected: a whole model. Received: no config.\n"
                 "Build the model, and pass it to `tiedio.load_tied_weights`."
             )
-        # A file that Keras wrote has no record: it loads as in Keras, warnings included.
-        record = None if source.record is None else Record.from_json(source.record)
-        source.weights.axis_orders = record.axis_orders if record else {}
-        if verify and record and record.digests:
-            source.weights.expect(record.digests)
-        elif verify:
-            source.verify_weights()
+        record = source.read_record(verify)
         with (
             Deferral(source.weights.size) as deferral,
             configs.reading(source.config, place.name, custom_objects, safe_mode) as config,
         ):
             model = config.build(deferral)
-            source.weights.room = _ROOM + 8 * max(
-                (math.prod(variable.shape) for variable in model.variables), default=0
-            )
-            inferred = record or Record(
-                shared_layers=retying.infer_shared_layers(model, source.weights)
-            )
+            make_room(source.weights, model)
+            inferred = record or inference.infer(variables.walk(model), source.weights)
             error = retying.retie(model, inferred, source.weights, deferral)
-            state.report(error, strict or not record)
-            _check_links(model, inferred, source.weights)
+            state.report(error, strict)
+            state.report(
+                retying.disagreement(variables.walk(model), inferred, source.weights), True
+            )
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
             restoration = state.Restoration(source.weights, Path(folder) / ASSETS, record, deferral)
@@ -197,14 +188,22 @@ def load_tied(
     return model
 
 
-def _metadata() -> dict[str, Any]:
+def make_room(weights: WeightsFile, model: keras.Model) -> None:
+    """Lets a tensor declare as many bytes as the largest of the model has."""
+    largest = max((math.prod(variable.shape) for variable in model.variables), default=0)
+    weights.room = _ROOM + 8 * largest
+
+
+def metadata() -> dict[str, Any]:
+    """Says when, and by which Keras, a file is saved."""
     return {
         "keras_version": keras.__version__,
         "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
     }
 
 
-def _check_built(model: keras.Model, what: str) -> None:
+def check_built(model: keras.Model, what: str) -> None:
+    """Raises an error if a model has no variables yet."""
     if not model.built:
         raise ModelNotBuiltError(
             f"Model `{model.name}` has no variables yet: it is not built.\n"
@@ -213,22 +212,9 @@ def _check_built(model: keras.Model, what: str) -> None:
         )
 
 
-def _may_replace(target: storage.Storage, overwrite: bool) -> bool:
+def may_replace(target: storage.Storage, overwrite: bool) -> bool:
     """Whether nothing is there, or it may be replaced; asks at the prompt, as Keras does."""
     if overwrite or not target.exists():
         return True
     answer = input(f"[WARNING] {target.name} already exists - overwrite? [y/n] ")
     return answer.strip().lower() == "y"
-
-
-def _check_links(model: keras.Model, record: Record, weights: WeightsFile) -> None:
-    """Checks the ties of a model against the values: they must be equal in the file."""
-    places = variables.find_places(variables.walk(model))
-    owners = {
-        path: group.dataset_paths[0]
-        for group in record.tie_groups
-        if all(place in places for place in group.places)
-        for path in group.dataset_paths[1:]
-    }
-    if differing := weights.disagreements(owners):
-        raise damaged(weights.filepath, differing, "other values than at their owners")

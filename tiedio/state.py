@@ -34,12 +34,18 @@ from tiedio.weights_file import Store, WeightsFile, damaged
 _OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
 
 
-def capture(visits: list[variables.Visit], assets: Path | None) -> tuple[hdf5.Layout, Record]:
+def capture(
+    visits: list[variables.Visit],
+    assets: Path | None,
+    everything: list[variables.Visit] | None = None,
+) -> tuple[hdf5.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once.
 
     Args:
         visits: The saveables.
         assets: Folder for their assets, if these are saved.
+        everything: All saveables of the model, if some are not to be saved: an optimizer may
+            have been built for variables of theirs.
     """
     layout = hdf5.Layout()
     first: dict[int, str] = {}  # dataset_path under which a variable is met first
@@ -99,7 +105,7 @@ def capture(visits: list[variables.Visit], assets: Path | None) -> tuple[hdf5.La
         layers=variables.find_layers(visits),
         shared_layers=shared_layers,
         exact_values=tuple(exact_values),
-        optimizer_variables=_optimizer_places(visits),
+        optimizer_variables=_optimizer_places(visits, everything or visits),
         random_states=_random_states(visits),
         axis_orders={path: t.axis_order for path, t in stored.items() if t.axis_order},
     )
@@ -141,24 +147,39 @@ def _own_variables(saveable: Any) -> dict[str, Any]:
     return stored
 
 
+def find_stored(visits: Iterable[variables.Visit]) -> Iterator[tuple[Place, Any]]:
+    """Yields the variables that layers store as they are, each with its place in a file."""
+    for inner_path, layer in variables.layers_of(visits):
+        attributes = {id(v): name for name, v in reversed(variables.named_variables(layer).items())}
+        for key, value in _own_variables(layer).items():
+            if isinstance(value, keras.Variable) and id(value) in attributes:
+                path = f"{inner_path}/vars/{key}".lstrip("/")
+                yield Place(inner_path, attributes[id(value)], path), value
+
+
+def shapes_to_store(saveable: Any) -> list[tuple[int, ...]]:
+    """Lists the shapes of what a saveable stores."""
+    return [tuple(value.shape) for value in _own_variables(saveable).values()]
+
+
 class Restoration:
     """Reads the state of saveables into place, and remembers what failed.
 
     Args:
         weights: The file.
-        assets: Folder with the assets, if it exists.
+        assets: Folder with the assets, which need not exist; `None` to leave them as they are.
         record: The record of the file, if it has one.
         deferral: The variables that have no value yet.
     """
 
     def __init__(
-        self, weights: WeightsFile, assets: Path, record: Record | None, deferral: Deferral
+        self, weights: WeightsFile, assets: Path | None, record: Record | None, deferral: Deferral
     ):
         self._weights = weights
         self._assets = assets
         self._record = record
         self._deferral = deferral
-        self._read_by_record = _read_by_record(record)
+        self._read_by_record = read_by_record(record)
         self._failed: dict[str, Exception] = {}
         self._unreadable: FileFormatError | None = None
         self._unresumed: list[LoadError] = []
@@ -184,12 +205,12 @@ class Restoration:
     def _read_one(self, visit: variables.Visit) -> None:
         if hasattr(visit.saveable, "load_own_variables"):
             store = self._weights.store(visit.inner_path)
-            error = self._record and _slots_error(visit, store)
+            error = self._record and slots_error(visit.inner_path, visit.saveable, store)
             if error:
                 self._unresumed.append(error)
             elif visit.inner_path not in self._read_by_record:
                 self._deferral.load(visit.saveable, store)
-        if hasattr(visit.saveable, "load_assets") and self._assets.exists():
+        if hasattr(visit.saveable, "load_assets") and self._assets and self._assets.exists():
             folder = self._assets / visit.inner_path
             visit.saveable.load_assets(str(folder) if folder.exists() else None)
 
@@ -235,7 +256,7 @@ def _listed_only(attribute: str) -> bool:
     return attribute.split("/")[0] in variables.TRACKED
 
 
-def _read_by_record(record: Record | None) -> set[str]:
+def read_by_record(record: Record | None) -> set[str]:
     """Finds the layers that list what they did not store: some would miss it when reading."""
     return {
         place.inner_path
@@ -245,24 +266,27 @@ def _read_by_record(record: Record | None) -> set[str]:
     }
 
 
-def _slots_error(visit: variables.Visit, store: Store) -> LoadError | None:
+def slots_error(inner_path: str, saveable: Any, store: Store) -> LoadError | None:
     """Compares what an optimizer holds with what is stored, before any of it is changed."""
-    if not isinstance(visit.saveable, keras.optimizers.Optimizer):
+    if not isinstance(saveable, keras.optimizers.Optimizer):
         return None
-    expected = [tuple(variable.shape) for variable in visit.saveable.variables]
+    expected = [tuple(variable.shape) for variable in saveable.variables]
     received = store.shapes()
     if received == expected:
         return None
     return LoadError(
-        f"Cannot resume `{visit.inner_path}`: its variables are not those of the file.\n"
+        f"Cannot resume `{inner_path}`: its variables are not those of the file.\n"
         f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "
         f"Received: {len(received)} of shapes {sorted(set(received))}.\n"
         "Load the file in the version it was saved with, or pass `strict=False`."
     )
 
 
-def _optimizer_places(visits: list[variables.Visit]) -> dict[str, tuple[Place, ...] | None]:
-    places = {id(v): place for place, (_, v) in reversed(variables.find_places(visits).items())}
+def _optimizer_places(
+    visits: list[variables.Visit], everything: list[variables.Visit]
+) -> dict[str, tuple[Place, ...] | None]:
+    found_places = variables.find_places(everything)
+    places = {id(v): place for place, (_, v) in reversed(found_places.items())}
     found: dict[str, tuple[Place, ...] | None] = {}
     stale = set()
     for inner_path, optimizer in models.find_optimizers(visits).items():

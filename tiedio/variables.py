@@ -75,9 +75,13 @@ class Visit:
         return self.inner_paths[0]
 
 
-def walk(root: Any) -> list[Visit]:
-    """Lists the saveables below `root`, itself first, as Keras visits them."""
+def walk(root: Any, skipped: Iterable[Any] = ()) -> list[Visit]:
+    """Lists the saveables below `root`, itself first, as Keras visits them.
+
+    Those in `skipped` are left out, with what is reached through them only.
+    """
     visits: dict[int, Visit] = {}
+    outside = {id(saveable) for saveable in skipped}
     attributes = _Attributes()
 
     def visit(saveable: Any, inner_path: str) -> None:
@@ -86,13 +90,16 @@ def walk(root: Any) -> list[Visit]:
         for attribute, child in attributes.of(saveable):
             view = isinstance(getattr(type(saveable), attribute, None), property)
             for item, item_path in _saveables(child, f"{inner_path}/{attribute}".lstrip("/")):
+                if id(item) in outside:
+                    continue
                 if id(item) not in visits:
                     visit(item, item_path)
                 elif not (id(item) in held and (view or held[id(item)])):
                     visits[id(item)].inner_paths.append(item_path)
                 held.setdefault(id(item), view)
 
-    visit(root, "")
+    if id(root) not in outside:
+        visit(root, "")
     return list(visits.values())
 
 

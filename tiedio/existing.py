@@ -1,0 +1,175 @@
+"""Fit the record of a file to a model that exists already, and check it before anything changes.
+
+Such a model keeps its names and flags, and the ties that it has. Of the record it
+takes what makes variables one, and the order in which they are stored.
+"""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import keras
+
+from tiedio import models, retying, state, variables
+from tiedio.deferral import Deferral, loads_as_keras
+from tiedio.errors import LoadError, TiedioWarning, listed
+from tiedio.ties import HeldVariable, LayerState, Place, Record, TieGroup
+from tiedio.weights_file import WeightsFile
+
+
+def fitted(record: Record, visits: Sequence[variables.Visit], left_out: Collection[str]) -> Record:
+    """Returns what a record says of the model with these saveables.
+
+    Args:
+        record: The record of the file.
+        visits: The saveables to be loaded.
+        left_out: The inner_paths of those that are not.
+    """
+
+    def kept(places: Iterable[Place]) -> tuple[Place, ...]:
+        return tuple(place for place in places if place.inner_path not in left_out)
+
+    stored = {place: place for place, _ in state.find_stored(visits)}
+    own = [group for group, _ in variables.find_shared(visits)]
+    groups = [_with_places(group, kept(group.places)) for group in record.tie_groups]
+    groups += _ties_of_shared_layers(record, visits)
+    groups += [_with_places(group, [stored.get(p, p) for p in group.places]) for group in own]
+    groups = _merged(group for group in groups if group.aliases)
+    return dataclasses.replace(
+        record,
+        tie_groups=tuple(groups),
+        layers={
+            path: layer for path, layer in _layers(record, visits, groups) if path not in left_out
+        },
+        shared_layers=(),
+        exact_values=kept(record.exact_values),
+        random_states=tuple(
+            dataclasses.replace(one, places=places)
+            for one in record.random_states
+            if (places := kept(one.places))
+        ),
+    )
+
+
+def _with_places(group: TieGroup, places: Sequence[Place]) -> TieGroup:
+    return dataclasses.replace(
+        group, owner=places[0] if places else group.owner, aliases=tuple(places[1:])
+    )
+
+
+def _ties_of_shared_layers(record: Record, visits: Sequence[variables.Visit]) -> Iterator[TieGroup]:
+    """Yields ties between variables, where the record has one layer and the model has two."""
+    places = variables.find_places(visits)
+    for first, *others in record.shared_layers:
+        for place, (_, variable) in places.items():
+            if not (place.inner_path == first or place.inner_path.startswith(f"{first}/")):
+                continue
+            rest = place.inner_path.removeprefix(first)
+            aliases = [Place(f"{other}{rest}", place.attribute) for other in others]
+            aliases = tuple(alias for alias in aliases if alias in places)
+            shape = tuple(int(size) for size in variable.shape)
+            yield TieGroup(place, aliases, shape, str(variable.dtype), bool(variable.trainable))
+
+
+def _merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
+    """Makes one tie group of those that have a place in common."""
+    merged: list[TieGroup] = []
+    for group in groups:
+        touching = [one for one in merged if set(one.places) & set(group.places)]
+        places: dict[Place, Place] = {}
+        for place in (place for one in (*touching, group) for place in one.places):
+            known = places.setdefault(place, place)
+            if known.dataset_path is None:
+                places[place] = place
+        merged = [one for one in merged if one not in touching]
+        merged.append(_with_places(touching[0] if touching else group, list(places.values())))
+    return merged
+
+
+def _layers(
+    record: Record, visits: Sequence[variables.Visit], groups: Sequence[TieGroup]
+) -> Iterator[tuple[str, LayerState]]:
+    """Yields the layers of a record as the model names and flags them, in the saved order."""
+    layers = variables.find_layers(visits)
+    held = {
+        Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
+    }
+    owners = {place: group.owner for group in groups for place in group.places}
+    for path, saved in record.layers.items():
+        own = layers.get(path)
+
+        def as_owned(one: HeldVariable, path: str = path) -> HeldVariable:
+            place = Place(path, one.attribute)
+            mine = held.get(place, one)
+            owner = held.get(owners.get(place, place), mine)
+            return dataclasses.replace(mine, path=owner.path, trainable=owner.trainable)
+
+        listed_as_saved = tuple(map(as_owned, saved.variables))
+        yield path, dataclasses.replace(own or saved, variables=listed_as_saved)
+
+
+@contextlib.contextmanager
+def quiet(record: Record) -> Iterator[None]:
+    """Keeps back the warning that an optimizer starts anew, if it will be loaded."""
+    with warnings.catch_warnings():
+        if any(record.optimizer_variables.values()):
+            warnings.simplefilter("ignore", TiedioWarning)
+        yield
+
+
+def check(
+    model: keras.Layer,
+    record: Record,
+    recorded: bool,
+    weights: WeightsFile,
+    visits: Sequence[variables.Visit],
+) -> Iterator[Exception]:
+    """Yields an error for all that does not fit, as far as can be told; nothing is changed.
+
+    Args:
+        model: The model.
+        record: What to restore, as from `fitted`.
+        recorded: Whether the file has a record.
+        weights: The file.
+        visits: The saveables to be loaded.
+    """
+    if error := retying.error_of(retying.find_problems(visits, record)):
+        yield error
+    if error := _mismatch(models.without_optimizers(visits), record, weights):
+        yield error
+    for inner_path, optimizer in models.find_optimizers(visits).items() if recorded else ():
+        trained = record.optimizer_variables.get(inner_path)
+        store = weights.store(inner_path)
+        if trained is None or not len(store):
+            continue
+        places = variables.find_places(variables.walk(model))
+        known = [places[place][1] for place in trained if place in places]
+        # Its variables never get values: only their shapes are asked for.
+        built = retying.built_optimizer(optimizer, known, Deferral(weights.size))
+        if error := state.slots_error(inner_path, built, store):
+            yield error
+
+
+def _mismatch(
+    visits: Iterable[variables.Visit], record: Record, weights: WeightsFile
+) -> LoadError | None:
+    """Compares the shapes of what is stored with those of what is to be loaded."""
+    by_record = state.read_by_record(record)
+    differing = {}
+    for visit in visits:
+        # What other code stores, only it knows.
+        if visit.inner_path in by_record or not loads_as_keras(visit.saveable):
+            continue
+        expected = sorted(state.shapes_to_store(visit.saveable))
+        received = sorted(weights.store(visit.inner_path).shapes())
+        if received != expected:
+            differing[visit.inner_path or "the model"] = f"{expected}, received {received}"
+    if not differing:
+        return None
+    told = "; ".join(f"`{name}`: expected {differing[name]}" for name in sorted(differing))
+    return LoadError(
+        f"Cannot load the weights of {listed(differing)}: other shapes than in the model.\n"
+        f"Received: {told}.\n"
+        "Build the model as it was when saved, or pass `skip_mismatch=True`."
+    )

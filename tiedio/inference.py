@@ -1,0 +1,95 @@
+"""Tell from a file without a record what was shared when it was saved."""
+
+import collections
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+
+from tiedio import state, variables
+from tiedio.ties import Record, TieGroup
+from tiedio.weights_file import WeightsFile
+
+
+def infer(visits: Sequence[variables.Visit], weights: WeightsFile) -> Record:
+    """Makes a record of what hard links say, and of what is stored under another path only.
+
+    Args:
+        visits: The saveables of a model that was built from the same code.
+        weights: The file.
+    """
+    return Record(
+        tie_groups=_find_linked(visits, weights),
+        shared_layers=_find_shared_layers(visits, weights),
+    )
+
+
+def _find_linked(visits: Sequence[variables.Visit], weights: WeightsFile) -> tuple[TieGroup, ...]:
+    """Finds the variables that are one tensor in the file, by several paths."""
+    paths = collections.defaultdict(set)
+    for inner_path, _ in variables.layers_of(visits):
+        group_path = f"{inner_path}/vars".lstrip("/")
+        for name in weights.names(group_path):
+            dataset_path = f"{group_path}/{name}"
+            paths[weights.address(dataset_path)].add(dataset_path)
+    linked = {path: address for address, held in paths.items() if len(held) > 1 for path in held}
+    if not linked:
+        return ()
+    held_by = collections.defaultdict(list)
+    for place, variable in state.find_stored(visits):
+        if place.dataset_path in linked:
+            held_by[linked[place.dataset_path]].append((place, variable))
+    groups = []
+    for held in held_by.values():
+        (owner, variable), *others = held
+        aliases = tuple(place for place, _ in others)
+        shape = tuple(int(size) for size in variable.shape)
+        facts = shape, str(variable.dtype), bool(variable.trainable)
+        groups += [TieGroup(owner, aliases, *facts)] if aliases else []
+    return tuple(groups)
+
+
+def _find_shared_layers(
+    visits: Sequence[variables.Visit], weights: WeightsFile
+) -> tuple[tuple[str, str], ...]:
+    """Finds the layers that the file stores under another path only.
+
+    Keras stores a layer that is reached by two paths under the first of them. Of two
+    equal layers, one with nothing stored is taken for the other.
+    """
+    layers = dict(variables.layers_of(visits))
+    twins = collections.defaultdict(list)
+    empty = {}
+    for inner_path, layer in layers.items():
+        stored = {
+            bool(len(weights.store(path)))
+            for path, part in _parts(inner_path, layers)
+            if variables.named_variables(part)
+        }
+        if stored == {False}:
+            empty[inner_path] = layer
+        elif stored:
+            twins[type(layer), layer.name].append((inner_path, layer))
+    found: list[tuple[str, str]] = []
+    for inner_path, layer in empty.items():
+        if any(inner_path.startswith(f"{done}/") for _, done in found):
+            continue
+        equal = [
+            path for path, twin in twins[type(layer), layer.name] if _config(twin) == _config(layer)
+        ]
+        if len(equal) == 1:
+            found.append((equal[0], inner_path))
+    return tuple(found)
+
+
+def _parts(inner_path: str, layers: Mapping[str, keras.Layer]) -> Iterator[tuple[str, keras.Layer]]:
+    for path, layer in layers.items():
+        if path == inner_path or path.startswith(f"{inner_path}/".lstrip("/")):
+            yield path, layer
+
+
+def _config(layer: keras.Layer) -> str:
+    text = json.dumps(keras.saving.serialize_keras_object(layer), default=str)
+    # Keras marks what it meets twice while a model is being loaded.
+    config = json.loads(text, object_hook=lambda part: {**part, "shared_object_id": None})
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,174 @@
+"""`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from tiedio import archive, existing, inference, models, retying, saving, state, storage, variables
+from tiedio.containers import Content
+from tiedio.deferral import Deferral
+from tiedio.errors import TiedioWarning
+from tiedio.progress import shown
+from tiedio.weights_file import damaged
+
+# As in Keras.
+_ONE_FILE, _SHARDED = ".weights.h5", ".weights.json"
+_SHARD_SIZE = 5  # GB
+
+
+def save_tied_weights(
+    model: keras.Model,
+    filepath: Any,
+    overwrite: bool = True,
+    max_shard_size: float | None = None,
+    *,
+    objects_to_skip: Iterable[Any] | None = None,
+    durable: bool = True,
+    progress: bool = False,
+) -> None:
+    """Saves the weights of a model, each shared tensor once, and what they share.
+
+    Takes the place of `model.save_weights`; the file is one that Keras itself can load. As
+    in Keras, the state of the optimizer is among the weights.
+
+    Args:
+        model: A built model.
+        filepath: Path of the file, ending in `.weights.h5`, or with `max_shard_size` in
+            `.weights.json`; also a URL that fsspec knows, or a file that is open for writing.
+        overwrite: Whether to replace an existing file without asking at the
+            prompt, as in Keras.
+        max_shard_size: How large one file may be, in GB (2**30 bytes). The tensors then lie
+            in files beside the JSON, which says what is in which.
+        objects_to_skip: Layers, or the optimizer, whose state is left out.
+        durable: Whether to wait until the files are on disk, as in `save_tied`.
+        progress: Whether to show a progress bar, by bytes.
+
+    Raises:
+        ModelNotBuiltError: If the model has no variables yet.
+        SaveError: If the path has another ending, a tensor is larger than a shard, or an
+            optimizer was built for variables that were replaced since. All are named.
+        OSError: If the file cannot be written.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
+    >>> _ = tiedio.tie(decoder, to=encoder)
+    >>> tiedio.save_tied_weights(model, "model.weights.h5")
+    >>> untied = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+    >>> tiedio.load_tied_weights(untied, "model.weights.h5")
+    >>> untied.layers[0].kernel is untied.layers[1].kernel
+    True
+
+    Source: the file formats are those of `keras.saving.save_weights`; for the record see
+    `tiedio/ties.py`.
+    """
+    target = storage.at(filepath)
+    if max_shard_size is not None and target.name.endswith(_ONE_FILE):
+        target = target.sibling(target.label.removesuffix(_ONE_FILE) + _SHARDED)
+        warnings.warn(
+            f"`max_shard_size` needs a path ending in `{_SHARDED}`: saving to `{target.name}`.",
+            TiedioWarning,
+            stacklevel=2,
+        )
+    container = archive.format_to_save(target, holds_model=False)
+    saving.check_built(model, "saving")
+    if not saving.may_replace(target, overwrite):
+        return
+    layout, record = state.capture(
+        variables.walk(model, objects_to_skip or ()), None, variables.walk(model)
+    )
+    shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
+    content = Content(layout, record, saving.metadata(), shard_bytes=shard_bytes)
+    with shown(f"Saving {target.label}", progress) as advance:
+        container.write(target, content, durable, advance)
+
+
+def load_tied_weights(
+    model: keras.Model,
+    filepath: Any,
+    skip_mismatch: bool = False,
+    *,
+    objects_to_skip: Iterable[Any] | None = None,
+    strict: bool = True,
+    verify: bool = True,
+    progress: bool = False,
+) -> None:
+    """Loads weights into a model, and shares what was shared when they were saved.
+
+    Takes the place of `model.load_weights`, also for files that Keras wrote, and for the
+    weights in a file of a whole model. Afterwards variables are one that were one in the file,
+    or are in the model already; layers keep their names and `trainable` flags. If the model
+    has the optimizer of the file, that resumes. All is checked before anything is changed.
+
+    Args:
+        model: A built model, like the one that was saved.
+        filepath: Path of a file in any format of Keras; also a URL, or an open file.
+        skip_mismatch: Whether to leave out, with a `TiedioWarning`, what does not fit.
+        objects_to_skip: Layers, or the optimizer, that are left as they are.
+        strict: Whether it is an error if ties or the optimizer state cannot be restored.
+        verify: Whether to read all of the file first, and compare it with the digests in
+            its record.
+        progress: Whether to show a progress bar, by bytes.
+
+    Raises:
+        ModelNotBuiltError: If the model has no variables yet.
+        MissingFileError: If there is no such file, or shards are missing.
+        FileFormatError: If the file is not a Keras file, or is damaged. All damaged
+            variables are named.
+        RecordError: If its record is malformed, newer than this tiedio, or says that
+            variables are one that the model does not have, or that have other shapes.
+        LoadError: If the weights are not those of this model. All are named.
+
+    Example:
+
+    >>> import keras, numpy, tiedio
+    >>> tables = [keras.layers.Embedding(8, 2) for _ in range(2)]
+    >>> model = keras.Sequential([keras.Input((3,)), tables[0]])
+    >>> outer = keras.Sequential([keras.Input((3,)), tables[1]])
+    >>> tiedio.save_tied_weights(model, "table.weights.h5")
+    >>> tiedio.load_tied_weights(outer, "table.weights.h5")
+    >>> bool(numpy.array_equal(tables[0].embeddings, tables[1].embeddings))
+    True
+
+    Source: `keras.saving.load_weights`, with the identity that
+    [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
+    """
+    strict = strict and not skip_mismatch
+    saving.check_built(model, "loading its weights")
+    place = storage.at(filepath)
+    skipped = list(objects_to_skip or ())
+    with (
+        archive.reading(place) as source,
+        shown(f"Loading {place.label}", progress) as source.weights.advance,
+    ):
+        saving.make_room(source.weights, model)
+        record = source.read_record(verify)
+        if damaged_paths := source.weights.find_damaged():
+            raise damaged(place.name, damaged_paths, "others")
+        visits = variables.walk(model, skipped)
+        everything = variables.walk(model)
+        paths, all_paths = (
+            {path for visit in some for path in visit.inner_paths} for some in (visits, everything)
+        )
+        wanted = existing.fitted(
+            record or inference.infer(visits, source.weights), visits, all_paths - paths
+        )
+        for error in existing.check(model, wanted, record is not None, source.weights, visits):
+            state.report(error, strict)
+        state.report(retying.disagreement(visits, wanted, source.weights), strict)
+        deferral = Deferral(source.weights.size)
+        with existing.quiet(wanted):
+            retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
+        restoration = state.Restoration(source.weights, None, record and wanted, deferral)
+        restoration.read(models.without_optimizers(variables.walk(model, skipped)))
+        retying.match_optimizers(model, everything, wanted, deferral, recorded_only=True)
+        optimizers = models.only_optimizers(variables.walk(model, skipped))
+        restoration.read(
+            [visit for visit in optimizers if len(source.weights.store(visit.inner_path))]
+        )
+        restoration.finish(strict)
+        models.forget_functions(model)
