@@ -1,8 +1,8 @@
 """The processes of the resume tests: one trains, saves and trains on, a later one resumes.
 
-Run as `python new_process.py CORE (start|resume|never_retied|stock) FOLDER SCENARIO...`. Each
-writes what it saw; the first two what the models held when saved (loaded), and after
-further training.
+Run as `python new_process.py CORE PART FOLDER SCENARIO...`, where the part is `start`, `resume`,
+`never_retied`, `stock` or a container. Each writes what it saw; `start`, `resume` and the
+containers what the models held when saved (loaded), and after further training.
 """
 
 import json
@@ -78,7 +78,47 @@ def start(folder, name):
     scenarios.train(model)
     model.save(folder / f"{name}.stock.keras")
     tiedio.save_tied(model, folder / f"{name}.keras")
-    return report(model, folder / PART, name)
+    facts = {}
+    for container, (save, _) in CONTAINERS.items():
+        try:
+            save(model, str(folder / f"{name}.{container}"))
+        except tiedio.TiedioError as error:
+            facts[container] = str(error)
+    return report(model, folder / PART, name) | {"refused": facts}
+
+
+def save_folder(model, filepath):
+    tiedio.save_tied(model, filepath, zipped=False)
+
+
+def save_shards(model, filepath):
+    """Saves as many shards as can be."""
+    largest = max(array.nbytes for array in scenarios.state_of(model))
+    tiedio.save_tied_weights(model, filepath, max_shard_size=largest / 2**30)
+
+
+def load_weights(filepath):
+    """Builds the model by the same code, with other values, and loads its weights."""
+    name = Path(filepath).name.partition(".")[0]
+    keras.utils.set_random_seed(2)
+    model = scenarios.SCENARIOS[name]()
+    tiedio.load_tied_weights(model, filepath)
+    return model
+
+
+# How each is saved, and loaded, beside `.keras`.
+CONTAINERS = {
+    "folder": (save_folder, tiedio.load_tied),
+    "h5": (tiedio.save_tied, tiedio.load_tied),
+    "weights.h5": (tiedio.save_tied_weights, load_weights),
+    "weights.json": (save_shards, load_weights),
+}
+
+
+def contained(folder, name):
+    """Resumes from another container than `.keras`."""
+    _, load = CONTAINERS[PART]
+    return report(load(str(folder / f"{name}.{PART}")), folder / PART, name)
 
 
 def resume(folder, name):
@@ -127,6 +167,7 @@ def without_seeds(model):
 
 
 PARTS = {part.__name__: part for part in (start, resume, never_retied, stock)}
+PARTS |= dict.fromkeys(CONTAINERS, contained)
 
 if __name__ == "__main__":
     folder = Path(FOLDER)

@@ -5,7 +5,9 @@ import signal
 
 import numpy as np
 
-from tiedio import archive, atomic, hdf5
+from tiedio import archive, atomic, hdf5, storage
+from tiedio.containers import Content
+from tiedio.ties import Record
 
 TENSORS = 8
 TENSOR_BYTES = 1 << 20
@@ -16,27 +18,23 @@ def save(filepath, generation, saver=0, durable=True):
     shape, dtype = (TENSOR_BYTES // 8,), np.dtype("int64")
     tensor = hdf5.Tensor(shape, dtype, lambda: np.full(shape, generation, dtype))
     layout = hdf5.Layout(tensors={f"layers/{n}/vars/0": tensor for n in range(TENSORS)})
-    archive.write_archive(
-        filepath,
-        lambda digests: {"saver": saver, "generation": generation, "digests": digests},
-        {},
-        layout,
-        filepath.parent / "no assets",
-        durable=durable,
-    )
+    config = {"saver": saver, "generation": generation}
+    target = storage.at(filepath)
+    container = archive.format_to_save(target, holds_model=True)
+    container.write(target, Content(layout, Record(), {}, config), durable, hdf5.untold)
 
 
 def load(filepath):
     """Reads a file back, all of it; returns whose it is and of which generation."""
-    with archive.open_archive(filepath) as content:
-        metadata, weights = content.metadata, content.weights
-        weights.expect(metadata["digests"])
-        values = np.concatenate([weights.read(path) for path in metadata["digests"]])
+    with archive.reading(storage.at(filepath)) as content:
+        weights = content.weights
+        digests = content.read_record(verify=True).digests
+        values = np.concatenate([weights.read(path) for path in digests])
         content.verify_weights()
     assert not weights.damaged
     assert values.nbytes == TENSORS * TENSOR_BYTES
-    assert (values == metadata["generation"]).all()
-    return metadata["saver"], metadata["generation"]
+    assert (values == content.config["generation"]).all()
+    return content.config["saver"], content.config["generation"]
 
 
 def save_again_and_again(filepath, reports, first=1, saver=0):

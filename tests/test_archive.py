@@ -9,7 +9,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio import archive
+from tiedio import archive, storage, zipped
 from tiedio.errors import FileFormatError
 
 
@@ -58,7 +58,7 @@ def test_the_archive_has_the_members_that_keras_expects(filepath):
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(filepath, monkeypatch):
-    monkeypatch.setattr(archive, "_EXPANSION_FLOOR", 1 << 16)
+    monkeypatch.setattr(zipped, "_EXPANSION_FLOOR", 1 << 16)
     bomb = filepath.with_name("bomb.keras")
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as content:
         content.writestr("config.json", "{}")
@@ -73,7 +73,7 @@ def test_assets_cannot_leave_their_folder(filepath, tmp_path):
         content.writestr("assets/inside.txt", "stayed")
     folder = tmp_path / "a" / "b" / "c"
     folder.mkdir(parents=True)
-    with archive.open_archive(filepath) as content:
+    with archive.reading(storage.at(filepath)) as content:
         content.extract_assets(folder)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.txt")}
     assert all(path.startswith("a/b/c/") for path in files)

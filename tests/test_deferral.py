@@ -1,5 +1,6 @@
 """A model is built without values where it can be; where it cannot, it loads all the same."""
 
+import json
 import logging
 import zipfile
 
@@ -9,7 +10,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio import retying, variables, weights_file
+from tiedio import errors, retying, variables, weights_file
 from tiedio.deferral import Deferral
 
 
@@ -325,15 +326,20 @@ def test_no_two_share_memory_that_are_not_one(tmp_path):
 
 
 def test_links_between_variables_that_are_two(tmp_path):
-    """A file without a record, in which two layers' tensors are one."""
+    """A record that says nothing of it that two layers' tensors are one."""
     saved(Plain, tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as tied:
         members = {name: tied.read(name) for name in tied.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    metadata["tiedio"]["tie_groups"] = []
     with zipfile.ZipFile(tmp_path / "untied.keras", "w") as untied:
         for name, content in members.items():
-            untied.writestr(name, b"{}" if name == "metadata.json" else content)
-    with pytest.warns(UserWarning, match="Skipping variable loading"):
-        first, second = tiedio.load_tied(tmp_path / "untied.keras").layers
+            edited = json.dumps(metadata) if name == "metadata.json" else content
+            untied.writestr(name, edited)
+    with pytest.raises(errors.RecordError, match="does not say that these are one"):
+        tiedio.load_tied(tmp_path / "untied.keras")
+    with pytest.warns(tiedio.TiedioWarning):
+        first, second = tiedio.load_tied(tmp_path / "untied.keras", strict=False).layers
     assert first.scale is not second.scale
     before = keras.ops.convert_to_numpy(first.scale).copy()
     assert np.array_equal(keras.ops.convert_to_numpy(second.scale), before)

@@ -58,7 +58,11 @@ def test_the_tree_names_every_error():
         if issubclass(leaf, errors.TiedioError):
             assert leaf.__name__ in tree
             builtins = [b.__name__ for b in leaf.__mro__ if b.__module__ == "builtins"]
-            assert leaf is errors.TiedioError or set(builtins) & {"ValueError", "TypeError"}
+            assert leaf is errors.TiedioError or set(builtins) & {
+                "ValueError",
+                "TypeError",
+                "ImportError",
+            }
 
 
 def test_shapes_differ():
@@ -187,15 +191,41 @@ def test_save_an_unbuilt_model(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_another_format(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "zipped", "expected", "advice"),
+    [
+        (
+            "model.tf",
+            None,
+            "a path ending in `.keras`, `.h5`, `.hdf5`",
+            ", or pass `zipped=False` to save to a folder",
+        ),
+        ("model.keras", False, "the path of a folder", ""),
+        ("model.h5", False, "the path of a folder", ""),
+    ],
+)
+def test_a_name_of_no_format(tmp_path, name, zipped, expected, advice):
     with pytest.raises(ValueError) as error:
-        tiedio.save_tied(scenarios.controls.equal_but_untied(), tmp_path / "model.h5")
+        model = scenarios.controls.equal_but_untied()
+        tiedio.save_tied(model, tmp_path / name, zipped=zipped)
     pin(
         error,
         errors.SaveError,
-        "`*model.h5` is of a format that tiedio does not handle yet.\n"
-        "Expected: a path ending in `.keras`. Received: `model.h5`.\n"
-        "Use a `.keras` file.",
+        f"`*{name}` names no format in which models are saved.\n"
+        f"Expected: {expected}. Received: *{name}.\n"
+        f"Change the ending{advice}.",
+    )
+
+
+def test_a_name_of_no_format_for_weights(tmp_path):
+    with pytest.raises(ValueError) as error:
+        tiedio.save_tied_weights(scenarios.controls.equal_but_untied(), tmp_path / "model.h5")
+    pin(
+        error,
+        errors.SaveError,
+        "`*model.h5` names no format in which weights are saved.\n"
+        "Expected: a path ending in `.weights.h5`, `.weights.json`. Received: *model.h5.\n"
+        "Change the ending.",
     )
 
 
@@ -216,20 +246,31 @@ def test_an_optimizer_for_variables_that_are_gone(saved):
     )
 
 
-@pytest.mark.parametrize(("make", "received"), [(None, "nothing there"), (os.mkdir, "a folder")])
-def test_no_such_file(tmp_path, make, received):
-    if make:
-        make(tmp_path / "none.keras")
+def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         tiedio.load_tied(tmp_path / "none.keras")
     pin(
         error,
         errors.MissingFileError,
         "There is no file `*none.keras`.\n"
-        f"Expected: a file. Received: {received}.\n"
+        "Expected: a file. Received: nothing there.\n"
         "Check the path.",
     )
     assert isinstance(error.value, ValueError)
+
+
+def test_another_folder(tmp_path):
+    (tmp_path / "letter.txt").write_text("hello")
+    with pytest.raises(ValueError) as error:
+        tiedio.load_tied(tmp_path)
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*` is not a Keras file: it has no `config.json`, `model.weights.h5`.\n"
+        "Expected: a folder with `config.json` and `model.weights.h5`. "
+        "Received: 1 other members.\n"
+        "Pass a file that was saved by Keras or tiedio.",
+    )
 
 
 def test_not_a_keras_file(tmp_path):
@@ -239,9 +280,10 @@ def test_not_a_keras_file(tmp_path):
     pin(
         error,
         errors.FileFormatError,
-        "`*text.keras` is not a Keras file: it is no zip archive.\n"
-        "Expected: a file saved by Keras or tiedio as `.keras`. Received: something else.\n"
-        "Check the path; other formats must be converted first.",
+        "`*text.keras` is not a Keras file.\n"
+        "Expected: a zip archive, an HDF5 file, the JSON of sharded weights, or a folder. "
+        "Received: a file that begins with b'weights'.\n"
+        "Check the path; a model in another format must be saved again by Keras.",
     )
 
 
@@ -256,7 +298,7 @@ def test_another_zip_archive(tmp_path):
         "`*zip.keras` is not a Keras file: it has no `config.json`, `model.weights.h5`.\n"
         "Expected: a zip archive with `config.json` and `model.weights.h5`. "
         "Received: 1 other members.\n"
-        "Pass a file that was saved by Keras or tiedio as `.keras`.",
+        "Pass a file that was saved by Keras or tiedio.",
     )
 
 
@@ -270,7 +312,7 @@ def test_a_truncated_file(saved, part):
         error,
         errors.FileFormatError,
         "`*model.keras` is damaged.\n"
-        "Expected: a complete `.keras` file. "
+        "Expected: a complete file of Keras or tiedio. "
         "Received: a zip archive without its end; it was truncated.\n"
         "Restore it from a copy, or save the model again.",
     )
@@ -312,7 +354,8 @@ def test_flipped_bits_without_digests(saved):
         error,
         errors.FileFormatError,
         "`*model.keras` is damaged.\n"
-        "Expected: a complete `.keras` file. Received: Bad CRC-32 for file 'model.weights.h5'.\n"
+        "Expected: a complete file of Keras or tiedio. "
+        "Received: Bad CRC-32 for file 'model.weights.h5'.\n"
         "Restore it from a copy, or save the model again.",
     )
     tiedio.load_tied(saved, verify=False)

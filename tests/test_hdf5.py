@@ -36,7 +36,7 @@ def tensor(array):
 
 
 def opened(file, name="x"):
-    return weights_file.WeightsFile(Window(file, 0, file.seek(0, io.SEEK_END)), name)
+    return weights_file.WeightsFile([Window(file, 0, file.seek(0, io.SEEK_END))], name)
 
 
 def write(arrays, links=None, groups=None):

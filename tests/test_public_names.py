@@ -11,7 +11,9 @@ def test_public_names():
         "assert_tied",
         "find_ties",
         "load_tied",
+        "load_tied_weights",
         "save_tied",
+        "save_tied_weights",
         "tie",
         "untie",
     ]

@@ -128,10 +128,10 @@ def damaged(filepath: str, received: str) -> FileFormatError:
     )
 
 
-def lacking(filepath: str, what: str, missing: set[str]) -> FileFormatError:
+def lacking(filepath: str, what: str, missing: set[str], others: int) -> FileFormatError:
     """The error for a container without parts that all Keras files have."""
     return FileFormatError(
         f"`{filepath}` is not a Keras file: it has no {listed(missing)}.\n"
-        f"Expected: {what} with `{CONFIG}` and `{WEIGHTS}`. Received: neither, or one.\n"
-        "Pass one that was saved by Keras or tiedio."
+        f"Expected: {what} with `{CONFIG}` and `{WEIGHTS}`. Received: {others} other members.\n"
+        "Pass a file that was saved by Keras or tiedio."
     )

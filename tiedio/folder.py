@@ -45,7 +45,7 @@ def reading(source: Storage) -> Iterator[Archive]:
         names = {path.name for path in folder.iterdir() if path.is_file()}
         missing = {CONFIG, WEIGHTS}.difference(names)
         if missing and not (missing == {WEIGHTS} and VALUES in names):
-            raise lacking(source.name, "a folder", missing)
+            raise lacking(source.name, "a folder", missing, len(names))
 
         def parsed(name: str) -> dict[str, object]:
             return parse(source.name, name, (folder / name).read_bytes())

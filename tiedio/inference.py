@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import keras
 
 from tiedio import state, variables
+from tiedio.errors import RecordError, listed
 from tiedio.ties import Record, TieGroup
 from tiedio.weights_file import WeightsFile
 
@@ -24,8 +25,21 @@ def infer(visits: Sequence[variables.Visit], weights: WeightsFile) -> Record:
     )
 
 
+def unrecorded_links(visits: Sequence[variables.Visit], weights: WeightsFile) -> RecordError | None:
+    """The error for variables that the record has made two, and the file stores as one."""
+    found = _find_linked(visits, weights)
+    if not found:
+        return None
+    return RecordError(
+        f"The record of `{weights.filepath}` does not say that these are one: "
+        f"{listed(str(place) for group in found for place in group.places)}.\n"
+        "Expected: a tie group for tensors that hard links make one. Received: none.\n"
+        "The file was changed after it was saved; save it again, or pass `strict=False`."
+    )
+
+
 def _find_linked(visits: Sequence[variables.Visit], weights: WeightsFile) -> tuple[TieGroup, ...]:
-    """Finds the variables that are one tensor in the file, by several paths."""
+    """Finds the variables that are one tensor in the file, and more than one in the model."""
     paths = collections.defaultdict(set)
     for inner_path, _ in variables.layers_of(visits):
         group_path = f"{inner_path}/vars".lstrip("/")
@@ -40,12 +54,12 @@ def _find_linked(visits: Sequence[variables.Visit], weights: WeightsFile) -> tup
         if place.dataset_path in linked:
             held_by[linked[place.dataset_path]].append((place, variable))
     groups = []
-    for held in held_by.values():
-        (owner, variable), *others = held
+    for (owner, variable), *others in held_by.values():
         aliases = tuple(place for place, _ in others)
-        shape = tuple(int(size) for size in variable.shape)
-        facts = shape, str(variable.dtype), bool(variable.trainable)
-        groups += [TieGroup(owner, aliases, *facts)] if aliases else []
+        if any(other is not variable for _, other in others):
+            shape = tuple(int(size) for size in variable.shape)
+            facts = shape, str(variable.dtype), bool(variable.trainable)
+            groups.append(TieGroup(owner, aliases, *facts))
     return tuple(groups)
 
 

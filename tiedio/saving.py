@@ -171,9 +171,10 @@ def load_tied(
             inferred = record or inference.infer(variables.walk(model), source.weights)
             error = retying.retie(model, inferred, source.weights, deferral)
             state.report(error, strict)
-            state.report(
-                retying.disagreement(variables.walk(model), inferred, source.weights), True
-            )
+            visits = variables.walk(model)
+            state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
+            if record:
+                state.report(inference.unrecorded_links(visits, source.weights), strict)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
             restoration = state.Restoration(source.weights, Path(folder) / ASSETS, record, deferral)

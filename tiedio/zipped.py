@@ -117,7 +117,7 @@ class _Zip:
         self._members = archive.namelist()
         missing = {CONFIG, WEIGHTS}.difference(self._members)
         if missing and not (missing == {WEIGHTS} and VALUES in self._members):
-            raise lacking(filepath, "a zip archive", missing)
+            raise lacking(filepath, "a zip archive", missing, len(self._members))
         self._check_members()
 
     def content(self) -> Archive:
