@@ -4,16 +4,14 @@ Such a model keeps its names and flags, and the ties that it has. Of the record 
 takes what makes variables one, and the order in which they are stored.
 """
 
-import contextlib
 import dataclasses
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import keras
 
 from tiedio import models, retying, state, variables
 from tiedio.deferral import Deferral, loads_as_keras
-from tiedio.errors import LoadError, TiedioWarning, listed
+from tiedio.errors import LoadError, listed
 from tiedio.ties import HeldVariable, LayerState, Place, Record, TieGroup
 from tiedio.weights_file import WeightsFile
 
@@ -44,6 +42,11 @@ def fitted(record: Record, visits: Sequence[variables.Visit], left_out: Collecti
         },
         shared_layers=(),
         exact_values=kept(record.exact_values),
+        optimizer_variables={
+            path: trained
+            for path, trained in record.optimizer_variables.items()
+            if path not in left_out
+        },
         random_states=tuple(
             dataclasses.replace(one, places=places)
             for one in record.random_states
@@ -109,15 +112,6 @@ def _layers(
         yield path, dataclasses.replace(own or saved, variables=listed_as_saved)
 
 
-@contextlib.contextmanager
-def quiet(record: Record) -> Iterator[None]:
-    """Keeps back the warning that an optimizer starts anew, if it will be loaded."""
-    with warnings.catch_warnings():
-        if any(record.optimizer_variables.values()):
-            warnings.simplefilter("ignore", TiedioWarning)
-        yield
-
-
 def check(
     model: keras.Layer,
     record: Record,
@@ -146,7 +140,8 @@ def check(
         places = variables.find_places(variables.walk(model))
         known = [places[place][1] for place in trained if place in places]
         # Its variables never get values: only their shapes are asked for.
-        built = retying.built_optimizer(optimizer, known, Deferral(weights.size))
+        another = models.renewed_optimizer(optimizer)
+        built = retying.built_optimizer(another, known, Deferral(weights.size))
         if error := state.slots_error(inner_path, built, store):
             yield error
 

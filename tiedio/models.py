@@ -12,11 +12,20 @@ from tiedio.substitution import Substitution, substitute, track_parameters
 from tiedio.variables import Visit
 
 
-def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) -> None:
+def apply(
+    substitutions: Sequence[Substitution],
+    models: Sequence[keras.Model],
+    resumed: Iterable[keras.Model] = (),
+) -> None:
     """Substitutes, then renews what `models` derived from the old variables.
 
     That is the compiled functions, which would go on training the old
     variables in silence, and the optimizer, whose slots belong to them.
+
+    Args:
+        substitutions: What takes the place of what.
+        models: The models that hold something derived from what is replaced.
+        resumed: Those whose optimizer will be given its state, and loses nothing.
     """
     pending = [one for one in substitutions if one.old is not one.new]
     replaced = {id(one.old) for one in pending}
@@ -31,7 +40,12 @@ def apply(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) 
         substitute(one.layer, one.old, one.new)
     for model in models if pending else ():
         forget_functions(model)
-    trained = [model.name for model, _ in optimizers if int(model.optimizer.iterations) > 0]
+    kept = {id(model) for model in resumed}
+    trained = [
+        model.name
+        for model, _ in optimizers
+        if id(model) not in kept and int(model.optimizer.iterations) > 0
+    ]
     for model, optimizer in optimizers:
         set_optimizer(model, "optimizer", optimizer)
         optimizer.build(model.trainable_variables)

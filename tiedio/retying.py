@@ -69,7 +69,12 @@ def retie(
     using = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
     if in_use and substitutions:
         using = models.models_with((one.layer for one in substitutions), models.live_layers())
-    models.apply(substitutions, using)
+    resumed = [
+        visit.saveable
+        for visit in visits
+        if f"{visit.inner_path}/optimizer".lstrip("/") in record.optimizer_variables
+    ]
+    models.apply(substitutions, using, resumed)
     _restore_layers(visits, record, weights, problems)
     places = variables.find_places(visits)
     for group in record.tie_groups:
@@ -306,12 +311,12 @@ def match_optimizers(
     visits: Sequence[variables.Visit],
     record: Record,
     deferral: Deferral,
-    recorded_only: bool = False,
+    in_use: bool = False,
 ) -> LoadError | None:
     """Makes every optimizer be built for the variables it was built for when saved.
 
-    One that the record does not mention is built for what is trainable, or left as it is
-    with `recorded_only`.
+    One that the record does not mention is built for what is trainable; with `in_use` only
+    if it was not built for anything yet.
 
     Returns:
         An error that names the optimizers that the model does not have.
@@ -325,8 +330,9 @@ def match_optimizers(
         if trained != ()
         or not isinstance(by_path.get(inner_path), keras.optimizers.LossScaleOptimizer)
     }
-    has_optimizer = isinstance(by_path.get("optimizer"), keras.optimizers.Optimizer)
-    if not recorded_only and has_optimizer and models.compiles_as_keras(model):
+    optimizer = by_path.get("optimizer")
+    has_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)
+    if has_optimizer and not (in_use and optimizer.built) and models.compiles_as_keras(model):
         wanted.setdefault("optimizer", model.trainable_variables)
     missing = []
     for inner_path, trained in wanted.items():

@@ -161,11 +161,11 @@ def load_tied_weights(
             state.report(error, strict)
         state.report(retying.disagreement(visits, wanted, source.weights), strict)
         deferral = Deferral(source.weights.size)
-        with existing.quiet(wanted):
-            retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
+        retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
         restoration = state.Restoration(source.weights, None, record and wanted, deferral)
         restoration.read(models.without_optimizers(variables.walk(model, skipped)))
-        retying.match_optimizers(model, everything, wanted, deferral, recorded_only=True)
+        if record or len(source.weights.store("optimizer")):
+            retying.match_optimizers(model, everything, wanted, deferral, in_use=True)
         optimizers = models.only_optimizers(variables.walk(model, skipped))
         restoration.read(
             [visit for visit in optimizers if len(source.weights.store(visit.inner_path))]

@@ -1,0 +1,367 @@
+"""Weights into models that exist: untied, tied, tied otherwise, or not fit to be tied."""
+
+import io
+import json
+import warnings
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import scenarios
+
+import tiedio
+from tiedio import errors
+
+FORMS = {
+    "one file": ("model.weights.h5", {}),
+    "shards": ("model.weights.json", {"max_shard_size": 1500 / 2**30}),
+    "whole model": ("model.keras", None),
+    "folder": ("model", None),
+    "whole model in HDF5": ("model.h5", None),
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+def two_convolutions(tie=("kernel", "bias"), filters=3, kernel_size=3):
+    """Two paddings, and a head; tied, partly or not."""
+    image = keras.Input((8, 8, 1))
+    same = keras.layers.Conv2D(filters, 3, padding="same", name="same")
+    valid = keras.layers.Conv2D(filters, kernel_size, name="valid")
+    pooled = [keras.layers.GlobalMaxPooling2D()(conv(image)) for conv in (same, valid)]
+    output = keras.layers.Dense(2, name="head")(keras.layers.Concatenate()(pooled))
+    model = keras.Model(image, output)
+    if tie:
+        tiedio.tie(valid, to=same, weights=tie)
+    model.compile("adam", "mse")
+    return model
+
+
+@pytest.fixture
+def tied():
+    keras.utils.set_random_seed(1)
+    model = two_convolutions()
+    scenarios.train(model)
+    return model
+
+
+def save(model, folder, form):
+    name, options = FORMS[form]
+    filepath = folder / name
+    if options is None:
+        tiedio.save_tied(model, filepath, zipped=form != "folder")
+    else:
+        tiedio.save_tied_weights(model, filepath, **options)
+    return filepath
+
+
+def assert_equal(model, other):
+    assert scenarios.ties_of(model) == scenarios.ties_of(other)
+    for ours, theirs in zip(scenarios.state_of(model), scenarios.state_of(other), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def values(model):
+    optimizer = getattr(model, "optimizer", None)
+    held = [*model.variables, *(optimizer.variables if optimizer else ())]
+    return [array.tobytes() for array in scenarios.arrays_of(held)]
+
+
+@pytest.mark.parametrize("tie", [None, ("kernel",), ("kernel", "bias")])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_tied_file(tied, tmp_path, form, tie, trained):
+    filepath = save(tied, tmp_path, form)
+    model = two_convolutions(tie)
+    if trained:
+        scenarios.train(model)
+    tiedio.load_tied_weights(model, filepath)
+    assert model.get_layer("same").kernel is model.get_layer("valid").kernel
+    assert_equal(model, tied)
+    scenarios.train(model), scenarios.train(tied)
+    assert_equal(model, tied)
+
+
+@pytest.mark.parametrize("tie", [None, ("kernel", "bias")])
+def test_a_file_of_equal_copies(tmp_path, tie):
+    """What is tied in the model stays so; what is not is not tied by equal values."""
+    untied = two_convolutions(tie=None)
+    same, valid = untied.get_layer("same"), untied.get_layer("valid")
+    valid.set_weights(same.get_weights())
+    tiedio.save_tied_weights(untied, tmp_path / "equal.weights.h5")
+    untied.save_weights(tmp_path / "stock.weights.h5")
+    for name in ("equal", "stock"):
+        model = two_convolutions(tie)
+        before = scenarios.ties_of(model)
+        tiedio.load_tied_weights(
+            model, tmp_path / f"{name}.weights.h5", objects_to_skip=[model.optimizer]
+        )
+        assert scenarios.ties_of(model) == before
+        for layer in ("same", "valid"):
+            assert np.array_equal(model.get_layer(layer).kernel, same.kernel)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_file_of_copies_that_differ(tmp_path, stock):
+    untied, filepath = two_convolutions(tie=None), tmp_path / "untied.weights.h5"
+    untied.save_weights(filepath) if stock else tiedio.save_tied_weights(untied, filepath)
+    model = two_convolutions()
+    before = values(model)
+    with pytest.raises(errors.FileFormatError, match="is damaged at `layers/conv2d_1/vars/0`"):
+        tiedio.load_tied_weights(model, filepath)
+    assert values(model) == before
+    assert len(tiedio.find_ties(model)) == 2
+
+
+def test_a_model_that_cannot_be_tied(tied, tmp_path, form):
+    filepath = save(tied, tmp_path, form)
+    model = two_convolutions(tie=None, kernel_size=5)
+    before = values(model)
+    with pytest.raises(errors.RecordError, match=r"Cannot restore `layers/conv2d_1/_kernel`"):
+        tiedio.load_tied_weights(model, filepath)
+    assert values(model) == before and not tiedio.find_ties(model)
+    with pytest.warns(tiedio.TiedioWarning):
+        tiedio.load_tied_weights(model, filepath, skip_mismatch=True)
+    assert np.array_equal(model.get_layer("same").kernel, tied.get_layer("same").kernel)
+    assert np.array_equal(model.get_layer("head").kernel, tied.get_layer("head").kernel)
+    assert len(tiedio.find_ties(model)) == 1  # the bias
+
+
+def test_other_shapes_are_named_before_anything_is_changed(tmp_path):
+    keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(3)]
+    ).save_weights(tmp_path / "x.weights.h5")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(5)])
+    before = values(model)
+    with pytest.raises(errors.LoadError) as error:
+        tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
+    assert str(error.value) == (
+        "Cannot load the weights of `layers/dense_1`: other shapes than in the model.\n"
+        "Received: `layers/dense_1`: expected [(2, 5), (5,)], received [(2, 3), (3,)].\n"
+        "Build the model as it was when saved, or pass `skip_mismatch=True`."
+    )
+    assert values(model) == before
+
+
+def test_a_damaged_file_changes_nothing(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    content = bytearray(filepath.read_bytes())
+    with h5py.File(io.BytesIO(bytes(content)), "r") as weights:
+        content[weights["layers/dense/vars/0"].id.get_offset()] ^= 1
+    filepath.write_bytes(content)
+    model = two_convolutions(tie=None)
+    before = values(model)
+    with pytest.raises(errors.FileFormatError, match="is damaged at `layers/dense/vars/0`"):
+        tiedio.load_tied_weights(model, filepath)
+    assert values(model) == before and not tiedio.find_ties(model)
+
+
+def test_slots_of_another_optimizer(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions()
+    model.compile("sgd", "mse")
+    before = values(model)
+    with pytest.raises(errors.LoadError, match="Cannot resume `optimizer`"):
+        tiedio.load_tied_weights(model, filepath)
+    assert values(model) == before
+    with pytest.warns(tiedio.TiedioWarning, match="Cannot resume `optimizer`"):
+        tiedio.load_tied_weights(model, filepath, strict=False)
+    assert values(model)[:4] == values(tied)[:4]
+
+
+def test_without_an_optimizer_on_either_side(tied, tmp_path):
+    uncompiled = keras.models.clone_model(tied)
+    tiedio.save_tied_weights(tied, tmp_path / "with.weights.h5")
+    tiedio.load_tied_weights(uncompiled, tmp_path / "with.weights.h5")
+    assert scenarios.ties_of(uncompiled) == scenarios.ties_of(tied)
+    tiedio.save_tied_weights(uncompiled, tmp_path / "without.weights.h5")
+    model = two_convolutions()
+    scenarios.train(model)
+    step = int(model.optimizer.iterations)
+    tiedio.load_tied_weights(model, tmp_path / "without.weights.h5")
+    assert int(model.optimizer.iterations) == step > 0
+    assert values(model)[:4] == values(tied)[:4]
+
+
+def test_names_and_flags_are_those_of_the_model(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions(tie=None)
+    model.get_layer("same").trainable = False
+    model.get_layer("head").name = "tail"
+    model.compile("adam", "mse")
+    tiedio.load_tied_weights(model, filepath, objects_to_skip=[model.optimizer])
+    assert not model.get_layer("same").trainable
+    assert model.get_layer("tail").trainable
+    assert model.get_layer("same").kernel is model.get_layer("valid").kernel
+
+
+def test_another_model_with_the_same_layers_trains_the_shared_variable(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions(tie=None)
+    outer = keras.Sequential([keras.Input((8, 8, 1)), model])
+    outer.compile("adam", "mse")
+    scenarios.train(outer)
+    with pytest.warns(tiedio.TiedioWarning, match="starts anew"):
+        tiedio.load_tied_weights(model, filepath, objects_to_skip=[model.optimizer])
+    kernel = model.get_layer("same").kernel
+    before = keras.ops.convert_to_numpy(kernel).copy()
+    scenarios.train(outer)
+    assert any(variable is kernel for variable in outer.trainable_variables)
+    assert not np.array_equal(keras.ops.convert_to_numpy(kernel), before)
+
+
+def test_objects_to_skip_when_saving(tied, tmp_path):
+    """What is left out is left alone; the others load, also in Keras."""
+    skipped = [tied.get_layer("same"), tied.optimizer]
+    tiedio.save_tied_weights(tied, tmp_path / "some.weights.h5", objects_to_skip=skipped)
+    with h5py.File(tmp_path / "some.weights.h5") as file:
+        assert list(file["layers"]) == ["conv2d_1", "dense"] or "conv2d" not in file["layers"]
+        assert "optimizer" not in file
+    model = two_convolutions(tie=None)
+    before = model.get_layer("same").get_weights()
+    tiedio.load_tied_weights(
+        model, tmp_path / "some.weights.h5", objects_to_skip=[model.get_layer("same")]
+    )
+    assert all(map(np.array_equal, model.get_layer("same").get_weights(), before))
+    assert np.array_equal(model.get_layer("valid").kernel, tied.get_layer("valid").kernel)
+
+
+def test_objects_to_skip_when_loading(tied, tmp_path, form):
+    filepath = save(tied, tmp_path, form)
+    model = two_convolutions(tie=None)
+    before = model.get_layer("head").get_weights()
+    skipped = [model.get_layer("head"), model.optimizer]
+    tiedio.load_tied_weights(model, filepath, objects_to_skip=skipped)
+    assert all(map(np.array_equal, model.get_layer("head").get_weights(), before))
+    assert scenarios.ties_of(model) == scenarios.ties_of(tied)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_skip_mismatch_is_as_in_keras(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    ours, theirs = (two_convolutions(tie=None, kernel_size=5) for _ in range(2))
+    for one in (ours, theirs):
+        one.get_layer("valid").set_weights([np.zeros((5, 5, 1, 3)), np.zeros(3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.load_weights(filepath, skip_mismatch=True)
+        tiedio.load_tied_weights(
+            ours, filepath, skip_mismatch=True, objects_to_skip=[ours.optimizer]
+        )
+    for layer in ("same", "head"):
+        assert all(
+            map(
+                np.array_equal,
+                ours.get_layer(layer).get_weights(),
+                theirs.get_layer(layer).get_weights(),
+            )
+        )
+    assert np.array_equal(ours.get_layer("valid").kernel, theirs.get_layer("valid").kernel)
+
+
+# Keras itself loads weights neither from folders nor, in the layout of Keras 3, from `.h5`.
+@pytest.mark.parametrize("form", ["one file", "shards", "whole model"])
+def test_stock_keras_loads_the_weights(tied, tmp_path, form):
+    filepath = save(tied, tmp_path, form)
+    model = two_convolutions()
+    inputs, _ = scenarios.data_for(model)
+    model.load_weights(filepath)
+    predictions = [one.predict(inputs, verbose=0).tobytes() for one in (model, tied)]
+    assert predictions[0] == predictions[1]
+
+
+def linked(filepath):
+    """Writes weights as another tool may: shared tensors are hard links, and there is no record."""
+    with h5py.File(filepath, "r+") as file:
+        for index in ("0", "1"):
+            del file[f"layers/conv2d_1/vars/{index}"]
+            file[f"layers/conv2d_1/vars/{index}"] = file[f"layers/conv2d/vars/{index}"]
+
+
+def test_links_without_a_record(tied, tmp_path):
+    """Also the optimizer resumes: once its variables are shared, they are those of the file."""
+    filepath = tmp_path / "linked.weights.h5"
+    tied.save_weights(filepath)
+    linked(filepath)
+    model = two_convolutions(tie=None)
+    tiedio.load_tied_weights(model, filepath)
+    assert_equal(model, tied)
+
+
+def test_links_without_a_record_in_a_whole_model(tied, tmp_path):
+    tied.save(tmp_path / "stock", zipped=False)
+    linked(tmp_path / "stock" / "model.weights.h5")
+    loaded = tiedio.load_tied(tmp_path / "stock")
+    assert_equal(loaded, tied)
+
+
+def rewritten(filepath, change=lambda file: None):
+    """Rewrites a file group by group, which turns links into copies."""
+    copied = io.BytesIO()
+    with h5py.File(filepath) as file, h5py.File(copied, "w") as copy:
+
+        def duplicate(group, into):
+            for name, member in group.items():
+                if isinstance(member, h5py.Group):
+                    duplicate(member, into.create_group(name))
+                else:
+                    into[name] = member[()]
+
+        duplicate(file, copy)
+        change(copy)
+    filepath.write_bytes(copied.getvalue())
+
+
+def test_a_record_without_links(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    rewritten(filepath)
+    with h5py.File(filepath) as file:
+        assert file["layers/conv2d/vars/0"] != file["layers/conv2d_1/vars/0"]
+    model = two_convolutions(tie=None)
+    tiedio.load_tied_weights(model, filepath)
+    assert_equal(model, tied)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_record_without_links_whose_values_differ(tied, tmp_path, verify):
+    filepath = save(tied, tmp_path, "one file")
+
+    def change(file):
+        file["layers/conv2d_1/vars/0"][...] += 1
+
+    rewritten(filepath, change)
+    model = two_convolutions(tie=None)
+    before = values(model)
+    with pytest.raises(errors.FileFormatError, match="is damaged at `layers/conv2d_1/vars/0`"):
+        tiedio.load_tied_weights(model, filepath, verify=verify)
+    assert values(model) == before and not tiedio.find_ties(model)
+
+
+def test_a_whole_model_is_not_in_a_file_of_weights(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    with pytest.raises(errors.FileFormatError) as error:
+        tiedio.load_tied(filepath)
+    assert str(error.value) == (
+        f"`{filepath}` holds the weights of a model only.\n"
+        "Expected: a whole model. Received: no config.\n"
+        "Build the model, and pass it to `tiedio.load_tied_weights`."
+    )
+
+
+def test_an_unbuilt_model(tied, tmp_path):
+    unbuilt = keras.Sequential([keras.layers.Dense(2)])
+    filepath = save(tied, tmp_path, "one file")
+    for action in (tiedio.load_tied_weights, tiedio.save_tied_weights):
+        with pytest.raises(errors.ModelNotBuiltError, match="has no variables yet"):
+            action(unbuilt, filepath)
+
+
+def test_the_record_is_a_text_that_any_tool_reads(tied, tmp_path):
+    filepath = save(tied, tmp_path, "one file")
+    with h5py.File(filepath) as file:
+        record = json.loads(file["tiedio"][()])
+    assert record["version"] == 1 and len(record["tie_groups"]) == 2
+    assert record["digests"].keys() >= {"layers/conv2d/vars/0", "layers/conv2d_1/vars/0"}
