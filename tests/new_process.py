@@ -78,46 +78,18 @@ def start(folder, name):
     scenarios.train(model)
     model.save(folder / f"{name}.stock.keras")
     tiedio.save_tied(model, folder / f"{name}.keras")
-    facts = {}
-    for container, (save, _) in CONTAINERS.items():
+    refused = {}
+    for container, (save, _) in scenarios.CONTAINERS.items():
         try:
             save(model, str(folder / f"{name}.{container}"))
         except tiedio.TiedioError as error:
-            facts[container] = str(error)
-    return report(model, folder / PART, name) | {"refused": facts}
-
-
-def save_folder(model, filepath):
-    tiedio.save_tied(model, filepath, zipped=False)
-
-
-def save_shards(model, filepath):
-    """Saves as many shards as can be."""
-    largest = max(array.nbytes for array in scenarios.state_of(model))
-    tiedio.save_tied_weights(model, filepath, max_shard_size=largest / 2**30)
-
-
-def load_weights(filepath):
-    """Builds the model by the same code, with other values, and loads its weights."""
-    name = Path(filepath).name.partition(".")[0]
-    keras.utils.set_random_seed(2)
-    model = scenarios.SCENARIOS[name]()
-    tiedio.load_tied_weights(model, filepath)
-    return model
-
-
-# How each is saved, and loaded, beside `.keras`.
-CONTAINERS = {
-    "folder": (save_folder, tiedio.load_tied),
-    "h5": (tiedio.save_tied, tiedio.load_tied),
-    "weights.h5": (tiedio.save_tied_weights, load_weights),
-    "weights.json": (save_shards, load_weights),
-}
+            refused[container] = str(error)
+    return report(model, folder / PART, name) | {"refused": refused}
 
 
 def contained(folder, name):
     """Resumes from another container than `.keras`."""
-    _, load = CONTAINERS[PART]
+    _, load = scenarios.CONTAINERS[PART]
     return report(load(str(folder / f"{name}.{PART}")), folder / PART, name)
 
 
@@ -167,7 +139,7 @@ def without_seeds(model):
 
 
 PARTS = {part.__name__: part for part in (start, resume, never_retied, stock)}
-PARTS |= dict.fromkeys(CONTAINERS, contained)
+PARTS |= dict.fromkeys(scenarios.CONTAINERS, contained)
 
 if __name__ == "__main__":
     folder = Path(FOLDER)

@@ -36,17 +36,19 @@ TIED = [name for name in scenarios.SCENARIOS if name not in scenarios.CONTROLS]
 class Runs:
     """The same training, uninterrupted and resumed, each in processes of their own."""
 
-    def __init__(self, folder, names):
+    def __init__(self, folder, names, contained):
         self.folder = folder
         self.names = names
+        self.contained = contained
 
     def run(self, part):
-        """Runs a part once for all scenarios."""
+        """Runs a part once for all scenarios that are asked for."""
         if (self.folder / part).exists():
             return
-        together = [name for name in self.names if name not in ALONE]
+        names = self.contained.get(part, self.names)
+        together = [name for name in names if name not in ALONE]
         self.run_at_once(part, *(together[core::PROCESSES] for core in range(PROCESSES)))
-        for name in self.names:
+        for name in names:
             if name in ALONE:
                 self.run_at_once(part, [name])
 
@@ -77,25 +79,33 @@ class Runs:
         self.run("start")
         return self.folder / f"{name}.keras"
 
-    def states(self, name, moment, moment_of_start=None):
+    def states(self, name, moment, moment_of_start=None, part="resume"):
         """Every array at that moment: of the uninterrupted and the resumed run."""
-        self.facts(name)
+        self.facts(name, part)
         found = []
-        for part, wanted in (("start", moment_of_start or moment), ("resume", moment)):
-            with np.load(self.folder / part / f"{name}.npz") as saved:
+        for one, wanted in (("start", moment_of_start or moment), (part, moment)):
+            with np.load(self.folder / one / f"{name}.npz") as saved:
                 found.append([saved[key] for key in saved.files if key.startswith(wanted)])
         return found
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, request):
-    asked = {
-        item.callspec.params["name"]
+    asked = [
+        item.callspec.params
         for item in request.session.items
         if item.module is request.module and "runs" in item.fixturenames
+    ]
+
+    def in_order(some):
+        names = {parameters["name"] for parameters in some}
+        return [name for name in scenarios.SCENARIOS if name in names]
+
+    contained = {
+        container: in_order([one for one in asked if one.get("container") == container])
+        for container in scenarios.CONTAINERS
     }
-    names = [name for name in scenarios.SCENARIOS if name in asked]
-    return Runs(tmp_path_factory.mktemp("scenarios"), names)
+    return Runs(tmp_path_factory.mktemp("scenarios"), in_order(asked), contained)
 
 
 def bit_equal(ours, theirs):
@@ -143,6 +153,36 @@ def test_a_second_trip_changes_nothing(runs, name):
     uninterrupted, resumed = runs.facts(name)
     assert resumed["second_trip"] == uninterrupted
     assert bit_equal(*runs.states(name, "second_trip", "before"))
+
+
+# One of each kind; the others where slow tests are asked for.
+CONTAINED = (
+    "two_paddings",
+    "gamma_by_hand",
+    "dense_then_inside_a_submodel",
+    "lora_on_both_layers",
+    "loss_scaling",
+    "dropout",
+)
+
+
+@pytest.mark.parametrize("container", scenarios.CONTAINERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in CONTAINED else [pytest.mark.slow])
+        for name in scenarios.SCENARIOS
+    ],
+)
+def test_every_container_resumes_bit_for_bit(runs, name, container):
+    uninterrupted, resumed = runs.facts(name, part=container)
+    assert uninterrupted["refused"] == {}
+    assert {fact: resumed[fact] for fact in resumed} == {
+        fact: uninterrupted[fact] for fact in resumed
+    }
+    for moment in ("before", "after"):
+        uninterrupted, resumed = runs.states(name, moment, part=container)
+        assert bit_equal(resumed, uninterrupted) and len(resumed) > 0
 
 
 # What a class shares by its own code, and a layer that Keras itself shares, needs no retying.
