@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tiedio import models, variables
+from tiedio import models, variables, versions
 from tiedio.deferral import Deferral
 from tiedio.errors import CustomObjectsError, LoadError, TiedioError, first_line, listed
 
@@ -56,7 +56,7 @@ class Config:
     """
 
     def __init__(self, config: dict[str, Any], path: str, sharing: contextlib.ExitStack):
-        self._config = config
+        self._config = versions.without_unknown(config)
         self._path = path
         self._sharing = sharing
 
