@@ -1,6 +1,7 @@
 """Tell from a file without a record what was shared when it was saved."""
 
 import collections
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,6 +24,32 @@ def infer(visits: Sequence[variables.Visit], weights: WeightsFile) -> Record:
         tie_groups=_find_linked(visits, weights),
         shared_layers=_find_shared_layers(visits, weights),
     )
+
+
+def located(
+    visits: Sequence[variables.Visit], weights: WeightsFile, record: Record | None
+) -> Sequence[variables.Visit]:
+    """Lists saveables with the path first under which the file stores them.
+
+    With a record that is the first path. Versions of Keras differ, where some visit a part of
+    the model that others do not.
+    """
+    if record:
+        return visits
+    found: list[variables.Visit] = []
+    moved: dict[str, str] = {}
+    for visit in visits:
+        parents = (p for p in moved if visit.inner_path.startswith(f"{p}/"))
+        parent = max(parents, key=len, default=None)
+        path = visit.inner_path
+        if parent is not None:
+            path = moved[parent] + path.removeprefix(parent)
+        candidates = [path, *visit.inner_paths[1:], *visit.views]
+        stored = next((one for one in candidates if weights.names(one)), visit.inner_path)
+        if stored != visit.inner_path:
+            moved[visit.inner_path] = stored
+        found.append(dataclasses.replace(visit, inner_paths=[stored, *visit.inner_paths[1:]]))
+    return found
 
 
 def unrecorded_links(visits: Sequence[variables.Visit], weights: WeightsFile) -> RecordError | None:

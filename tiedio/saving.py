@@ -9,7 +9,7 @@ built, so that they see the shared variables, and their state is read.
 import datetime
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,11 @@ def load_tied(
         ):
             model = config.build(deferral)
             make_room(source.weights, model)
-            inferred = record or inference.infer(variables.walk(model), source.weights)
+
+            def saveables() -> Sequence[variables.Visit]:
+                return inference.located(variables.walk(model), source.weights, record)
+
+            inferred = record or inference.infer(saveables(), source.weights)
             error = retying.retie(model, inferred, source.weights, deferral)
             state.report(error, strict)
             visits = variables.walk(model)
@@ -179,11 +183,11 @@ def load_tied(
             source.extract_assets(Path(folder))
             restoration = state.Restoration(source.weights, Path(folder) / ASSETS, record, deferral)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
-            visits = variables.walk(model)
+            visits = saveables()
             restoration.read(models.without_optimizers(visits))
             error = retying.match_optimizers(model, visits, inferred, deferral)
             state.report(error if compiled else None, strict)
-            restoration.read(models.only_optimizers(variables.walk(model)))
+            restoration.read(models.only_optimizers(saveables()))
             restoration.finish(strict)
         models.forget_functions(model)
     return model

@@ -70,6 +70,8 @@ def capture(
             visit.saveable.save_assets(str(assets / visit.inner_path))
     shared_layers = variables.find_shared_layers(visits)
     _link_layers(shared_layers, layout, assets)
+    nested = [(v.inner_path, *v.views) for v in visits if "/container" in v.inner_path]
+    _link_layers(nested, layout, assets)  # for older versions of Keras
     exact_values = []
     for inner_path, layer in variables.layers_of(visits):
         named = variables.named_variables(layer)

@@ -65,10 +65,13 @@ class Visit:
     Attributes:
         saveable: The layer, optimizer, metric, ...
         inner_paths: Every path it was met under; Keras stores it under the first.
+        views: Paths under which what holds it shows it once more, as `layers` does. Before
+            Keras 3.12, what is in a list in a list is stored there.
     """
 
     saveable: Any
     inner_paths: list[str]
+    views: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def inner_path(self) -> str:
@@ -94,7 +97,9 @@ def walk(root: Any, skipped: Iterable[Any] = ()) -> list[Visit]:
                     continue
                 if id(item) not in visits:
                     visit(item, item_path)
-                elif not (id(item) in held and (view or held[id(item)])):
+                elif id(item) in held and (view or held[id(item)]):
+                    visits[id(item)].views.append(item_path)
+                else:
                     visits[id(item)].inner_paths.append(item_path)
                 held.setdefault(id(item), view)
 

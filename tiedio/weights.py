@@ -1,7 +1,7 @@
 """`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -149,8 +149,11 @@ def load_tied_weights(
         record = source.read_record(verify)
         if damaged_paths := source.weights.find_damaged():
             raise damaged(place.name, damaged_paths, "others")
-        visits = variables.walk(model, skipped)
-        everything = variables.walk(model)
+
+        def saveables() -> Sequence[variables.Visit]:
+            return inference.located(variables.walk(model, skipped), source.weights, record)
+
+        visits, everything = saveables(), variables.walk(model)
         paths, all_paths = (
             {path for visit in some for path in visit.inner_paths} for some in (visits, everything)
         )
@@ -163,10 +166,10 @@ def load_tied_weights(
         deferral = Deferral(source.weights.size)
         retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
         restoration = state.Restoration(source.weights, None, record and wanted, deferral)
-        restoration.read(models.without_optimizers(variables.walk(model, skipped)))
+        restoration.read(models.without_optimizers(saveables()))
         if record or len(source.weights.store("optimizer")):
             retying.match_optimizers(model, everything, wanted, deferral, in_use=True)
-        optimizers = models.only_optimizers(variables.walk(model, skipped))
+        optimizers = models.only_optimizers(saveables())
         restoration.read(
             [visit for visit in optimizers if len(source.weights.store(visit.inner_path))]
         )
