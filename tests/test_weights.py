@@ -365,3 +365,54 @@ def test_the_record_is_a_text_that_any_tool_reads(tied, tmp_path):
         record = json.loads(file["tiedio"][()])
     assert record["version"] == 1 and len(record["tie_groups"]) == 2
     assert record["digests"].keys() >= {"layers/conv2d/vars/0", "layers/conv2d_1/vars/0"}
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class ListsInLists(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        blocks = [keras.Sequential([keras.layers.Dense(3)]), keras.layers.Dense(3)]
+        self.groups = [blocks, [keras.layers.Dense(3)]]
+
+    def call(self, inputs):
+        for layer in (layer for group in self.groups for layer in group):
+            inputs = layer(inputs)
+        return inputs
+
+
+def lists_in_lists():
+    model = ListsInLists()
+    model(np.ones((1, 3)))
+    return model
+
+
+@pytest.fixture
+def stored_as_before(tmp_path):
+    """Weights where versions of Keras before 3.12 stored them, and 3.12 still looks."""
+    model, filepath = lists_in_lists(), tmp_path / "stock.weights.h5"
+    model.save_weights(filepath)
+    with h5py.File(filepath, "r+") as file:
+        if "groups" in file:
+            for number, path in enumerate(("container/dense", "container_1/dense")):
+                file.move(f"groups/{path}", f"layers/dense_{number}" if number else "layers/dense")
+            file.move("groups/container/sequential", "layers/sequential")
+            del file["groups"]
+        assert {*file["layers"]} == {"sequential", "dense", "dense_1"}
+    return model, filepath
+
+
+def test_lists_in_lists_are_found_where_older_versions_store_them(stored_as_before):
+    model, filepath = stored_as_before
+    loaded = lists_in_lists()
+    tiedio.load_tied_weights(loaded, filepath)
+    assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+
+
+def test_lists_in_lists_are_linked_to_where_older_versions_look(tmp_path):
+    tiedio.save_tied_weights(lists_in_lists(), tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        for now, before in (
+            ("container/sequential", "sequential"),
+            ("container_1/dense", "dense_1"),
+        ):
+            assert file[f"groups/{now}"] == file[f"layers/{before}"]

@@ -98,7 +98,8 @@ def walk(root: Any, skipped: Iterable[Any] = ()) -> list[Visit]:
                 if id(item) not in visits:
                     visit(item, item_path)
                 elif id(item) in held and (view or held[id(item)]):
-                    visits[id(item)].views.append(item_path)
+                    if item_path != visits[id(item)].inner_path:
+                        visits[id(item)].views.append(item_path)
                 else:
                     visits[id(item)].inner_paths.append(item_path)
                 held.setdefault(id(item), view)
