@@ -98,27 +98,29 @@ def replacing_folder(
     """
     target = Path(os.path.realpath(filepath))
     target.parent.mkdir(parents=True, exist_ok=True)
-    there = target.exists()
+    _put_back(target)
+    there = target.stat() if target.exists() else None
+    if there and not stat.S_ISDIR(there.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     if there and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
-    others = sorted(set(os.listdir(target)).difference(replaced)) if there else []
     _remove_leftovers(target)
     partial, unlock = _create_folder(target)
     try:
         if there:
-            shutil.copystat(target, partial)
+            _keep_access(partial, there)
         yield partial
-        for name in others:
-            _link(target / name, partial / name)
         if durable:
-            for folder, _, names in os.walk(partial):
+            for folder, _, names in os.walk(partial, topdown=False):
                 for name in names:
                     _flush(Path(folder, name))
                 _flush_folder(Path(folder))
-        if there:
-            _exchange(partial, target)
-        else:
-            partial.rename(target)
+        if target.is_dir():  # as late as can be: somebody may have put files there meanwhile
+            for name in sorted(set(os.listdir(target)).difference(replaced)):
+                _link(target / name, partial / name)
+            if durable:
+                _flush_folder(partial)
+        _exchange(partial, target)
         if durable:
             _flush_folder(target.parent)
     finally:
@@ -143,7 +145,14 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Exchanges two folders: in one step, where the system knows how."""
+    """Exchanges two folders, if there is an old one: in one step, where the system knows how."""
+    if not old.exists():
+        try:
+            new.rename(old)
+            return
+        except OSError:
+            if not old.exists():
+                raise  # otherwise another save was quicker
     paths = os.fsencode(new), os.fsencode(old)
     library: Any = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(library, "renameat2"):  # Linux; -100: as any path, 2: exchange
@@ -159,9 +168,17 @@ def _exchange(new: Path, old: Path) -> None:
     try:
         new.rename(old)
     except OSError:
-        aside.rename(old)
+        with contextlib.suppress(OSError):
+            aside.rename(old)
         raise
-    aside.rename(new)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(target: Path) -> None:
+    """Puts a folder back that was put aside by a save that was killed then."""
+    for aside in _beside(target, _ASIDE):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside) if target.exists() else aside.rename(target)
 
 
 def _writable(target: Path) -> os.stat_result | None:
@@ -234,7 +251,11 @@ def is_being_saved(filepath: Path) -> bool:
 
 def _partials(target: Path) -> list[Path]:
     """Lists the partial files of `target`: of saves under way, or of some that were killed."""
-    name = re.compile(re.escape(_label(target)) + "[0-9a-f]{8}" + re.escape(_SUFFIX))
+    return _beside(target, _SUFFIX)
+
+
+def _beside(target: Path, suffix: str) -> list[Path]:
+    name = re.compile(re.escape(_label(target)) + "[0-9a-f]{8}" + re.escape(suffix))
     try:
         return [target.with_name(n) for n in os.listdir(target.parent) if name.fullmatch(n)]
     except OSError:  # a folder may be writable, but not readable
