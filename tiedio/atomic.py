@@ -115,18 +115,30 @@ def replacing_folder(
                 for name in names:
                     _flush(Path(folder, name))
                 _flush_folder(Path(folder))
-        if target.is_dir():  # as late as can be: somebody may have put files there meanwhile
-            for name in sorted(set(os.listdir(target)).difference(replaced)):
-                _link(target / name, partial / name)
-            if durable:
-                _flush_folder(partial)
-        _exchange(partial, target)
+        # As late as can be: somebody may have put files there meanwhile.
+        _take_place(partial, target, replaced, durable)
         if durable:
             _flush_folder(target.parent)
     finally:
         # The new one if something failed, or the old one.
         shutil.rmtree(partial, ignore_errors=True)
         unlock()
+
+
+def _take_place(partial: Path, target: Path, replaced: Collection[str], durable: bool) -> None:
+    """Puts a complete folder in the place of an old one, of which it keeps the other files."""
+    # Another save that replaces the old one removes it, perhaps while its files are listed.
+    unlock = _lock_folder(target) if target.is_dir() else None
+    try:
+        if unlock:
+            for name in sorted(set(os.listdir(target)).difference(replaced)):
+                _link(target / name, partial / name)
+            if durable:
+                _flush_folder(partial)
+        _exchange(partial, target)
+    finally:
+        if unlock:
+            unlock()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -226,10 +238,9 @@ def _create_folder(target: Path) -> tuple[Path, Callable[[], None]]:
     while True:
         partial = _partial(target)
         partial.mkdir()
-        unlock = _lock_folder(partial)
-        if partial.exists():
-            return partial, unlock
-        unlock()
+        # Before it is locked, another save may take it for a leftover.
+        with contextlib.suppress(FileNotFoundError):
+            return partial, _lock_folder(partial)
 
 
 def _partial(target: Path) -> Path:
@@ -282,10 +293,18 @@ if sys.platform != "win32":
         return lambda: os.close(descriptor)
 
     def _lock_folder(folder: Path) -> Callable[[], None]:
-        descriptor = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return lambda: os.close(descriptor)
+        """Locks the folder that is at a path once it is locked; `FileNotFoundError` if none is."""
+        while True:
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                    locked, descriptor = descriptor, None
+                    return lambda: os.close(locked)
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def _remove_unless_locked(leftover: Path) -> None:
         if leftover.is_dir():

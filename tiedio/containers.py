@@ -105,7 +105,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def damaged(filepath: str, received: str) -> FileFormatError:
-    """The error for a container that is not as it was saved."""
+    """The error for a container that is not as it was written."""
     return FileFormatError(
         f"`{filepath}` is damaged.\n"
         f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"
