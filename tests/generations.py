@@ -1,4 +1,4 @@
-"""Contents that are full of one number, their generation; and processes that are killed saving them.
+"""Contents that are full of one number, their generation, and processes that die saving them.
 
 Run as `python generations.py FUNCTION ARGUMENTS...`, without Keras.
 """

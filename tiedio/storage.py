@@ -26,6 +26,7 @@ from tiedio.errors import (
     SaveError,
     first_line,
 )
+from tiedio.streams import Onward
 
 # Parts in which a file is copied from elsewhere.
 _COPY_CHUNK = 1 << 22  # bytes
@@ -205,10 +206,11 @@ class OpenFile(Storage):
             )
         if hasattr(self._file, "flush") and getattr(self._file, "writable", bool)():
             self._file.flush()  # what was written before may be read past the buffer
+        self._file.seek(0)
         yield self._file
 
     @contextlib.contextmanager
-    def replacing(self, durable: bool) -> Iterator[BinaryIO]:
+    def replacing(self, durable: bool) -> Iterator[Any]:
         """Writes from where the file is, and ends it there; what is there is kept until then."""
         try:
             start = self._file.tell()
@@ -216,15 +218,16 @@ class OpenFile(Storage):
             self._file.seek(start)
         except (AttributeError, OSError, ValueError):  # a pipe, say
             start = rest = None
+        stream = Onward(self._file)
         if rest:
             with tempfile.TemporaryFile() as new:
                 yield new
                 new.seek(0)
-                shutil.copyfileobj(new, self._file, _COPY_CHUNK)
+                shutil.copyfileobj(new, stream, _COPY_CHUNK)
             self._file.truncate()
         else:
             try:
-                yield self._file
+                yield stream
             except BaseException:
                 if start is not None:
                     self._file.seek(start)
@@ -242,7 +245,7 @@ class Remote(Storage):
 
     def __init__(self, url: str):
         super().__init__(url)
-        fsspec = imported("fsspec", f"`{url}`", "remote")
+        fsspec = _imported("fsspec", f"`{url}`", "remote")
         try:
             self._files, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:  # of what fsspec needs for this scheme
@@ -274,7 +277,7 @@ class Remote(Storage):
                     shutil.copyfileobj(source, copy, _COPY_CHUNK)
             except FileNotFoundError as error:
                 raise self._missing() from error
-            copy.flush()
+            copy.seek(0)
             yield copy
 
     @contextlib.contextmanager
@@ -338,8 +341,8 @@ class Hub(Storage):
 
     def __init__(self, repository: str):
         super().__init__(f"hf://{repository}")
-        self._hub = imported("huggingface_hub", f"`{self.name}`", "hf")
-        errors = imported("huggingface_hub.errors", f"`{self.name}`", "hf")
+        self._hub = _imported("huggingface_hub", f"`{self.name}`", "hf")
+        errors = _imported("huggingface_hub.errors", f"`{self.name}`", "hf")
         self._not_found = errors.RepositoryNotFoundError
         self._repository = repository
         if repository.count("/") > 1:
@@ -383,12 +386,8 @@ class Hub(Storage):
             )
 
 
-def imported(package: str, what: str, extra: str) -> Any:
-    """Imports an optional package.
-
-    Raises:
-        MissingPackageError: If it is not installed; it says what to install.
-    """
+def _imported(package: str, what: str, extra: str) -> Any:
+    """Imports an optional package; `MissingPackageError` if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
