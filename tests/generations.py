@@ -18,7 +18,7 @@ from tiedio import archive, atomic, hdf5, storage
 from tiedio.containers import Content
 from tiedio.ties import Record
 
-ZIPPED, FOLDER, BARE, _, SHARDS = archive.FORMATS
+ZIPPED, FOLDER, BARE, WHOLE, SHARDS = archive.FORMATS
 TENSOR_BYTES = 1 << 20
 
 
@@ -60,7 +60,9 @@ def load(filepath):
         found = {int(one) for path in paths for one in np.unique(source.weights.read(path))}
         if source.config:
             found.add(source.config["generation"])
-        source.extract_assets(Path(folder))
+        source.extract_assets(Path(folder, "here"))
+        assert not os.path.exists(folder) or set(os.listdir(folder)) <= {"here"}
+        folder = Path(folder, "here")
         assets = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         found |= {int(path.read_text()) for path in assets}
     assert len(found) == 1

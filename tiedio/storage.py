@@ -148,13 +148,13 @@ class Local(Storage):
         self._path = path
 
     def exists(self) -> bool:
-        return self._path.exists()
+        return os.path.exists(self._path)  # which takes names that no file can have
 
     def is_folder(self) -> bool:
-        return self._path.is_dir()
+        return os.path.isdir(self._path)
 
     def reading(self) -> AbstractContextManager[BinaryIO]:
-        if not self._path.is_file():
+        if not os.path.isfile(self._path):
             raise self._missing()
         return open(self._path, "rb")
 
