@@ -240,6 +240,24 @@ def test_two_saves_of_a_new_folder(tmp_path):
 
 
 @posix
+def test_nobody_replaces_a_folder_while_its_other_files_are_kept(folder, monkeypatch):
+    link, refused = atomic._link, []
+
+    def watched(source, target):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            atomic.fcntl.flock(descriptor, atomic.fcntl.LOCK_EX | atomic.fcntl.LOCK_NB)
+        except BlockingIOError:
+            refused.append(source.name)
+        os.close(descriptor)
+        link(source, target)
+
+    monkeypatch.setattr(atomic, "_link", watched)
+    generations.save_folder(folder, 2)
+    assert refused == ["link", "logs", "notes.txt"]
+
+
+@posix
 def test_two_processes_save_to_one_folder(folder):
     savers = [
         run("save_again_and_again", folder, first, stdout=subprocess.PIPE) for first in (10, 1000)

@@ -175,10 +175,8 @@ class WeightsFile:
         found = self._find(dataset_path)
         if found is None:
             return None
-        stored = (
-            found.id.get_type() if isinstance(found, h5py.Dataset) and not found.shape else None
-        )
-        if not isinstance(stored, h5py.h5t.TypeStringID) or stored.get_size() > self.size:
+        kind: Any = isinstance(found, h5py.Dataset) and not found.shape and found.id.get_type()
+        if not isinstance(kind, h5py.h5t.TypeStringID) or kind.get_size() > self.size:
             raise self._error(f"has no text at `{dataset_path}`", "something else, or more")
         return bytes(self.read(dataset_path)[()])
 
