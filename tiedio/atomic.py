@@ -98,33 +98,47 @@ def replacing_folder(
     """
     target = Path(os.path.realpath(filepath))
     target.parent.mkdir(parents=True, exist_ok=True)
-    there = target.exists()
+    _put_back(target)
+    there = target.stat() if target.exists() else None
+    if there and not stat.S_ISDIR(there.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     if there and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
-    others = sorted(set(os.listdir(target)).difference(replaced)) if there else []
     _remove_leftovers(target)
     partial, unlock = _create_folder(target)
     try:
         if there:
-            shutil.copystat(target, partial)
+            _keep_access(partial, there)
         yield partial
-        for name in others:
-            _link(target / name, partial / name)
         if durable:
-            for folder, _, names in os.walk(partial):
+            for folder, _, names in os.walk(partial, topdown=False):
                 for name in names:
                     _flush(Path(folder, name))
                 _flush_folder(Path(folder))
-        if there:
-            _exchange(partial, target)
-        else:
-            partial.rename(target)
+        # As late as can be: somebody may have put files there meanwhile.
+        _take_place(partial, target, replaced, durable)
         if durable:
             _flush_folder(target.parent)
     finally:
         # The new one if something failed, or the old one.
         shutil.rmtree(partial, ignore_errors=True)
         unlock()
+
+
+def _take_place(partial: Path, target: Path, replaced: Collection[str], durable: bool) -> None:
+    """Puts a complete folder in the place of an old one, of which it keeps the other files."""
+    # Another save that replaces the old one removes it, perhaps while its files are listed.
+    unlock = _lock_folder(target) if target.is_dir() else None
+    try:
+        if unlock:
+            for name in sorted(set(os.listdir(target)).difference(replaced)):
+                _link(target / name, partial / name)
+            if durable:
+                _flush_folder(partial)
+        _exchange(partial, target)
+    finally:
+        if unlock:
+            unlock()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -143,7 +157,14 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Exchanges two folders: in one step, where the system knows how."""
+    """Exchanges two folders, if there is an old one: in one step, where the system knows how."""
+    if not old.exists():
+        try:
+            new.rename(old)
+            return
+        except OSError:
+            if not old.exists():
+                raise  # otherwise another save was quicker
     paths = os.fsencode(new), os.fsencode(old)
     library: Any = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(library, "renameat2"):  # Linux; -100: as any path, 2: exchange
@@ -159,9 +180,17 @@ def _exchange(new: Path, old: Path) -> None:
     try:
         new.rename(old)
     except OSError:
-        aside.rename(old)
+        with contextlib.suppress(OSError):
+            aside.rename(old)
         raise
-    aside.rename(new)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(target: Path) -> None:
+    """Puts a folder back that was put aside by a save that was killed then."""
+    for aside in _beside(target, _ASIDE):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside) if target.exists() else aside.rename(target)
 
 
 def _writable(target: Path) -> os.stat_result | None:
@@ -209,10 +238,9 @@ def _create_folder(target: Path) -> tuple[Path, Callable[[], None]]:
     while True:
         partial = _partial(target)
         partial.mkdir()
-        unlock = _lock_folder(partial)
-        if partial.exists():
-            return partial, unlock
-        unlock()
+        # Before it is locked, another save may take it for a leftover.
+        with contextlib.suppress(FileNotFoundError):
+            return partial, _lock_folder(partial)
 
 
 def _partial(target: Path) -> Path:
@@ -234,7 +262,11 @@ def is_being_saved(filepath: Path) -> bool:
 
 def _partials(target: Path) -> list[Path]:
     """Lists the partial files of `target`: of saves under way, or of some that were killed."""
-    name = re.compile(re.escape(_label(target)) + "[0-9a-f]{8}" + re.escape(_SUFFIX))
+    return _beside(target, _SUFFIX)
+
+
+def _beside(target: Path, suffix: str) -> list[Path]:
+    name = re.compile(re.escape(_label(target)) + "[0-9a-f]{8}" + re.escape(suffix))
     try:
         return [target.with_name(n) for n in os.listdir(target.parent) if name.fullmatch(n)]
     except OSError:  # a folder may be writable, but not readable
@@ -261,10 +293,18 @@ if sys.platform != "win32":
         return lambda: os.close(descriptor)
 
     def _lock_folder(folder: Path) -> Callable[[], None]:
-        descriptor = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return lambda: os.close(descriptor)
+        """Locks the folder that is at a path once it is locked; `FileNotFoundError` if none is."""
+        while True:
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                    locked, descriptor = descriptor, None
+                    return lambda: os.close(locked)
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def _remove_unless_locked(leftover: Path) -> None:
         if leftover.is_dir():

@@ -13,6 +13,7 @@ import numpy as np
 
 from tiedio import hdf5
 from tiedio.containers import ASSETS, CONFIG, Archive, Content, damaged, parse
+from tiedio.errors import first_line
 from tiedio.storage import Storage
 from tiedio.streams import Window, WriteBehind
 from tiedio.ties import METADATA_KEY
@@ -43,8 +44,12 @@ def reading(source: Storage) -> Iterator[Archive]:
                 for path in weights.below(ASSETS):
                     if ".." in PurePosixPath(path).parts:
                         raise damaged(source.name, f"an asset at `{path}`")
-                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / path).write_bytes(weights.read(path).tobytes())
+                    content = weights.read(path).tobytes()
+                    try:
+                        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                        (folder / path).write_bytes(content)
+                    except OSError as error:  # of a name that no file can have, say
+                        raise damaged(source.name, first_line(error)) from error
 
             yield Archive(
                 source.name,

@@ -15,6 +15,7 @@ from tiedio.containers import (
     WEIGHTS,
     Archive,
     Content,
+    damaged,
     lacking,
     parse,
 )
@@ -47,20 +48,26 @@ def reading(source: Storage) -> Iterator[Archive]:
         if missing and not (missing == {WEIGHTS} and VALUES in names):
             raise lacking(source.name, "a folder", missing, len(names))
 
+        if (folder / METADATA).is_dir():
+            raise damaged(source.name, f"a folder `{METADATA}`")
+
         def parsed(name: str) -> dict[str, object]:
             return parse(source.name, name, (folder / name).read_bytes())
 
         stored = WEIGHTS if WEIGHTS in names else VALUES
         file = resources.enter_context(open(folder / stored, "rb"))
         window = Window(file, 0, (folder / stored).stat().st_size)
-        if stored == VALUES:
+        if npz.is_one(window):  # Keras writes them as `WEIGHTS` too
             window = resources.enter_context(npz.converted(window, source.name))
         weights = WeightsFile([window], source.name)
         resources.enter_context(contextlib.closing(weights))
 
         def extract_assets(below: Path) -> None:
-            if (folder / ASSETS).is_dir():
-                shutil.copytree(folder / ASSETS, below / ASSETS)
+            for path in (folder / ASSETS).rglob("*"):
+                if path.is_file():
+                    copy = below / path.relative_to(folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
 
         yield Archive(
             source.name,

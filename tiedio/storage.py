@@ -10,18 +10,29 @@ import importlib
 import io
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from tiedio import atomic
-from tiedio.errors import FileFormatError, MissingFileError, MissingPackageError, SaveError
+from tiedio.errors import (
+    FileFormatError,
+    MissingFileError,
+    MissingPackageError,
+    SaveError,
+    first_line,
+)
+from tiedio.streams import Onward
 
 # Parts in which a file is copied from elsewhere.
 _COPY_CHUNK = 1 << 22  # bytes
+
+# Where a file is there from its first byte on; elsewhere it is once it is complete.
+_WRITTEN_IN_PLACE = {"memory", "hdfs"}
 
 _MODEL_CARD = """---
 library_name: keras
@@ -47,9 +58,9 @@ class Storage(abc.ABC):
         """Its name without the folders it is in."""
         return posixpath.basename(self.name.replace("\\", "/"))
 
-    @abc.abstractmethod
     def exists(self) -> bool:
-        """Whether there is anything."""
+        """Whether there is anything that a save would replace for good."""
+        return False
 
     def is_folder(self) -> bool:
         return False
@@ -104,12 +115,12 @@ class Storage(abc.ABC):
     def _unfit(self, wanted: str) -> SaveError:
         return SaveError(
             f"`{self.name}` cannot be, or have, {wanted}.\n"
-            f"Expected: a path on disk. Received: {self.name}.\n"
+            f"Expected: a path on disk. Received: `{self.name}`.\n"
             "Save to a path ending in `.keras`, or to a folder on disk."
         )
 
-    def _missing(self) -> MissingFileError:
-        found = "a folder" if self.is_folder() else "nothing there"
+    def _missing(self, received: str = "") -> MissingFileError:
+        found = received or ("a folder" if self.is_folder() else "nothing there")
         return MissingFileError(
             f"There is no file `{self.name}`.\nExpected: a file. Received: {found}.\n"
             "Check the path."
@@ -120,10 +131,10 @@ def at(filepath: Any) -> Storage:
     """Returns where `filepath` leads: a path, a URL, or a file that is open."""
     if hasattr(filepath, "read") or hasattr(filepath, "write"):
         return OpenFile(filepath)
-    name = os.fspath(filepath)
-    scheme, separator, rest = str(name).partition("://")
+    name = os.fsdecode(filepath)
+    scheme, separator, rest = name.partition("://")
     if not separator:
-        return Local(Path(filepath))
+        return Local(Path(name))
     if scheme == "file":
         return Local(Path(rest))
     return Hub(rest) if scheme == "hf" else Remote(name)
@@ -137,13 +148,13 @@ class Local(Storage):
         self._path = path
 
     def exists(self) -> bool:
-        return self._path.exists()
+        return os.path.exists(self._path)  # which takes names that no file can have
 
     def is_folder(self) -> bool:
-        return self._path.is_dir()
+        return os.path.isdir(self._path)
 
     def reading(self) -> AbstractContextManager[BinaryIO]:
-        if not self._path.is_file():
+        if not os.path.isfile(self._path):
             raise self._missing()
         return open(self._path, "rb")
 
@@ -176,7 +187,7 @@ class OpenFile(Storage):
 
     def __init__(self, file: Any):
         super().__init__(str(getattr(file, "name", None) or repr(file)))
-        if isinstance(file, io.TextIOBase):
+        if hasattr(file, "encoding"):
             raise FileFormatError(
                 f"`{self.name}` is open as text.\n"
                 f"Expected: a file of bytes. Received: {type(file).__name__}.\n"
@@ -184,35 +195,48 @@ class OpenFile(Storage):
             )
         self._file = file
 
-    def exists(self) -> bool:
-        return False  # an open file is there to be written to
-
     @contextlib.contextmanager
     def reading(self) -> Iterator[BinaryIO]:
+        """Yields the file, which is read whole, wherever it is."""
+        if hasattr(self._file, "seekable") and not self._file.seekable():
+            raise FileFormatError(
+                f"`{self.name}` can only be read from its start to its end.\n"
+                f"Expected: a file that seeks. Received: {type(self._file).__name__}.\n"
+                "Read it into an `io.BytesIO`, and pass that."
+            )
         if hasattr(self._file, "flush") and getattr(self._file, "writable", bool)():
             self._file.flush()  # what was written before may be read past the buffer
+        self._file.seek(0)
         yield self._file
 
     @contextlib.contextmanager
-    def replacing(self, durable: bool) -> Iterator[BinaryIO]:
-        """Writes from where the file is; what an exception cut short is taken away again."""
+    def replacing(self, durable: bool) -> Iterator[Any]:
+        """Writes from where the file is, and ends it there; what is there is kept until then."""
         try:
             start = self._file.tell()
-            appended = start == self._file.seek(0, io.SEEK_END)
+            rest = self._file.seek(0, io.SEEK_END) - start
             self._file.seek(start)
         except (AttributeError, OSError, ValueError):  # a pipe, say
-            start, appended = 0, False
-        try:
-            yield self._file
-        except BaseException:
-            if appended:
-                with contextlib.suppress(AttributeError, OSError, ValueError):
+            start = rest = None
+        stream = Onward(self._file)
+        if rest:
+            with tempfile.TemporaryFile() as new:
+                yield new
+                new.seek(0)
+                shutil.copyfileobj(new, stream, _COPY_CHUNK)
+            self._file.truncate()
+        else:
+            try:
+                yield stream
+            except BaseException:
+                if start is not None:
                     self._file.seek(start)
                     self._file.truncate()
-            raise
-        self._file.flush()
+                raise
+        if hasattr(self._file, "flush"):
+            self._file.flush()
         if durable:
-            with contextlib.suppress(AttributeError, OSError):  # in memory
+            with contextlib.suppress(AttributeError, OSError):  # in memory, or a pipe
                 os.fsync(self._file.fileno())
 
 
@@ -221,17 +245,23 @@ class Remote(Storage):
 
     def __init__(self, url: str):
         super().__init__(url)
-        fsspec = imported("fsspec", f"`{url}`", "remote")
+        fsspec = _imported("fsspec", f"`{url}`", "remote")
         try:
             self._files, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:  # of what fsspec needs for this scheme
-            raise _missing_package(f"`{url}`", str(error), "s3fs, gcsfs, ...") from error
+            raise MissingPackageError(
+                f"`{url}` needs a package that is not installed.\n"
+                f"Expected: what fsspec needs for it. Received: {first_line(error)}.\n"
+                "Install what is named there."
+            ) from error
         except ValueError as error:  # a scheme that it does not know
             raise FileFormatError(
                 f"`{url}` is of a scheme that fsspec does not know.\n"
-                f"Expected: `s3://`, `gs://` or the like. Received: {error}\n"
+                f"Expected: `s3://`, `gs://` or the like. Received: {first_line(error)}.\n"
                 "Check the URL."
             ) from error
+        # What it remembers to be there may be replaced by now.
+        self._files.invalidate_cache()
 
     def exists(self) -> bool:
         return self._files.exists(self._path)
@@ -241,34 +271,43 @@ class Remote(Storage):
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[BinaryIO]:
-        with contextlib.ExitStack() as opened:
+        with tempfile.TemporaryFile() as copy:
             try:
-                source = opened.enter_context(self._files.open(self._path, "rb"))
+                with self._files.open(self._path, "rb") as source:
+                    shutil.copyfileobj(source, copy, _COPY_CHUNK)
             except FileNotFoundError as error:
                 raise self._missing() from error
-            copy = opened.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(source, copy, _COPY_CHUNK)
-            copy.flush()
+            copy.seek(0)
             yield copy
 
     @contextlib.contextmanager
     def replacing(self, durable: bool) -> Iterator[BinaryIO]:
-        # Not closed as by `with`, which would put what there is in the place of the old file.
-        file = self._files.open(self._path, "wb", autocommit=False)
+        in_place = not _WRITTEN_IN_PLACE.isdisjoint([*self._files.protocol, self._files.protocol])
+        path = f"{self._path}.{secrets.token_hex(4)}.tiedio-partial" if in_place else self._path
+        file = self._files.open(path, "wb", autocommit=False)
+        # fsspec would commit it with whatever is in the next transaction of anybody.
+        self._files.transaction.files.remove(file)
         try:
+            # Not closed as by `with`, which would complete what an exception cut short.
             yield file
             file.close()
+            if in_place:
+                self._files.mv(path, self._path)
+            else:
+                file.commit()
         except BaseException:
-            file.discard()
+            with contextlib.suppress(Exception):  # whatever it is, another came first
+                self._files.rm_file(path) if in_place else file.discard()
+            with contextlib.suppress(AttributeError):
+                file.closed = True  # or it is completed when it is collected
             raise
-        file.commit()
 
     def sibling(self, name: str) -> "Remote":
         return Remote(self.name.rpartition("/")[0] + f"/{name}")
 
     def siblings(self) -> list[str]:
-        folder = self._path.rpartition("/")[0]
         self._files.invalidate_cache()
+        folder = self._path.rpartition("/")[0]
         return [path.rpartition("/")[2] for path in self._files.ls(folder, detail=False)]
 
     def remove(self) -> None:
@@ -276,23 +315,35 @@ class Remote(Storage):
 
     def begins(self, count: int) -> bytes:
         try:
-            return self._files.cat_file(self._path, 0, count)
+            if self._files.size(self._path) == 0:  # S3 has no first bytes of nothing
+                return b""
+            return self._files.cat_file(self._path, start=0, end=count)
         except FileNotFoundError as error:
             raise self._missing() from error
 
     @contextlib.contextmanager
     def reading_folder(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
-            self._files.get(f"{self._path}/", f"{folder}/", recursive=True)
+            for path in self._files.find(self._path):
+                name = path.removeprefix(self._path).lstrip("/")
+                if ".." in PurePosixPath(name).parts:
+                    raise FileFormatError(
+                        f"`{self.name}` holds a file outside itself.\n"
+                        f"Expected: files of a model. Received: `{name}`.\nRemove it."
+                    )
+                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+                self._files.get_file(path, f"{folder}/{name}")
             yield Path(folder)
 
 
 class Hub(Storage):
-    """A repository of the Hugging Face Hub, which is a folder."""
+    """A repository of the Hugging Face Hub, which is a folder, and keeps all its versions."""
 
     def __init__(self, repository: str):
         super().__init__(f"hf://{repository}")
-        self._hub = imported("huggingface_hub", f"`{self.name}`", "hf")
+        self._hub = _imported("huggingface_hub", f"`{self.name}`", "hf")
+        errors = _imported("huggingface_hub.errors", f"`{self.name}`", "hf")
+        self._not_found = errors.RepositoryNotFoundError
         self._repository = repository
         if repository.count("/") > 1:
             raise FileFormatError(
@@ -300,9 +351,6 @@ class Hub(Storage):
                 f"Expected: `hf://namespace/name`. Received: {self.name}.\n"
                 "Check the path."
             )
-
-    def exists(self) -> bool:
-        return False  # it keeps all its versions
 
     def is_folder(self) -> bool:
         return True
@@ -315,39 +363,36 @@ class Hub(Storage):
 
     @contextlib.contextmanager
     def reading_folder(self) -> Iterator[Path]:
-        yield Path(self._hub.snapshot_download(repo_id=self._repository, library_name="keras"))
+        try:
+            folder = self._hub.snapshot_download(self._repository, library_name="keras")
+        except self._not_found as error:
+            raise self._missing("no such repository, or one that is private") from error
+        yield Path(folder)
 
     @contextlib.contextmanager
     def replacing_folder(self, replaced: Collection[str], durable: bool) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
-            Path(folder, "README.md").write_text(_MODEL_CARD)
             api = self._hub.HfApi(library_name="keras")
-            created = api.create_repo(self._repository, exist_ok=True)
+            repository = api.create_repo(self._repository, exist_ok=True).repo_id
+            if not api.file_exists(repository, "README.md"):
+                Path(folder, "README.md").write_text(_MODEL_CARD)
             api.upload_folder(
-                repo_id=created.repo_id,
+                repo_id=repository,
                 folder_path=folder,
                 commit_message="Save a model with tied weights.",
-                # What the model no longer has, as a replaced folder would not have it.
-                delete_patterns="assets/*",
+                # In the same commit: what the model no longer has.
+                delete_patterns=[*replaced, *(f"{name}/*" for name in replaced)],
             )
 
 
-def imported(package: str, what: str, extra: str) -> Any:
-    """Imports an optional package.
-
-    Raises:
-        MissingPackageError: If it is not installed; it says what to install.
-    """
+def _imported(package: str, what: str, extra: str) -> Any:
+    """Imports an optional package; `MissingPackageError` if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise _missing_package(what, f"no `{package}`", f"tiedio[{extra}]") from error
-
-
-def _missing_package(what: str, received: str, install: str) -> MissingPackageError:
-    return MissingPackageError(
-        f"{what} needs a package that is not installed.\n"
-        f"Expected: it to be installed. Received: {received}.\n"
-        f"Install it: `pip install '{install}'`."
-    )
+        raise MissingPackageError(
+            f"{what} needs a package that is not installed.\n"
+            f"Expected: `{package}`. Received: {first_line(error)}.\n"
+            f"Install it: `pip install 'tiedio[{extra}]'`."
+        ) from error

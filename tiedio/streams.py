@@ -114,6 +114,29 @@ class WriteBehind(io.BufferedIOBase):
             self._thread.shutdown(cancel_futures=True)
 
 
+class Onward(io.BufferedIOBase):
+    """A file that is written from its start to its end, whatever it may be, and all of it.
+
+    Those that are packed say that they seek, and do not; those without a buffer may write a part.
+    """
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        done = 0
+        while done < len(data):
+            count = self._file.write(data[done:])
+            if count is None and isinstance(self._file, io.RawIOBase):
+                raise BlockingIOError("the file takes no more for the moment")
+            done += len(data) - done if count is None else count
+        return done
+
+
 class Window(io.RawIOBase):
     """A part of a file, read in place."""
 

@@ -172,12 +172,13 @@ class WeightsFile:
 
     def text(self, dataset_path: str) -> bytes | None:
         """Reads a dataset that holds one text, if it is there."""
-        if self._find(dataset_path) is None:
+        found = self._find(dataset_path)
+        if found is None:
             return None
-        value = self.read(dataset_path)
-        if value.shape or value.dtype.kind != "S":
-            raise self._error(f"has no text at `{dataset_path}`", str(value.dtype))
-        return bytes(value[()])
+        kind: Any = isinstance(found, h5py.Dataset) and not found.shape and found.id.get_type()
+        if not isinstance(kind, h5py.h5t.TypeStringID) or kind.get_size() > self.size:
+            raise self._error(f"has no text at `{dataset_path}`", "something else, or more")
+        return bytes(self.read(dataset_path)[()])
 
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""

@@ -123,12 +123,9 @@ class _Zip:
     def content(self) -> Archive:
         metadata = self._json(METADATA) if METADATA in self._members else {}
         config = self._json(CONFIG)
-        if WEIGHTS in self._members:
-            window = self._window(WEIGHTS)
-        else:
-            window = self._resources.enter_context(
-                npz.converted(self._window(VALUES), self._filepath)
-            )
+        window = self._window(WEIGHTS if WEIGHTS in self._members else VALUES)
+        if npz.is_one(window):
+            window = self._resources.enter_context(npz.converted(window, self._filepath))
         return Archive(
             self._filepath,
             metadata.get(METADATA_KEY),
