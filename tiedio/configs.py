@@ -102,9 +102,9 @@ class Config:
         return True
 
 
-def check_model(model: Any, path: str) -> None:
+def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:
     """Refuses what a config may be of and is no model."""
-    if not isinstance(model, keras.Layer):
+    if not isinstance(model, kind):
         raise LoadError(
             f"`{path}` holds no model.\n"
             f"Expected: a model. Received: {type(model).__name__}.\n"

@@ -50,7 +50,7 @@ def load(
     ):
         with configs.explained(old.model_config, old.filepath):
             model = build(old.model_config or {}, deferral)
-        configs.check_model(model, old.filepath)
+        configs.check_model(model, old.filepath, keras.Model)
         state.make_room(weights, model)
         matches = match(model, old)
         check(matches, old)
