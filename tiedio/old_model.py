@@ -7,7 +7,7 @@ its optimizer has slots, which Keras leaves at zero.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -62,7 +62,7 @@ def load(
             for one in matches
             for variable, weight in zip(one.variables, one.weights, strict=True)
         }
-        ties = _find_ties(model, matches, places, weights)
+        ties = _find_ties(model, old, matches, places, weights)
         error = retying.retie(model, Record(tie_groups=ties), weights, deferral)
         state.report(error, strict)
         _restore_order(model, old, stored)
@@ -78,6 +78,7 @@ def load(
 
 def _find_ties(
     model: keras.Model,
+    old: OldLayout,
     matches: Sequence[Match],
     places: Mapping[int, Sequence[Place]],
     weights: WeightsFile,
@@ -85,49 +86,77 @@ def _find_ties(
     """Finds the variables that were one when saved.
 
     One that is listed under the path of another layer, which lists the same path and has
-    the same values there, was that layer's. Equal paths say nothing where both could be a
-    layer's own, as in two nested models with members of one name.
+    the same values there, was that layer's. Equal paths alone say nothing where each could
+    be a layer's own, as in two nested models with members of one name.
     """
     names = {path: layer.name for path, layer in variables.layers_of(variables.walk(model))}
     own = collections.defaultdict(list)
     foreign = []
-    linked: dict[Any, tuple[Weight, Any]] = {}
+    linked: dict[Any, Any] = {}
     tied: list[tuple[Any, Any]] = []
     for one in matches:
         for variable, weight in zip(one.variables, one.weights, strict=True):
-            first = linked.setdefault(weights.address(weight.dataset_path), (weight, variable))
-            makers = set(PurePosixPath(weight.name).parent.parts)
+            first = linked.setdefault(weights.address(weight.dataset_path), variable)
+            makers = set(_maker(weight).parts)
             around = _names_around(places[id(variable)][0], names)
-            if first[1] is not variable:  # a hard link: it is one tensor
-                tied.append((first[1], variable))
+            if first is not variable:  # a hard link: it is one tensor
+                tied.append((first, variable))
             elif makers <= around or one.group in makers:
                 own[weight.name].append((weight, variable))
             else:
                 foreign.append((weight, variable))
+
+    def equal(one: Weight, other: Weight) -> bool:
+        return not weights.disagreements({one.dataset_path: other.dataset_path})
+
     for weight, variable in foreign:
-        makers_own = [
-            maker
-            for made, maker in own[weight.name]
-            if not weights.disagreements({weight.dataset_path: made.dataset_path})
-        ]
-        if len(makers_own) == 1:
-            tied.append((makers_own[0], variable))
-    aliases = collections.defaultdict(list)
-    owners = {}
-    for owner, variable in tied:
-        if owner is not variable:
-            owners[id(owner)] = owner
-            aliases[id(owner)] += places[id(variable)]
-    return tuple(
-        TieGroup(
+        owners = [owner for made, owner in own[weight.name] if equal(weight, made)]
+        if len(owners) == 1:
+            tied.append((owners[0], variable))
+    shared = _layers_with_one_slot(model, old, own)
+    for (first, owner), *others in own.values():
+        tied += [(owner, v) for w, v in others if _maker(w) in shared and equal(w, first)]
+    return tuple(_tie_groups(tied, places))
+
+
+def _layers_with_one_slot(
+    model: keras.Model, old: OldLayout, own: Mapping[str, Sequence[tuple[Weight, Any]]]
+) -> set[PurePosixPath]:
+    """Finds the paths of layers that stand in several models, and were trained as one.
+
+    Two variables of one path would have slots of one name, which Keras cannot save.
+    """
+    trained = {id(variable) for variable in model.trainable_variables}
+    slots = [PurePosixPath(weight.name).name for weight in old.optimizer]
+    return {
+        _maker(held[0][0])
+        for name, held in own.items()
+        if sum(id(variable) in trained for _, variable in held) > 1
+        and any(slot.startswith(f"{name.replace('/', '_')}_") for slot in slots)
+    }
+
+
+def _maker(weight: Weight) -> PurePosixPath:
+    """The path of the layer that made a variable."""
+    return PurePosixPath(weight.name).parent
+
+
+def _tie_groups(
+    tied: Sequence[tuple[Any, Any]], places: Mapping[int, Sequence[Place]]
+) -> Iterator[TieGroup]:
+    # What is linked to a variable that is another's belongs to that one.
+    of = {id(variable): owner for owner, variable in tied}
+    tied = [(of.get(id(owner), owner), variable) for owner, variable in tied]
+    owners = {id(owner): owner for owner, variable in tied if owner is not variable}
+    for key, owner in owners.items():
+        aliases = {id(v): places[id(v)] for o, v in tied if o is owner and v is not owner}
+        yield TieGroup(
             places[key][0],
-            tuple(aliases[key]),
+            tuple(place for held in aliases.values() for place in held),
             tuple(owner.shape),
             str(owner.dtype),
             bool(owner.trainable),
         )
-        for key, owner in owners.items()
-    )
 
 
 def _names_around(place: Place, names: Mapping[str, str]) -> set[str]:

@@ -65,8 +65,8 @@ def save_tied(
 
     Raises:
         ModelNotBuiltError: If the model has no variables yet.
-        SaveError: If the path does not end in `.keras`, or an optimizer was built for
-            variables that were replaced since. All are named.
+        SaveError: If the path names no format, an optimizer was built for variables that were
+            replaced since, or HDF5 is asked for and cannot hold the model. All is named.
         OSError: If the file cannot be written.
 
     Example:
