@@ -197,6 +197,21 @@ def test_torch_parameters_follow_the_variables():
         assert parameters == {id(variable.value) for variable in model.variables}
 
 
+def test_the_old_layout_has_configs_of_its_own():
+    """`saving_options.keras_option_scope`, `saving_utils.model_metadata`, `.model_from_config`,
+    `json_utils.get_json_type`, `.decode`."""
+    model = scenarios.two_paddings()
+    with variables.keras_option_scope(use_legacy_config=True):
+        about = variables.saving_utils.model_metadata(model)
+        text = json.dumps(about, default=variables.json_utils.get_json_type)
+        read = variables.json_utils.decode(text)
+        built = variables.saving_utils.model_from_config(read["model_config"], custom_objects={})
+    assert about.keys() == {"keras_version", "backend", "model_config", "training_config"}
+    assert about["training_config"].keys() >= {"loss", "metrics", "optimizer_config"}
+    assert [layer.name for layer in built.layers] == [layer.name for layer in model.layers]
+    assert [v.path for v in built.layers[1].weights] == [v.path for v in model.layers[1].weights]
+
+
 def test_shared_objects_and_safe_mode_have_scopes(tmp_path):
     """`serialization_lib.ObjectSharingScope`, `.SafeModeScope`."""
     layer = keras.layers.Dense(2)

@@ -23,6 +23,7 @@ class Format:
         signature: What it begins with; none is a folder.
         write: Writes it.
         reading: Opens it.
+        has_old_layout: Whether it also holds the layout of Keras 2.
     """
 
     suffixes: tuple[str, ...]
@@ -30,6 +31,7 @@ class Format:
     signature: bytes
     write: Write
     reading: Callable[[Storage], AbstractContextManager[Archive]]
+    has_old_layout: bool = False
 
 
 # The first that fits is taken.
@@ -37,7 +39,7 @@ FORMATS = (
     Format((".keras",), True, b"PK\x03\x04", zipped.write, zipped.reading),
     Format((), True, b"", folder.write, folder.reading),
     Format((".weights.h5",), False, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading),
-    Format((".h5", ".hdf5"), True, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading),
+    Format((".h5", ".hdf5"), True, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading, True),
     Format((".weights.json",), False, b"{", shards.write, shards.reading),
 )
 _FOLDER = FORMATS[1]

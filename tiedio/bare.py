@@ -1,7 +1,8 @@
 """A weights file by itself: `.weights.h5`, or a whole model as `.h5`.
 
 Its record is the root dataset `tiedio`. A whole model has datasets named as the
-members of a `.keras` archive are: `config.json`, and those below `assets/`.
+members of a `.keras` archive are: `config.json`, and those below `assets/`. The
+layout of Keras 2, in which Keras reads it, is made of links to the same tensors.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from tiedio import hdf5
+from tiedio import hdf5, legacy
 from tiedio.containers import ASSETS, CONFIG, Archive, Content, damaged, parse
 from tiedio.errors import first_line
 from tiedio.storage import Storage
@@ -27,8 +28,17 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
         layout.tensors[CONFIG] = _text(json.dumps(content.config).encode())
         for name, path in content.asset_files():
             layout.tensors[f"{ASSETS}/{name}"] = _bytes(path)
+    own = {*layout.tensors, *layout.links}
+    if content.old_layout:
+        legacy.write(content.old_layout, layout)
+
+    def record(digests: dict[str, str]) -> str:
+        # Once is enough: not for their other paths in the old layout.
+        recorded = {path: digest for path, digest in digests.items() if path in own}
+        return json.dumps(content.record_with(recorded))
+
     with target.replacing(durable) as file, WriteBehind(file) as stream:
-        hdf5.write(layout, stream, advance, lambda d: json.dumps(content.record_with(d)))
+        hdf5.write(layout, stream, advance, record)
 
 
 @contextlib.contextmanager
@@ -57,6 +67,7 @@ def reading(source: Storage) -> Iterator[Archive]:
                 None if config is None else parse(source.name, CONFIG, config),
                 weights,
                 extract_assets=extract_assets,
+                old_layout=legacy.read(weights) if record is config is None else None,
             )
 
 

@@ -17,6 +17,18 @@ _log = logging.getLogger(__name__)
 # How Keras says in a config that several layers are one object.
 _MARK = "shared_object_id"
 
+# Where Keras has the classes that it names in the layout of Keras 2.
+_AREAS = (
+    "constraints",
+    "initializers",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "regularizers",
+)
+
 
 def write(model: keras.Model) -> dict[str, Any]:
     """Returns the config of a model, and of how it was compiled."""
@@ -69,14 +81,9 @@ class Config:
             config = _without_marks(self._config)
             return keras.saving.deserialize_keras_object({**config, "compile_config": None})
 
-        with _explained(self._config, self._path):
+        with explained(self._config, self._path):
             model = deferral.build(build)
-        if not isinstance(model, keras.Layer):
-            raise LoadError(
-                f"`{self._path}` holds no model.\n"
-                f"Expected: a model. Received: {type(model).__name__}.\n"
-                "Load it with `keras.saving.load_model`."
-            )
+        check_model(model, self._path)
         return model
 
     def compile(self, model: keras.Model, deferral: Deferral) -> bool:
@@ -84,7 +91,7 @@ class Config:
         config = _without_marks(self._config).get("compile_config")
         if not config:
             return False
-        with _explained(self._config, self._path):
+        with explained(self._config, self._path):
             if models.compiles_as_keras(model):
                 model.compile(**keras.saving.deserialize_keras_object(config))
             else:
@@ -95,15 +102,26 @@ class Config:
         return True
 
 
+def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:
+    """Refuses what a config may be of and is no model."""
+    if not isinstance(model, kind):
+        raise LoadError(
+            f"`{path}` holds no model.\n"
+            f"Expected: a model. Received: {type(model).__name__}.\n"
+            "Load it with `keras.saving.load_model`."
+        )
+
+
 @contextlib.contextmanager
-def _explained(config: Any, path: str) -> Iterator[None]:
+def explained(config: Any, path: str) -> Iterator[None]:
     """Turns what Keras says of a config that it cannot read into errors of tiedio."""
     try:
         yield
     except TiedioError:
         raise
     except Exception as error:  # a config may lead Keras anywhere
-        missing = _unregistered(config) if "ould not locate" in str(error) else set()
+        unknown = any(words in str(error) for words in ("ould not locate", "Unknown layer"))
+        missing = _unregistered(config) if unknown else set()
         if missing:
             raise CustomObjectsError(
                 f"`{path}` needs classes or functions that are not registered: "
@@ -178,8 +196,15 @@ def _unregistered(config: Any) -> set[str]:
                 keras.saving.deserialize_keras_object(part)
             except Exception:
                 found.add(str(part.get("config")))
-        elif name and str(part.get("module", "keras")).split(".")[0] != "keras":
+        elif name and not _is_of_keras(part, str(name)):
             registered = str(part.get("registered_name") or name)
             if keras.saving.get_registered_object(registered) is None:
                 found.add(str(name))
     return found
+
+
+def _is_of_keras(part: dict[str, Any], name: str) -> bool:
+    if "module" in part:
+        return str(part["module"]).split(".")[0] == "keras"
+    # The layout of Keras 2 does not say.
+    return name.startswith("__") or any(hasattr(getattr(keras, area), name) for area in _AREAS)

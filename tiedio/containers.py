@@ -6,12 +6,15 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiedio import hdf5
 from tiedio.errors import FileFormatError, listed
 from tiedio.ties import METADATA_KEY, Record
 from tiedio.weights_file import WeightsFile
+
+if TYPE_CHECKING:
+    from tiedio.legacy import OldLayout
 
 METADATA = "metadata.json"
 CONFIG = "config.json"
@@ -33,6 +36,7 @@ class Content:
         config: Content of `config.json`, if it is a whole model.
         assets: Folder whose files are assets.
         shard_bytes: How large a shard may be, where weights are sharded.
+        old_layout: The same in the layout of Keras 2, for formats that hold that too.
     """
 
     layout: hdf5.Layout
@@ -41,6 +45,7 @@ class Content:
     config: Any = None
     assets: Path | None = None
     shard_bytes: float = float("inf")
+    old_layout: "OldLayout | None" = None
 
     def record_with(self, digests: dict[str, str]) -> dict[str, Any]:
         return dataclasses.replace(self.record, digests=digests).to_json()
@@ -70,6 +75,7 @@ class Archive:
         weights: The weights.
         verify_weights: Compares the weights with a checksum of the container, if it has one.
         extract_assets: Puts the assets below a folder, in the folder `assets`.
+        old_layout: What it says in the layout of Keras 2, if it has neither config nor record.
     """
 
     filepath: str
@@ -78,6 +84,7 @@ class Archive:
     weights: WeightsFile
     verify_weights: Callable[[], None] = lambda: None
     extract_assets: Callable[[Path], None] = lambda folder: None
+    old_layout: "OldLayout | None" = None
 
     def read_record(self, verify: bool) -> Record | None:
         """Returns the record, by which the weights are then read; `None` if there is none.

@@ -46,12 +46,14 @@ class Tensor:
         read: Makes it.
         axis_order: How it lies in memory, if not row by row: its axes, that of the
             largest stride first.
+        source: The variable whose value it is, if it is that of one.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     axis_order: tuple[int, ...] | None = None
+    source: Any = None
 
 
 @dataclasses.dataclass

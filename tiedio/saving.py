@@ -6,8 +6,8 @@ values, retied, compiled, and its state read into place; last its optimizers are
 built, so that they see the shared variables, and their state is read.
 """
 
+import dataclasses
 import datetime
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +15,22 @@ from typing import Any
 
 import keras
 
-from tiedio import archive, configs, inference, models, retying, state, storage, variables
+from tiedio import (
+    archive,
+    configs,
+    inference,
+    models,
+    old_layout,
+    old_model,
+    retying,
+    state,
+    storage,
+    variables,
+)
 from tiedio.containers import ASSETS, Content
 from tiedio.deferral import Deferral
 from tiedio.errors import FileFormatError, ModelNotBuiltError
 from tiedio.progress import shown
-from tiedio.weights_file import WeightsFile
-
-# Bytes that any tensor may have, however small the model's are.
-_ROOM = 1 << 20
 
 
 def save_tied(
@@ -58,8 +65,8 @@ def save_tied(
 
     Raises:
         ModelNotBuiltError: If the model has no variables yet.
-        SaveError: If the path does not end in `.keras`, or an optimizer was built for
-            variables that were replaced since. All are named.
+        SaveError: If the path names no format, an optimizer was built for variables that were
+            replaced since, or HDF5 is asked for and cannot hold the model. All is named.
         OSError: If the file cannot be written.
 
     Example:
@@ -87,6 +94,9 @@ def save_tied(
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
         content = Content(layout, record, metadata(), configs.write(model), Path(assets))
+        if container.has_old_layout:
+            old = old_layout.capture(model, layout)
+            content = dataclasses.replace(content, old_layout=old)
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
 
@@ -155,6 +165,11 @@ def load_tied(
         tempfile.TemporaryDirectory() as folder,
         shown(f"Loading {place.label}", progress) as source.weights.advance,
     ):
+        if source.old_layout and source.old_layout.model_config:
+            with Deferral(source.weights.size) as deferral:
+                model = old_model.load(source, deferral, custom_objects, compile, safe_mode, strict)
+            models.forget_functions(model)
+            return model
         if source.config is None:
             raise FileFormatError(
                 f"`{place.name}` holds the weights of a model only.\n"
@@ -167,7 +182,7 @@ def load_tied(
             configs.reading(source.config, place.name, custom_objects, safe_mode) as config,
         ):
             model = config.build(deferral)
-            make_room(source.weights, model)
+            state.make_room(source.weights, model)
 
             def saveables() -> Sequence[variables.Visit]:
                 return inference.located(variables.walk(model), source.weights, record)
@@ -191,12 +206,6 @@ def load_tied(
             restoration.finish(strict)
         models.forget_functions(model)
     return model
-
-
-def make_room(weights: WeightsFile, model: keras.Model) -> None:
-    """Lets a tensor declare as many bytes as the largest of the model has."""
-    largest = max((math.prod(variable.shape) for variable in model.variables), default=0)
-    weights.room = _ROOM + 8 * largest
 
 
 def metadata() -> dict[str, Any]:

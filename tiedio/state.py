@@ -7,6 +7,7 @@ in the order of the walk, then what Keras itself does not store.
 import collections
 import contextlib
 import dataclasses
+import math
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,9 @@ from tiedio.weights_file import Store, WeightsFile, damaged
 
 # How optimizers store their variables, unless a class of its own does otherwise.
 _OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
+
+# Bytes that any tensor may have, however small the model's are.
+_ROOM = 1 << 20
 
 
 def capture(
@@ -311,7 +315,7 @@ def _tensor(value: Any) -> hdf5.Tensor:
     if isinstance(value, keras.Variable):
         shape = tuple(int(size) for size in value.shape)
         order = variables.axis_order(value)
-        return hdf5.Tensor(shape, np.dtype(value.dtype), lambda: _to_numpy(value), order)
+        return hdf5.Tensor(shape, np.dtype(value.dtype), lambda: _to_numpy(value), order, value)
     array = _to_numpy(value)
     return hdf5.Tensor(array.shape, array.dtype, lambda: array)
 
@@ -327,6 +331,12 @@ def _to_numpy(value: Any) -> np.ndarray:
             except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
                 continue  # on another device, or bfloat16
     return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def make_room(weights: WeightsFile, model: keras.Model) -> None:
+    """Lets a tensor declare as many bytes as the largest of the model has."""
+    largest = max((math.prod(variable.shape) for variable in model.variables), default=0)
+    weights.room = _ROOM + 8 * largest
 
 
 def report(error: Exception | None, strict: bool) -> None:

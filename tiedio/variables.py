@@ -23,6 +23,11 @@ import numpy as np
 # given a random one at the next chance.
 from keras.src.backend.common import global_state
 
+# The configs of Keras 2: there is no public way to make them, nor a model of one.
+from keras.src.legacy.saving import json_utils as json_utils
+from keras.src.legacy.saving import saving_utils as saving_utils
+from keras.src.legacy.saving.saving_options import keras_option_scope as keras_option_scope
+
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
 from keras.src.saving.keras_saveable import KerasSaveable
 

@@ -145,7 +145,7 @@ def load_tied_weights(
         archive.reading(place) as source,
         shown(f"Loading {place.label}", progress) as source.weights.advance,
     ):
-        saving.make_room(source.weights, model)
+        state.make_room(source.weights, model)
         record = source.read_record(verify)
         if damaged_paths := source.weights.find_damaged():
             raise damaged(place.name, damaged_paths, "others")
