@@ -416,3 +416,60 @@ def test_lists_in_lists_are_linked_to_where_older_versions_look(tmp_path):
             ("container_1/dense", "dense_1"),
         ):
             assert file[f"groups/{now}"] == file[f"layers/{before}"]
+
+
+@pytest.fixture
+def old_layout(tmp_path):
+    """What stock Keras saves as `.h5`, of a model that is not tied."""
+    model = two_convolutions(tie=None)
+    model.save(tmp_path / "old.h5")
+    return model, tmp_path / "old.h5"
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_layout_of_keras_2(old_layout, by_name):
+    model, filepath = old_layout
+    loaded = two_convolutions(tie=None)
+    tiedio.load_tied_weights(loaded, filepath, by_name=by_name)
+    assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+
+
+def test_the_layout_of_keras_2_into_a_tied_model(old_layout):
+    model, filepath = old_layout
+    loaded = two_convolutions()
+    before = values(loaded)
+    with pytest.raises(errors.FileFormatError, match=r"is damaged at `model_weights/valid/"):
+        tiedio.load_tied_weights(loaded, filepath)
+    assert values(loaded) == before
+    model.get_layer("valid").set_weights(model.get_layer("same").get_weights())
+    model.save(filepath)
+    tiedio.load_tied_weights(loaded, filepath)
+    assert all(
+        map(
+            np.array_equal,
+            loaded.get_layer("same").get_weights(),
+            model.get_layer("same").get_weights(),
+        )
+    )
+    assert len(tiedio.find_ties(loaded)) == 2
+
+
+def test_the_layout_of_keras_2_into_other_shapes(old_layout):
+    model, filepath = old_layout
+    loaded = two_convolutions(tie=None, kernel_size=5)
+    before = values(loaded)
+    with pytest.raises(errors.LoadError, match="Cannot load the weights of `valid` from"):
+        tiedio.load_tied_weights(loaded, filepath)
+    assert values(loaded) == before
+    with pytest.warns(tiedio.TiedioWarning, match="Cannot load the weights of `valid` from"):
+        tiedio.load_tied_weights(loaded, filepath, skip_mismatch=True)
+    assert np.array_equal(loaded.get_layer("head").kernel, model.get_layer("head").kernel)
+
+
+def test_options_that_a_file_has_no_use_for(tied, tmp_path, old_layout):
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions()
+    with pytest.raises(errors.LoadError, match="`by_name` cannot be used for"):
+        tiedio.load_tied_weights(model, filepath, by_name=True)
+    with pytest.raises(errors.LoadError, match="`objects_to_skip` cannot be used for"):
+        tiedio.load_tied_weights(model, old_layout[1], objects_to_skip=[model.optimizer])

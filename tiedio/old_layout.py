@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import random
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import keras
 
 from tiedio import hdf5, variables
 from tiedio.deferral import Deferral
-from tiedio.errors import LoadError, SaveError, first_line, listed
+from tiedio.errors import LoadError, SaveError, TiedioWarning, first_line, listed
 from tiedio.legacy import OldLayout, Weight
 
 _log = logging.getLogger(__name__)
@@ -197,7 +198,9 @@ class Match:
         return None if expected == received else f"{expected}, received {received}"
 
 
-def pairs(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[tuple[Any, str]]:
+def pairs(
+    model: keras.Model, old: OldLayout, by_name: bool = False, skip_mismatch: bool = False
+) -> list[tuple[Any, str]]:
     """Pairs the variables of a model with the dataset_paths of a file, as Keras does.
 
     Args:
@@ -205,12 +208,19 @@ def pairs(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[tup
         old: What the file says.
         by_name: Whether to go by the names of layers, and leave out those that only one of
             the two has, instead of by their order.
+        skip_mismatch: Whether to leave out, with a warning, layers that do not fit.
 
     Raises:
         LoadError: If they do not fit. All layers that do not are named.
     """
     matches = match(model, old, by_name)
-    check(matches, old)
+    try:
+        check(matches, old)
+    except LoadError as error:
+        if not skip_mismatch:
+            raise
+        warnings.warn(str(error), TiedioWarning, stacklevel=4)
+        matches = [one for one in matches if not one.problem()]
     return [
         (variable, weight.dataset_path)
         for one in matches
@@ -260,6 +270,13 @@ def check(matches: Iterable[Match], old: OldLayout) -> None:
             "Load the file into the model that was saved. Where fewer are stored than expected, "
             "some may have been tied inside one layer: this format does not say which."
         )
+
+
+def finalize(model: keras.Model) -> None:
+    """Lets layers take up what they computed from their variables, as normalization does."""
+    for _, layer in variables.layers_of(variables.walk(model)):
+        if hasattr(layer, "finalize_state") and layer.weights:
+            layer.finalize_state()
 
 
 def _last(name: str) -> str:

@@ -18,7 +18,7 @@ from tiedio.containers import Archive
 from tiedio.deferral import Deferral
 from tiedio.errors import FileFormatError, LoadError
 from tiedio.legacy import OldLayout, Weight
-from tiedio.old_layout import Match, build, check, match
+from tiedio.old_layout import Match, build, check, finalize, match
 from tiedio.substitution import restore_layer
 from tiedio.ties import Place, Record, TieGroup
 from tiedio.weights_file import WeightsFile, damaged
@@ -70,7 +70,7 @@ def load(
         held = variables.find_places(variables.walk(model))
         _assign([(held[place][1], weight) for place, weight in stored.items()], weights)
         deferral.finish()
-        _finalize(model)
+        finalize(model)
         if compiled:
             state.report(_resume(model, old, weights, deferral), strict)
     return model
@@ -235,13 +235,6 @@ def _assign(values: Iterable[tuple[Any, Weight]], weights: WeightsFile) -> None:
         raise unreadable[0]
     if unreadable:
         raise damaged(weights.filepath, weights.damaged, "others") from unreadable[0]
-
-
-def _finalize(model: keras.Model) -> None:
-    """Lets layers take up what they computed from their variables, as normalization does."""
-    for _, layer in variables.layers_of(variables.walk(model)):
-        if hasattr(layer, "finalize_state") and layer.weights:
-            layer.finalize_state()
 
 
 def _resume(

@@ -6,10 +6,21 @@ from typing import Any
 
 import keras
 
-from tiedio import archive, existing, inference, models, retying, saving, state, storage, variables
-from tiedio.containers import Content
+from tiedio import (
+    archive,
+    existing,
+    inference,
+    models,
+    old_layout,
+    retying,
+    saving,
+    state,
+    storage,
+    variables,
+)
+from tiedio.containers import Archive, Content
 from tiedio.deferral import Deferral
-from tiedio.errors import TiedioWarning
+from tiedio.errors import LoadError, TiedioWarning
 from tiedio.progress import shown
 from tiedio.weights_file import damaged
 
@@ -93,6 +104,7 @@ def load_tied_weights(
     skip_mismatch: bool = False,
     *,
     objects_to_skip: Iterable[Any] | None = None,
+    by_name: bool = False,
     strict: bool = True,
     verify: bool = True,
     progress: bool = False,
@@ -109,6 +121,8 @@ def load_tied_weights(
         filepath: Path of a file in any format of Keras; also a URL, or an open file.
         skip_mismatch: Whether to leave out, with a `TiedioWarning`, what does not fit.
         objects_to_skip: Layers, or the optimizer, that are left as they are.
+        by_name: Of a file in the layout of Keras 2, whether to go by the names of layers instead
+            of by their order, and to leave out those that only one of the two has.
         strict: Whether it is an error if ties or the optimizer state cannot be restored.
         verify: Whether to read all of the file first, and compare it with the digests in
             its record.
@@ -146,6 +160,9 @@ def load_tied_weights(
         shown(f"Loading {place.label}", progress) as source.weights.advance,
     ):
         state.make_room(source.weights, model)
+        if by_name or source.old_layout:
+            _load_old_layout(model, source, by_name, skip_mismatch, bool(skipped), strict)
+            return
         record = source.read_record(verify)
         if damaged_paths := source.weights.find_damaged():
             raise damaged(place.name, damaged_paths, "others")
@@ -175,3 +192,38 @@ def load_tied_weights(
         )
         restoration.finish(strict)
         models.forget_functions(model)
+
+
+def _load_old_layout(
+    model: keras.Model,
+    source: Archive,
+    by_name: bool,
+    skip_mismatch: bool,
+    skips_objects: bool,
+    strict: bool,
+) -> None:
+    """Loads weights that Keras stored by position, as Keras does; the optimizer is left alone."""
+    if source.old_layout is None or skips_objects:
+        option, files = (
+            ("objects_to_skip", "other files")
+            if skips_objects
+            else ("by_name", "files in the layout of Keras 2")
+        )
+        raise LoadError(
+            f"`{option}` cannot be used for `{source.filepath}`.\n"
+            f"Expected: it for {files} only, as in Keras. Received: {option}.\n"
+            f"Leave `{option}` out."
+        )
+    pairs = old_layout.pairs(model, source.old_layout, by_name, skip_mismatch)
+    owners: dict[int, str] = {}
+    aliases = {}
+    for variable, path in pairs:
+        if owners.setdefault(id(variable), path) != path:
+            aliases[path] = owners[id(variable)]
+    if differing := source.weights.disagreements(aliases):
+        error = damaged(source.filepath, differing, "other values than at their owners")
+        state.report(error, strict)
+    values = [(variable, source.weights.read(path)) for variable, path in pairs]
+    for variable, value in values:
+        variable.assign(value)
+    old_layout.finalize(model)
