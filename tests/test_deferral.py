@@ -192,9 +192,9 @@ def test_variables_take_over_what_was_read(dtype, tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, dtype=dtype)])
     tiedio.save_tied(model, tmp_path / "model.keras")
     read = []
-    original = weights_file._aligned
+    original = weights_file.aligned
     monkeypatch.setattr(
-        weights_file, "_aligned", lambda *arguments: read.append(original(*arguments)) or read[-1]
+        weights_file, "aligned", lambda *arguments: read.append(original(*arguments)) or read[-1]
     )
     kernel = tiedio.load_tied(tmp_path / "model.keras").layers[0].kernel
     assert any(np.shares_memory(memory_of(kernel), array) for array in read)

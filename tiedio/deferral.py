@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from tiedio import variables
-from tiedio.weights_file import Store, Stored
+from tiedio.arrays import Stored
+from tiedio.weights_file import Store
 
 _log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
+from tiedio.arrays import Stored, aligned, ordered
 from tiedio.errors import FileFormatError, first_line, listed
 from tiedio.hdf5 import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
 from tiedio.streams import Window
@@ -28,9 +29,6 @@ _KINDS = "biufcS"
 
 # Large tensors are read in parts, each in another thread.
 READ_CHUNK = 1 << 23  # bytes
-
-# What TensorFlow, JAX and torch ask of memory that they use in place.
-_ALIGNMENT = 64  # bytes
 
 # What h5py raises for damaged files, whichever part of HDF5 meets the damage.
 _HDF5_ERRORS = (
@@ -45,18 +43,6 @@ _HDF5_ERRORS = (
 )
 
 _DAMAGED = "The file is damaged; restore it from a copy or save the model again."
-
-
-class Stored(np.ndarray):
-    """An array as it was read. One variable may use its memory."""
-
-    def take_over(self) -> np.ndarray:
-        """Returns the array itself to the first who asks; to any other a copy."""
-        memory = self.__dict__.pop("memory", None)
-        if memory is None:
-            memory = _aligned(self.shape, self.dtype)
-            memory[...] = self
-        return memory
 
 
 class WeightsFile:
@@ -218,7 +204,7 @@ class WeightsFile:
                     self.advance(value.nbytes, self.size)
                 if digest and digest.hexdigest() != expected:
                     self.damaged.add(dataset_path)
-                return _ordered(value, self.axis_orders.get(dataset_path))
+                return ordered(value, self.axis_orders.get(dataset_path))
         except _HDF5_ERRORS as error:
             self.damaged.add(dataset_path)
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
@@ -259,7 +245,7 @@ class WeightsFile:
         declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self.size)
         if declared > max(self.room, stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
-        return _aligned(dataset.shape, BFLOAT16 if bfloat16 else dtype)
+        return aligned(dataset.shape, BFLOAT16 if bfloat16 else dtype)
 
     def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
         """Returns a dataset, and the file that it is in."""
@@ -382,25 +368,6 @@ def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
         and dataset.id.get_storage_size() == dataset.nbytes
         and dataset.id.get_type().get_size() == dtype.itemsize
     )
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Makes an array in memory that backends take over without copying it."""
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    room = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
-
-
-def _ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
-    """Lays the memory of an array out so that its strides fall in the order of `axes`."""
-    if axes is None:
-        return array
-    if len(axes) != array.ndim:
-        raise ValueError(f"axes {list(axes)} of an array of shape {array.shape}")
-    moved = _aligned(tuple(array.shape[axis] for axis in axes), array.dtype)
-    moved[...] = array.transpose(axes)
-    return moved.transpose(np.argsort(axes))
 
 
 def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:

@@ -1,0 +1,39 @@
+"""Arrays as they are read, in memory that a variable may use without copying it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# What TensorFlow, JAX and torch ask of memory that they use in place.
+_ALIGNMENT = 64  # bytes
+
+
+class Stored(np.ndarray):
+    """An array as it was read. One variable may use its memory."""
+
+    def take_over(self) -> np.ndarray:
+        """Returns the array itself to the first who asks; to any other a copy."""
+        memory = self.__dict__.pop("memory", None)
+        if memory is None:
+            memory = aligned(self.shape, self.dtype)
+            memory[...] = self
+        return memory
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Makes an array in memory that backends take over without copying it."""
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
+    """Lays the memory of an array out so that its strides fall in the order of `axes`."""
+    if axes is None:
+        return array
+    if len(axes) != array.ndim:
+        raise ValueError(f"axes {list(axes)} of an array of shape {array.shape}")
+    moved = aligned(tuple(array.shape[axis] for axis in axes), array.dtype)
+    moved[...] = array.transpose(axes)
+    return moved.transpose(np.argsort(axes))
