@@ -327,6 +327,7 @@ STOCK = [
     "gamma_by_hand",
     "untied_after_a_tie_by_hand",
     "spectral_normalisation",
+    "lora_on_both_layers",
     "policies_that_differ",
     "loss_scaling",
     "lamb",
