@@ -104,6 +104,19 @@ def test_stock_keras_opens_it_in_another_process(tmp_path):
     assert np.allclose(np.load(tmp_path / "outputs.npy"), outputs, atol=1e-6)
 
 
+def test_stock_keras_loads_the_weights_of_a_model_it_cannot_build(tmp_path):
+    """A model of a class of one's own has no variables until it is called."""
+    model = trained("subclassed")
+    tiedio.save_tied(model, tmp_path / "model.h5")
+    other = trained("subclassed")
+    inputs, _ = scenarios.data_for(model)
+    for variable in other.weights:
+        variable.assign(keras.ops.zeros_like(variable))
+    other.load_weights(tmp_path / "model.h5")
+    expected, received = (one.predict(inputs, verbose=0) for one in (model, other))
+    assert np.array_equal(received, expected)
+
+
 def test_stock_keras_goes_on_counting(tmp_path):
     """Slots it leaves at zero, whoever wrote the file."""
     model = trained("two_paddings")
@@ -314,6 +327,7 @@ STOCK = [
     "gamma_by_hand",
     "untied_after_a_tie_by_hand",
     "spectral_normalisation",
+    "lora_on_both_layers",
     "policies_that_differ",
     "loss_scaling",
     "lamb",

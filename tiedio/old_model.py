@@ -173,15 +173,18 @@ def _restore_order(model: keras.Model, old: OldLayout, stored: Mapping[Place, We
         for weights in old.layers.values()
         for count, weight in enumerate(weights)
     }
+    listed = collections.defaultdict(list)  # as the model lists them, where each is in the file
+    for place, weight in stored.items():
+        listed[place.inner_path].append(number.get(weight.dataset_path, 0))
     visits = variables.walk(model)
     states = variables.find_layers(visits)
     for inner_path, layer in variables.layers_of(visits):
         held = states[inner_path].variables
         weights = [stored.get(Place(inner_path, one.attribute)) for one in held]
         order = [number.get(weight.dataset_path, 0) for weight in weights if weight]
-        if len(order) == len(held) and order != sorted(order):
-            listed = [one for _, one in sorted(zip(order, held, strict=True), key=lambda p: p[0])]
-            saved = dataclasses.replace(states[inner_path], variables=tuple(listed))
+        if len(order) == len(held) and listed[inner_path] != sorted(order):
+            as_saved = [one for _, one in sorted(zip(order, held, strict=True), key=lambda p: p[0])]
+            saved = dataclasses.replace(states[inner_path], variables=tuple(as_saved))
             restore_layer(layer, saved, variables.named_variables(layer))
 
 
