@@ -73,30 +73,29 @@ def report(model, folder, name):
 
 
 def start(folder, name):
+    keras.utils.clear_session()  # containers of weights keep no automatic names
     keras.utils.set_random_seed(1)
     model = scenarios.SCENARIOS[name]()
     scenarios.train(model)
     model.save(folder / f"{name}.stock.keras")
     tiedio.save_tied(model, folder / f"{name}.keras")
-    refused = {}
-    for container, (save, _) in scenarios.CONTAINERS.items():
-        try:
+    for container, names in json.loads((folder / "contained.json").read_text()).items():
+        if name in names:
+            save, _ = scenarios.CONTAINERS[container]
             save(model, str(folder / f"{name}.{container}"))
-        except tiedio.TiedioError as error:
-            refused[container] = str(error)
-    return report(model, folder / PART, name) | {"refused": refused}
-
-
-def contained(folder, name):
-    """Resumes from another container than `.keras`."""
-    _, load = scenarios.CONTAINERS[PART]
-    return report(load(str(folder / f"{name}.{PART}")), folder / PART, name)
+    return report(model, folder / PART, name)
 
 
 def resume(folder, name):
     # Other automatic names than in the process that saved must not matter.
     keras.layers.Dense(1), keras.layers.Conv2D(1, 1)
     return report(tiedio.load_tied(folder / f"{name}.keras"), folder / PART, name)
+
+
+def contained(folder, name):
+    """Resumes from another container than `.keras`."""
+    _, load = scenarios.CONTAINERS[PART]
+    return report(load(str(folder / f"{name}.{PART}")), folder / PART, name)
 
 
 def never_retied(folder, name):

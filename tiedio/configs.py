@@ -68,9 +68,12 @@ class Config:
     """
 
     def __init__(self, config: dict[str, Any], path: str, sharing: contextlib.ExitStack):
-        self._config = versions.without_unknown(config)
+        self._config = config
         self._path = path
         self._sharing = sharing
+
+    def _for_this_keras(self) -> dict[str, Any]:
+        return _without_marks(versions.without_unknown(self._config))
 
     def build(self, deferral: Deferral) -> keras.Model:
         """Builds the model, uncompiled."""
@@ -78,7 +81,7 @@ class Config:
         def build() -> Any:
             # A second attempt shares nothing with the first.
             self._sharing.enter_context(variables.ObjectSharingScope())
-            config = _without_marks(self._config)
+            config = self._for_this_keras()
             return keras.saving.deserialize_keras_object({**config, "compile_config": None})
 
         with explained(self._config, self._path):
@@ -88,10 +91,10 @@ class Config:
 
     def compile(self, model: keras.Model, deferral: Deferral) -> bool:
         """Compiles the model if it was; its optimizer is left unbuilt if its class lets us."""
-        config = _without_marks(self._config).get("compile_config")
-        if not config:
+        if not self._config.get("compile_config"):
             return False
         with explained(self._config, self._path):
+            config = self._for_this_keras()["compile_config"]
             if models.compiles_as_keras(model):
                 model.compile(**keras.saving.deserialize_keras_object(config))
             else:

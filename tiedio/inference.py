@@ -52,9 +52,16 @@ def located(
     return found
 
 
-def unrecorded_links(visits: Sequence[variables.Visit], weights: WeightsFile) -> RecordError | None:
-    """The error for variables that the record has made two, and the file stores as one."""
-    found = _find_linked(visits, weights)
+def unrecorded_links(
+    visits: Sequence[variables.Visit], weights: WeightsFile, record: Record
+) -> RecordError | None:
+    """The error for variables that are two by the record, and one tensor in the file."""
+    recorded = [set(group.places) for group in record.tie_groups]
+    found = [
+        group
+        for group in _find_linked(visits, weights)
+        if not any(places.issuperset(group.places) for places in recorded)
+    ]
     if not found:
         return None
     return RecordError(

@@ -192,8 +192,6 @@ def load_tied(
             state.report(error, strict)
             visits = variables.walk(model)
             state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
-            if record:
-                state.report(inference.unrecorded_links(visits, source.weights), strict)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
             restoration = state.Restoration(source.weights, Path(folder) / ASSETS, record, deferral)
@@ -204,6 +202,9 @@ def load_tied(
             state.report(error if compiled else None, strict)
             restoration.read(models.only_optimizers(saveables()))
             restoration.finish(strict)
+            if record:
+                error = inference.unrecorded_links(saveables(), source.weights, record)
+                state.report(error, strict)
         models.forget_functions(model)
     return model
 

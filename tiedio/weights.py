@@ -180,6 +180,8 @@ def load_tied_weights(
         for error in existing.check(model, wanted, record is not None, source.weights, visits):
             state.report(error, strict)
         state.report(retying.disagreement(visits, wanted, source.weights), strict)
+        if record:
+            state.report(inference.unrecorded_links(visits, source.weights, wanted), strict)
         deferral = Deferral(source.weights.size)
         retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
         restoration = state.Restoration(source.weights, None, record and wanted, deferral)

@@ -24,12 +24,13 @@ from .base import (
 )
 from .between_layers import Mixture, TiedAutoencoder, two_paddings
 from .by_hand import gamma_by_hand, kernel_by_hand
-from .containers import CONTAINERS
+from .containers import CONTAINERS, NOT_CONTAINED
 from .own_storing import Motto
 
 __all__ = [
     "CONTAINERS",
     "CONTROLS",
+    "NOT_CONTAINED",
     "SCENARIOS",
     "SLOW",
     "Mixture",
