@@ -48,6 +48,13 @@ def equal_pair(**options):
     return keras.Sequential([keras.Input((4,)), *layers])
 
 
+def mostly_slow(names, *always):
+    """Runs a test for all names only where slow tests are asked for."""
+    return [
+        pytest.param(name, marks=[] if name in always else [pytest.mark.slow]) for name in names
+    ]
+
+
 # What tiedio writes
 
 WRITTEN = [
@@ -69,7 +76,9 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    "name", mostly_slow(WRITTEN, "two_paddings", "gamma_by_hand", "tied_inside_one_layer")
+)
 def test_stock_keras_opens_it(name, tmp_path):
     """Also where it cannot open what it writes itself: nested ties, replaced and LoRA kernels."""
     model = trained(name)
@@ -80,7 +89,7 @@ def test_stock_keras_opens_it(name, tmp_path):
     assert type(stock.optimizer) is type(model.optimizer)
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", mostly_slow(WRITTEN, "two_paddings", "dropout"))
 def test_load_tied_restores_all_of_it(name, tmp_path):
     model = trained(name)
     tiedio.save_tied(model, tmp_path / "model.hdf5")
@@ -344,7 +353,9 @@ def stock(model, filepath):
     return filepath
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize(
+    "name", mostly_slow(STOCK, "owner_comes_second", "gamma_by_hand", "momentum_and_schedule")
+)
 def test_ties_weights_and_optimizer_come_back(name, tmp_path):
     model = trained(name)
     loaded = tiedio.load_tied(stock(model, tmp_path / "model.h5"))
@@ -358,7 +369,9 @@ def test_ties_weights_and_optimizer_come_back(name, tmp_path):
     assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["two_paddings", "equal_but_untied", "owner_comes_second"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["two_paddings", "equal_but_untied", "owner_comes_second"], "two_paddings")
+)
 def test_training_of_a_stock_file_resumes(name, tmp_path):
     model = trained(name)
     stock(model, tmp_path / "model.h5")
@@ -405,7 +418,7 @@ SHARED_LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("name", SHARED_LAYERS)
+@pytest.mark.parametrize("name", mostly_slow(SHARED_LAYERS, "dense_then_inside_a_submodel"))
 def test_layers_in_several_models_are_tied(name, tmp_path):
     """They were trained as one: Keras saves no two slots of one name."""
     model = trained(name)

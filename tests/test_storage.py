@@ -266,8 +266,15 @@ class OtherError(Exception):
     pass
 
 
-@pytest.mark.parametrize("tensors", [1, 24])
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("tensors", "there"),
+    [
+        (24, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(24, False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_exception_in_the_middle_of_an_upload_leaves_the_old_object(
     place, request, tensors, there
 ):

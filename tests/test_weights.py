@@ -22,7 +22,12 @@ FORMS = {
 }
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(
+    params=[
+        pytest.param(form, marks=[] if form in ("one file", "shards") else [pytest.mark.slow])
+        for form in FORMS
+    ]
+)
 def form(request):
     return request.param
 
@@ -71,8 +76,17 @@ def values(model):
     return [array.tobytes() for array in scenarios.arrays_of(held)]
 
 
-@pytest.mark.parametrize("tie", [None, ("kernel",), ("kernel", "bias")])
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("tie", "trained"),
+    [
+        (None, False),
+        (("kernel",), True),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param(("kernel",), False, marks=pytest.mark.slow),
+        pytest.param(("kernel", "bias"), False, marks=pytest.mark.slow),
+        pytest.param(("kernel", "bias"), True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_tied_file(tied, tmp_path, form, tie, trained):
     filepath = save(tied, tmp_path, form)
     model = two_convolutions(tie)

@@ -1,0 +1,17 @@
+"""What all tests run in."""
+
+import gc
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_over():
+    """Lets go of what a module made; TensorFlow keeps thousands of objects for each model
+    that is trained, which every later search for live layers would go through.
+    """
+    yield
+    keras.utils.clear_session()
+    gc.collect()
+    gc.freeze()
