@@ -1,5 +1,6 @@
 """The members of an archive, and what is refused."""
 
+import io
 import os
 import zipfile
 
@@ -123,3 +124,13 @@ def test_a_file_that_is_overwritten_after_it_was_read(meddled):
     filepath.write_bytes(bytes(filepath.stat().st_size))
     filepath.write_bytes(b"")
     assert np.array_equal(keras.ops.convert_to_numpy(loaded.layers[0].kernel), kernel)
+
+
+def test_an_archive_behind_other_bytes():
+    """As a file may be that is open, and was not empty."""
+    file = io.BytesIO(b"not of the archive")
+    file.seek(0, io.SEEK_END)
+    model = scenarios.two_paddings()
+    tiedio.save_tied(model, file)
+    assert file.getvalue().startswith(b"not of the archivePK")
+    assert scenarios.ties_of(tiedio.load_tied(file)) == scenarios.ties_of(model)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -90,6 +91,9 @@ def _format_of(source: Storage) -> Format:
     for one in FORMATS:
         if one.signature and begins.startswith(one.signature):
             return one
+    with source.reading() as file:
+        if zipfile.is_zipfile(file):  # other bytes may come before an archive
+            return FORMATS[0]
     raise FileFormatError(
         f"`{source.name}` is not a Keras file.\n"
         "Expected: a zip archive, an HDF5 file, the JSON of sharded weights, or a folder. "
