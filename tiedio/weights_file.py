@@ -148,12 +148,12 @@ class WeightsFile:
         """Returns the attributes of a group (`""` is the root), in each file that has it."""
         try:
             return [
-                dict(group.attrs)
+                {name: _attribute(group, name) for name in group.attrs}
                 for group in self._found(group_path)
                 if isinstance(group, h5py.Group)
             ]
         except _HDF5_ERRORS as error:
-            where = f"has unreadable attributes at `{group_path}`"
+            where = f"has unreadable attributes at `/{group_path}`"
             raise self._error(where, first_line(error)) from error
 
     def text(self, dataset_path: str) -> bytes | None:
@@ -355,6 +355,15 @@ class SharedStore(Store):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.read_once(f"{self._group_path}/{name}")
+
+
+def _attribute(group: h5py.Group, name: str) -> Any:
+    stored = group.attrs.get_id(name)
+    text = h5py.check_string_dtype(stored.dtype)
+    if text and text.length is None and stored.shape:
+        # Each may be the same text, as long as the file; Keras writes none such.
+        raise ValueError(f"a list of texts of any length in `{name}`")
+    return group.attrs[name]
 
 
 def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
