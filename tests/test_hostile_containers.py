@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-import tiedio
-from tiedio.errors import FileFormatError, MissingFileError, TiedioError
+from tiedio.errors import MissingFileError, TiedioError
 
 SECONDS = 5  # of a processor
 MEMORY = 64 << 20  # bytes, beyond four times the file
@@ -331,11 +330,3 @@ def test_weights_that_are_none(folder, content):
 
 def test_an_empty_folder(tmp_path):
     assert "it has no `config.json`, `model.weights.h5`" in refusal(tmp_path)
-
-
-def test_a_list_of_texts_of_any_length(tmp_path):
-    """Each of them may be one and the same text, as long as the file."""
-    with h5py.File(tmp_path / "model.h5", "w") as file:
-        file.attrs["layer_names"] = ["a", "b"]
-    with pytest.raises(FileFormatError, match=r"unreadable attributes at `/`"):
-        tiedio.load_tied(tmp_path / "model.h5")

@@ -269,3 +269,38 @@ def test_every_tensor_of_a_layout_is_in_one_part():
     layout = hdf5.Layout({}, {f"layers/{n}/vars/0": tensor for n in range(7)}, {})
     parts = shards._split(layout, 45, "x")
     assert [len(part.tensors) for part in parts] == [2, 2, 2, 1]
+
+
+def test_no_other_file_is_removed_whatever_a_json_says(model, tmp_path):
+    filepath, precious = tmp_path / "p.weights.json", tmp_path / "precious.txt"
+    filepath.write_text(json.dumps({"weight_map": {"a": precious.name}}))
+    precious.write_text("mine")
+    tiedio.save_tied_weights(model, filepath, max_shard_size=SHARD)
+    assert precious.read_text() == "mine"
+
+
+def test_shards_that_a_copy_of_the_json_refers_to_are_kept(filepath, model):
+    best = filepath.with_name("best.weights.json")
+    best.write_bytes(filepath.read_bytes())
+    tiedio.save_tied_weights(tables(), filepath, max_shard_size=SHARD)
+    assert_loads(best, model)
+
+
+def test_an_error_after_the_json_is_in_place(filepath, model, monkeypatch):
+    from tiedio import atomic
+
+    def fail(folder):
+        raise OSError(5, "Input/output error")
+
+    replaced = os.replace
+
+    def replace(source, target):
+        replaced(source, target)
+        if str(target).endswith(".json"):
+            monkeypatch.setattr(atomic, "_flush_folder", fail)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="Input/output"):
+        tiedio.save_tied_weights(model, filepath, max_shard_size=SHARD)
+    monkeypatch.undo()
+    assert_loads(filepath, model)

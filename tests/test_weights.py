@@ -124,8 +124,14 @@ def test_a_file_of_copies_that_differ(tmp_path, stock):
     untied.save_weights(filepath) if stock else tiedio.save_tied_weights(untied, filepath)
     model = two_convolutions()
     before = values(model)
-    with pytest.raises(errors.FileFormatError, match="is damaged at `layers/conv2d_1/vars/0`"):
-        tiedio.load_tied_weights(model, filepath)
+    with pytest.raises(errors.LoadError) as error:
+        tiedio.load_tied_weights(model, filepath, strict=False, skip_mismatch=True)
+    assert str(error.value) == (
+        f"Cannot load `layers/conv2d_1/vars/0` of `{filepath}`: the model ties what has several "
+        "values there.\n"
+        "Expected: the values at `layers/conv2d/vars/0`. Received: others.\n"
+        "Use `tiedio.untie` first, or load a file of a tied model."
+    )
     assert values(model) == before
     assert len(tiedio.find_ties(model)) == 2
 
@@ -452,7 +458,7 @@ def test_the_layout_of_keras_2_into_a_tied_model(old_layout):
     model, filepath = old_layout
     loaded = two_convolutions()
     before = values(loaded)
-    with pytest.raises(errors.FileFormatError, match=r"is damaged at `model_weights/valid/"):
+    with pytest.raises(errors.LoadError, match=r"Cannot load `model_weights/valid/"):
         tiedio.load_tied_weights(loaded, filepath)
     assert values(loaded) == before
     model.get_layer("valid").set_weights(model.get_layer("same").get_weights())
@@ -487,3 +493,156 @@ def test_options_that_a_file_has_no_use_for(tied, tmp_path, old_layout):
         tiedio.load_tied_weights(model, filepath, by_name=True)
     with pytest.raises(errors.LoadError, match="`objects_to_skip` cannot be used for"):
         tiedio.load_tied_weights(model, old_layout[1], objects_to_skip=[model.optimizer])
+
+
+# What is in use stays in use
+
+
+def trunk_and_head(frozen=False, head="head"):
+    layers = [keras.layers.Dense(4), keras.layers.Dense(4), keras.layers.Dense(2, name=head)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    tiedio.tie(layers[1], to=layers[0])
+    layers[0].trainable = not frozen
+    model.compile("adam", "mse")
+    return model
+
+
+def test_an_optimizer_of_a_frozen_trunk(tmp_path):
+    frozen = trunk_and_head(frozen=True)
+    scenarios.train(frozen)
+    tiedio.save_tied_weights(frozen, tmp_path / "x.weights.h5")
+    model = trunk_and_head()
+    with pytest.raises(
+        errors.LoadError, match=r"in the file it does not train `.*/bias`, `.*/kernel`"
+    ):
+        tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
+    with pytest.warns(tiedio.TiedioWarning, match="Cannot resume `optimizer`"):
+        tiedio.load_tied_weights(model, tmp_path / "x.weights.h5", strict=False)
+    scenarios.train(model)
+    assert np.array_equal(frozen.layers[0].kernel, frozen.layers[1].kernel)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_optimizer_that_is_left_out_is_not_touched(tied, tmp_path, trained):
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions()
+    if trained:
+        scenarios.train(model)
+    optimizer, before = model.optimizer, len(model.optimizer.variables)
+    step = int(optimizer.iterations)
+    tiedio.load_tied_weights(model, filepath, objects_to_skip=[model.optimizer])
+    assert model.optimizer is optimizer and len(optimizer.variables) == before
+    assert int(optimizer.iterations) == step
+
+
+def test_an_optimizer_that_was_not_built_resets_none(tmp_path):
+    tiedio.save_tied_weights(two_convolutions(), tmp_path / "new.weights.h5")
+    model = two_convolutions()
+    scenarios.train(model)
+    step = int(model.optimizer.iterations)
+    tiedio.load_tied_weights(model, tmp_path / "new.weights.h5")
+    assert int(model.optimizer.iterations) == step > 0
+
+
+def test_a_model_with_loss_scaling(tmp_path):
+    def mixed():
+        layers = [keras.layers.Dense(4, dtype="mixed_float16") for _ in range(2)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        tiedio.tie(layers[1], to=layers[0])
+        model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+        return model
+
+    model, other = mixed(), mixed()
+    scenarios.train(model)
+    tiedio.save_tied_weights(model, tmp_path / "x.weights.h5")
+    tiedio.load_tied_weights(other, tmp_path / "x.weights.h5")
+    assert_equal(other, model)
+
+
+def test_an_optimizer_that_cannot_be_made_anew(tied, tmp_path):
+    class Stubborn(keras.optimizers.Adam):
+        def get_config(self):
+            raise NotImplementedError("no config")
+
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions()
+    model.compile(Stubborn(), "mse")
+    scenarios.train(model)
+    tiedio.load_tied_weights(model, filepath)  # it is built for the same variables already
+    assert_equal(model, tied)
+    untied = two_convolutions(tie=None)
+    untied.compile(Stubborn(), "mse")
+    with pytest.raises(errors.LoadError, match="Cannot resume `optimizer`: no config"):
+        tiedio.load_tied_weights(untied, filepath)
+    assert not tiedio.find_ties(untied)
+
+
+def test_an_interrupted_load_leaves_a_model_that_trains(tied, tmp_path, monkeypatch):
+    filepath = save(tied, tmp_path, "one file")
+    model = two_convolutions(tie=None)
+
+    def interrupted(self, store):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.optimizers.Optimizer, "load_own_variables", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiedio.load_tied_weights(model, filepath)
+    monkeypatch.undo()
+    scenarios.train(model)
+
+
+class OwnWay(keras.layers.Layer):
+    """A layer that loads in its own way, and may have one variable more."""
+
+    def __init__(self, extra, **options):
+        super().__init__(**options)
+        self.has_extra = extra
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(2,), name="w")
+        if self.has_extra:
+            self.extra = self.add_weight(shape=(2,), name="extra")
+
+    def load_own_variables(self, store):
+        self.w.assign(store["0"])
+
+
+def test_a_variable_that_the_model_lacks(tmp_path):
+    saved, lacking = (keras.Sequential([keras.Input((2,)), OwnWay(one)]) for one in (True, False))
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    before = values(lacking)
+    with pytest.raises(errors.RecordError, match="Cannot restore `layers/own_way/extra`"):
+        tiedio.load_tied_weights(lacking, tmp_path / "x.weights.h5")
+    assert values(lacking) == before
+
+
+def test_a_variable_that_only_the_model_ties_stays_in_its_layer(tmp_path):
+    def model(tie):
+        layers = [keras.layers.Dense(4, use_bias=number == 0 or tie) for number in range(2)]
+        made = keras.Sequential([keras.Input((4,)), *layers])
+        if tie:
+            tiedio.tie(layers[1], to=layers[0], weights=("bias",))
+        return made
+
+    saved, tied = model(False), model(True)
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    with pytest.warns(tiedio.TiedioWarning):
+        tiedio.load_tied_weights(tied, tmp_path / "x.weights.h5", skip_mismatch=True)
+    assert len(tied.layers[1].weights) == 2
+
+
+def test_an_open_file_is_for_one_file_of_weights(tied):
+    file = io.BytesIO(b"hello")
+    file.seek(5)
+    for options in ({}, {"max_shard_size": 1}):
+        with pytest.raises(errors.SaveError, match="Cannot save weights to"):
+            tiedio.save_tied_weights(tied, file, **options)
+    with pytest.raises(errors.SaveError, match="cannot be, or have, a folder"):
+        tiedio.save_tied(tied, file, zipped=False)
+    assert file.getvalue() == b"hello"
+
+
+def test_shards_of_an_open_file(tied, tmp_path):
+    filepath = save(tied, tmp_path, "shards")
+    with open(filepath, "rb") as file, pytest.raises(errors.FileFormatError, match="needs other"):
+        tiedio.load_tied_weights(two_convolutions(), file)

@@ -1,9 +1,8 @@
 """The formats of Keras, as one table: what a file is, and who reads and writes it."""
 
-import contextlib
 import dataclasses
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from tiedio import bare, folder, hdf5, shards, storage, zipped
@@ -55,7 +54,7 @@ def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> F
     """
     fit = [one for one in FORMATS if one.holds_model == holds_model]
     endings = ", ".join(f"`{suffix}`" for one in fit for suffix in one.suffixes)
-    if isinstance(target, storage.OpenFile):
+    if isinstance(target, storage.OpenFile) and zipped:
         return fit[0]
     for one in fit:
         if target.name.endswith(one.suffixes) and zipped == bool(one.suffixes):
@@ -72,16 +71,14 @@ def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> F
     )
 
 
-@contextlib.contextmanager
-def reading(source: Storage) -> Iterator[Archive]:
+def reading(source: Storage) -> AbstractContextManager[Archive]:
     """Opens a file, or a folder, for reading, whatever it is called.
 
     Raises:
         MissingFileError: If there is nothing.
         FileFormatError: If it is of no format in the table, or damaged.
     """
-    with _format_of(source).reading(source) as archive:
-        yield archive
+    return _format_of(source).reading(source)
 
 
 def _format_of(source: Storage) -> Format:

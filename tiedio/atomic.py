@@ -179,7 +179,7 @@ def _exchange(new: Path, old: Path) -> None:
     old.rename(aside)
     try:
         new.rename(old)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             aside.rename(old)
         raise

@@ -5,15 +5,16 @@ takes what makes variables one, and the order in which they are stored.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 
 from tiedio import models, retying, state, variables
 from tiedio.deferral import Deferral, loads_as_keras
-from tiedio.errors import LoadError, listed
+from tiedio.errors import LoadError, first_line, listed
 from tiedio.ties import HeldVariable, LayerState, Place, Record, TieGroup
-from tiedio.weights_file import WeightsFile
+from tiedio.weights_file import Store, WeightsFile
 
 
 def fitted(record: Record, visits: Sequence[variables.Visit], left_out: Collection[str]) -> Record:
@@ -70,9 +71,8 @@ def _ties_of_shared_layers(record: Record, visits: Sequence[variables.Visit]) ->
                 continue
             rest = place.inner_path.removeprefix(first)
             aliases = [Place(f"{other}{rest}", place.attribute) for other in others]
-            aliases = tuple(alias for alias in aliases if alias in places)
-            shape = tuple(int(size) for size in variable.shape)
-            yield TieGroup(place, aliases, shape, str(variable.dtype), bool(variable.trainable))
+            known = (alias for alias in aliases if alias in places)
+            yield variables.tie_group(place, known, variable)
 
 
 def _merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
@@ -99,6 +99,7 @@ def _layers(
         Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
     }
     owners = {place: group.owner for group in groups for place in group.places}
+    recorded = {place for group in record.tie_groups for place in group.places}
     for path, saved in record.layers.items():
         own = layers.get(path)
 
@@ -108,23 +109,22 @@ def _layers(
             owner = held.get(owners.get(place, place), mine)
             return dataclasses.replace(mine, path=owner.path, trainable=owner.trainable)
 
-        listed_as_saved = tuple(map(as_owned, saved.variables))
-        yield path, dataclasses.replace(own or saved, variables=listed_as_saved)
+        names = {one.attribute for one in saved.variables}
+        listed = list(saved.variables)
+        for one in own.variables if own else ():
+            place = Place(path, one.attribute)
+            if one.attribute not in names and place in owners and place not in recorded:
+                listed.append(one)  # tied in the model only
+        yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
 
 
 def check(
-    model: keras.Layer,
-    record: Record,
-    recorded: bool,
-    weights: WeightsFile,
-    visits: Sequence[variables.Visit],
+    record: Record, weights: WeightsFile, visits: Sequence[variables.Visit]
 ) -> Iterator[Exception]:
     """Yields an error for all that does not fit, as far as can be told; nothing is changed.
 
     Args:
-        model: The model.
         record: What to restore, as from `fitted`.
-        recorded: Whether the file has a record.
         weights: The file.
         visits: The saveables to be loaded.
     """
@@ -132,18 +132,102 @@ def check(
         yield error
     if error := _mismatch(models.without_optimizers(visits), record, weights):
         yield error
-    for inner_path, optimizer in models.find_optimizers(visits).items() if recorded else ():
-        trained = record.optimizer_variables.get(inner_path)
+
+
+def conflict(visits: Sequence[variables.Visit], weights: WeightsFile) -> LoadError | None:
+    """The error for variables that the model ties, and the file has with different values."""
+    stored = {place: place.dataset_path for place, _ in state.find_stored(visits)}
+    aliases = {}
+    for group, _ in variables.find_shared(visits):
+        paths = [path for place in group.places if (path := stored.get(place))]
+        first, *others = [path for path in paths if weights.address(path)] or [None]
+        aliases.update({other: first for other in others if first})
+    return conflict_error(weights, aliases)
+
+
+def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadError | None:
+    """The error for one variable of a model that would be given several values.
+
+    Args:
+        weights: The file.
+        aliases: dataset_paths of one variable, to the first of them.
+    """
+    differing = weights.disagreements(aliases)
+    if not differing:
+        return None
+    return LoadError(
+        f"Cannot load {listed(differing)} of `{weights.filepath}`: the model ties what has several "
+        "values there.\n"
+        f"Expected: the values at {listed({aliases[path] for path in differing})}. "
+        "Received: others.\n"
+        "Use `tiedio.untie` first, or load a file of a tied model."
+    )
+
+
+def find_unresumable(
+    model: keras.Layer,
+    record: Record,
+    weights: WeightsFile,
+    visits: Sequence[variables.Visit],
+) -> dict[str, LoadError | None]:
+    """Finds the optimizers that cannot go on as the file says; nothing is changed.
+
+    Returns:
+        An error for each; `None` for one that was not built when saved, and is now: the file
+        says nothing of how it goes on.
+    """
+    found: dict[str, LoadError | None] = {}
+    places = variables.find_places(variables.walk(model))
+    by_path = {visit.inner_path: visit.saveable for visit in visits}
+    owner_of = {
+        id(places[place][1]): id(places[group.owner][1])
+        for group in record.tie_groups
+        for place in group.places
+        if place in places and group.owner in places
+    }
+    for inner_path, optimizer in models.find_optimizers(visits).items():
         store = weights.store(inner_path)
-        if trained is None or not len(store):
+        trained = record.optimizer_variables.get(inner_path)
+        if trained is None and inner_path in record.optimizer_variables and optimizer.built:
+            found[inner_path] = None
+        if trained is None or not len(store) or models.keeps_to_itself(optimizer, trained):
             continue
-        places = variables.find_places(variables.walk(model))
         known = [places[place][1] for place in trained if place in places]
-        # Its variables never get values: only their shapes are asked for.
-        another = models.renewed_optimizer(optimizer)
-        built = retying.built_optimizer(another, known, Deferral(weights.size))
-        if error := state.slots_error(inner_path, built, store):
-            yield error
+        ids = {owner_of.get(id(v), id(v)) for v in known}
+        holder, _, attribute = inner_path.rpartition("/")
+        trainable = []
+        if attribute == "optimizer" and models.compiles_as_keras(by_path[holder]):
+            trainable = by_path[holder].trainable_variables
+        left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
+        if left:
+            found[inner_path] = LoadError(
+                f"Cannot resume `{inner_path}`: in the file it does not train {listed(left)}.\n"
+                f"Expected: it to train {len(trainable)} variables. Received: {len(known)}.\n"
+                "Freeze what was frozen, or leave the optimizer out, with "
+                "`objects_to_skip=[model.optimizer]` or `strict=False`."
+            )
+        elif error := _slots_error(inner_path, optimizer, known, store):
+            found[inner_path] = error
+    return found
+
+
+def _slots_error(
+    inner_path: str, optimizer: Any, known: list[Any], store: Store
+) -> LoadError | None:
+    built = optimizer
+    if list(map(id, models.optimizer_variables(optimizer) or [])) != list(map(id, known)):
+        try:
+            # Its variables never get values: only their shapes are asked for.
+            another = models.renewed_optimizer(optimizer)
+            built = retying.built_optimizer(another, known, Deferral(0))
+        except Exception as error:  # the code of optimizers may raise anything
+            return LoadError(
+                f"Cannot resume `{inner_path}`: {first_line(error)}\n"
+                "Expected: an optimizer that can be made anew from its config. "
+                f"Received: {type(error).__name__}.\n"
+                "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
+            )
+    return state.slots_error(inner_path, built, store)
 
 
 def _mismatch(
@@ -156,8 +240,10 @@ def _mismatch(
         # What other code stores, only it knows.
         if visit.inner_path in by_record or not loads_as_keras(visit.saveable):
             continue
-        expected = sorted(state.shapes_to_store(visit.saveable))
-        received = sorted(weights.store(visit.inner_path).shapes())
+        expected = state.shapes_to_store(visit.saveable)
+        received = weights.store(visit.inner_path).shapes()
+        if visit.inner_path in record.layers:  # which says in which order they are
+            expected, received = sorted(expected), sorted(received)
         if received != expected:
             differing[visit.inner_path or "the model"] = f"{expected}, received {received}"
     if not differing:

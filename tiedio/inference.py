@@ -89,11 +89,9 @@ def _find_linked(visits: Sequence[variables.Visit], weights: WeightsFile) -> tup
             held_by[linked[place.dataset_path]].append((place, variable))
     groups = []
     for (owner, variable), *others in held_by.values():
-        aliases = tuple(place for place, _ in others)
         if any(other is not variable for _, other in others):
-            shape = tuple(int(size) for size in variable.shape)
-            facts = shape, str(variable.dtype), bool(variable.trainable)
-            groups.append(TieGroup(owner, aliases, *facts))
+            aliases = (place for place, _ in others)
+            groups.append(variables.tie_group(owner, aliases, variable))
     return tuple(groups)
 
 

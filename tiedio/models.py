@@ -101,6 +101,11 @@ def optimizer_variables(optimizer: keras.optimizers.Optimizer | None) -> list[An
     return list(optimizer._trainable_variables)  # there is no public list of them
 
 
+def keeps_to_itself(optimizer: Any, trained: Sequence[Any]) -> bool:
+    """Whether an optimizer does not say what it is built for: loss scaling in Keras 3.10."""
+    return not trained and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 def renewed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Makes an optimizer anew, unbuilt (a second `build` does nothing)."""
     return type(optimizer).from_config(optimizer.get_config())

@@ -150,13 +150,8 @@ def _tie_groups(
     owners = {id(owner): owner for owner, variable in tied if owner is not variable}
     for key, owner in owners.items():
         aliases = {id(v): places[id(v)] for o, v in tied if o is owner and v is not owner}
-        yield TieGroup(
-            places[key][0],
-            tuple(place for held in aliases.values() for place in held),
-            tuple(owner.shape),
-            str(owner.dtype),
-            bool(owner.trainable),
-        )
+        places_of_aliases = (place for held in aliases.values() for place in held)
+        yield variables.tie_group(places[key][0], places_of_aliases, owner)
 
 
 def _names_around(place: Place, names: Mapping[str, str]) -> set[str]:

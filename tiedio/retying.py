@@ -160,6 +160,7 @@ def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
 def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: Problems) -> None:
     """Compares the layers of a model, and what they list, with those of the record."""
     layers = variables.find_layers(visits)
+    holders = dict(variables.layers_of(visits))
     tied = {place for group in record.tie_groups for place in group.places}
     for inner_path, saved in record.layers.items():
         if inner_path not in layers:
@@ -167,6 +168,10 @@ def _check_layers(visits: Sequence[variables.Visit], record: Record, problems: P
                 problems[inner_path] = "no such layer, or one with another"
             continue
         known = {held.attribute for held in saved.variables}
+        lacking = known.difference(variables.named_variables(holders[inner_path]))
+        for place in (Place(inner_path, attribute) for attribute in lacking):
+            if place not in tied and place not in record.exact_values:
+                problems[str(place)] = "no such variable"
         for held in layers[inner_path].variables:
             place = Place(inner_path, held.attribute)
             if held.attribute not in known and place not in tied:
@@ -321,14 +326,13 @@ def match_optimizers(
     Returns:
         An error that names the optimizers that the model does not have.
     """
-    places = variables.find_places(visits)
+    # Of all, as `visits` may lack what an optimizer that is among them trains.
+    places = variables.find_places(variables.walk(model) if in_use else visits)
     by_path = {visit.inner_path: visit.saveable for visit in visits}
     wanted = {
         inner_path: [places[place][1] for place in trained or () if place in places]
         for inner_path, trained in record.optimizer_variables.items()
-        # In Keras 3.10 that of loss scaling is built without saying for what.
-        if trained != ()
-        or not isinstance(by_path.get(inner_path), keras.optimizers.LossScaleOptimizer)
+        if trained is None or not models.keeps_to_itself(by_path.get(inner_path), trained)
     }
     optimizer = by_path.get("optimizer")
     has_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)

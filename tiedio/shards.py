@@ -58,14 +58,25 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
             }
             file.write(json.dumps(written, indent=4).encode())
     except BaseException:
-        _remove(target, names)
+        # But not if the JSON is in place, and only flushing failed.
+        _remove(target, set(names).difference(_old_shards(target)))
         raise
-    # Shards of saves that were killed, if nobody is writing more, and nothing refers to them.
-    pattern = re.compile(re.escape(base) + r"_[0-9a-f]{8}_\d{5}\.weights\.h5")
-    others = {name for name in target.siblings() if pattern.fullmatch(name)}
+    # Those of the set before, and of saves that were killed, if nobody is writing more; no file
+    # of another name, whatever the old JSON said, and none that a copy of it refers to.
+    numbered = r"_\d{5}\.weights\.h5"
+    beside = target.siblings()
+    old = {
+        name for name in old if re.fullmatch(re.escape(base) + "(_[0-9a-f]{8})?" + numbered, name)
+    }
+    left = {
+        name for name in beside if re.fullmatch(re.escape(base) + "_[0-9a-f]{8}" + numbered, name)
+    }
     if not target.is_being_saved():
-        old |= others
-    _remove(target, old.difference(_old_shards(target), [first]))
+        old |= left
+    for one in beside:
+        if one.endswith(_SUFFIX):
+            old -= _old_shards(target.sibling(one))
+    _remove(target, old.difference([first]))
     if first in old:
         _write_shard(target.sibling(first), hdf5.Layout(), durable)
 

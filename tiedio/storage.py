@@ -195,6 +195,20 @@ class OpenFile(Storage):
             )
         self._file = file
 
+    def has_begun(self) -> bool:
+        """Whether something comes before what is written next."""
+        try:
+            return self._file.tell() > 0
+        except (AttributeError, OSError, ValueError):  # a pipe, say
+            return False
+
+    def sibling(self, name: str) -> Storage:
+        raise FileFormatError(
+            f"`{self.name}` needs other files, to which an open file does not lead.\n"
+            f"Expected: the path of the file. Received: {type(self._file).__name__}.\n"
+            "Pass its path."
+        )
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[BinaryIO]:
         """Yields the file, which is read whole, wherever it is."""

@@ -311,10 +311,15 @@ def find_shared(visits: Iterable[Visit]) -> list[tuple[TieGroup, Any]]:
             # `max` keeps the first of equals, so walk order decides a draw.
             owner = max(held, key=lambda holder: _created_by(holder[1], variable))[0]
             aliases = tuple(place for place, _, _ in held if place != owner)
-            shape = tuple(int(size) for size in variable.shape)
-            group = TieGroup(owner, aliases, shape, str(variable.dtype), bool(variable.trainable))
+            group = tie_group(owner, aliases, variable)
             shared.append((group, variable))
     return shared
+
+
+def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup:
+    """Makes the tie group of a variable and the places that hold it, or are to."""
+    shape = tuple(int(size) for size in variable.shape)
+    return TieGroup(owner, tuple(aliases), shape, str(variable.dtype), bool(variable.trainable))
 
 
 def _created_by(layer: keras.Layer, variable: Any) -> int:

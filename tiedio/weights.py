@@ -1,5 +1,6 @@
 """`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from tiedio import (
 )
 from tiedio.containers import Archive, Content
 from tiedio.deferral import Deferral
-from tiedio.errors import LoadError, TiedioWarning
+from tiedio.errors import LoadError, SaveError, TiedioWarning
 from tiedio.progress import shown
 from tiedio.weights_file import damaged
 
@@ -78,6 +79,13 @@ def save_tied_weights(
     `tiedio/ties.py`.
     """
     target = storage.at(filepath)
+    if isinstance(target, storage.OpenFile) and (max_shard_size is not None or target.has_begun()):
+        received = "a file with other content" if max_shard_size is None else "`max_shard_size`"
+        raise SaveError(
+            f"Cannot save weights to `{target.name}`, which is open.\n"
+            f"Expected: an empty file, for one file of weights. Received: {received}.\n"
+            "Pass a path, or an empty file."
+        )
     if max_shard_size is not None and target.name.endswith(_ONE_FILE):
         target = target.sibling(target.label.removesuffix(_ONE_FILE) + _SHARDED)
         warnings.warn(
@@ -161,7 +169,7 @@ def load_tied_weights(
     ):
         state.make_room(source.weights, model)
         if by_name or source.old_layout:
-            _load_old_layout(model, source, by_name, skip_mismatch, bool(skipped), strict)
+            _load_old_layout(model, source, by_name, skip_mismatch, bool(skipped))
             return
         record = source.read_record(verify)
         if damaged_paths := source.weights.find_damaged():
@@ -174,25 +182,40 @@ def load_tied_weights(
         paths, all_paths = (
             {path for visit in some for path in visit.inner_paths} for some in (visits, everything)
         )
-        wanted = existing.fitted(
-            record or inference.infer(visits, source.weights), visits, all_paths - paths
-        )
-        for error in existing.check(model, wanted, record is not None, source.weights, visits):
+        inferred = record or inference.infer(visits, source.weights)
+        wanted = existing.fitted(inferred, visits, all_paths - paths)
+        for error in existing.check(wanted, source.weights, visits):
             state.report(error, strict)
-        state.report(retying.disagreement(visits, wanted, source.weights), strict)
+        state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
+        state.report(existing.conflict(visits, source.weights), strict=True)
         if record:
             state.report(inference.unrecorded_links(visits, source.weights, wanted), strict)
-        deferral = Deferral(source.weights.size)
-        retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
-        restoration = state.Restoration(source.weights, None, record and wanted, deferral)
-        restoration.read(models.without_optimizers(saveables()))
-        if record or len(source.weights.store("optimizer")):
-            retying.match_optimizers(model, everything, wanted, deferral, in_use=True)
-        optimizers = models.only_optimizers(saveables())
-        restoration.read(
-            [visit for visit in optimizers if len(source.weights.store(visit.inner_path))]
+        unresumable = existing.find_unresumable(model, wanted, source.weights, visits)
+        for error in unresumable.values():
+            state.report(error, strict)
+        wanted = dataclasses.replace(
+            wanted,
+            optimizer_variables={
+                path: trained
+                for path, trained in wanted.optimizer_variables.items()
+                if path not in unresumable
+            },
         )
-        restoration.finish(strict)
+        with Deferral(source.weights.size) as deferral:
+            retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
+            restoration = state.Restoration(source.weights, None, record and wanted, deferral)
+            restoration.read(models.without_optimizers(saveables()))
+            if wanted.optimizer_variables or len(source.weights.store("optimizer")):
+                retying.match_optimizers(model, saveables(), wanted, deferral, in_use=True)
+            restoration.read(
+                [
+                    visit
+                    for visit in models.only_optimizers(saveables())
+                    if len(source.weights.store(visit.inner_path))
+                    and not f"{visit.inner_path}/".startswith(tuple(f"{p}/" for p in unresumable))
+                ]
+            )
+            restoration.finish(strict)
         models.forget_functions(model)
 
 
@@ -202,14 +225,13 @@ def _load_old_layout(
     by_name: bool,
     skip_mismatch: bool,
     skips_objects: bool,
-    strict: bool,
 ) -> None:
     """Loads weights that Keras stored by position, as Keras does; the optimizer is left alone."""
     if source.old_layout is None or skips_objects:
         option, files = (
             ("objects_to_skip", "other files")
             if skips_objects
-            else ("by_name", "files in the layout of Keras 2")
+            else ("by_name", "files of Keras itself in the layout of Keras 2")
         )
         raise LoadError(
             f"`{option}` cannot be used for `{source.filepath}`.\n"
@@ -222,9 +244,7 @@ def _load_old_layout(
     for variable, path in pairs:
         if owners.setdefault(id(variable), path) != path:
             aliases[path] = owners[id(variable)]
-    if differing := source.weights.disagreements(aliases):
-        error = damaged(source.filepath, differing, "other values than at their owners")
-        state.report(error, strict)
+    state.report(existing.conflict_error(source.weights, aliases), strict=True)
     values = [(variable, source.weights.read(path)) for variable, path in pairs]
     for variable, value in values:
         variable.assign(value)

@@ -148,7 +148,7 @@ class WeightsFile:
         """Returns the attributes of a group (`""` is the root), in each file that has it."""
         try:
             return [
-                {name: _attribute(group, name) for name in group.attrs}
+                dict(group.attrs)
                 for group in self._found(group_path)
                 if isinstance(group, h5py.Group)
             ]
@@ -338,7 +338,11 @@ class Store(Mapping[str, np.ndarray]):
     def shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of arrays that are named by number, in their order."""
         names = sorted(self._names, key=lambda name: (len(name), name))
-        return [self._file.shape(f"{self._group_path}/{name}") for name in names]
+        paths = [f"{self._group_path}/{name}" for name in names]
+        try:
+            return [self._file.shape(path) for path in paths]
+        except KeyError as error:
+            raise self._file._error(f"has no array at `{error.args[0]}`", "a group") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.read(f"{self._group_path}/{name}")
@@ -355,15 +359,6 @@ class SharedStore(Store):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.read_once(f"{self._group_path}/{name}")
-
-
-def _attribute(group: h5py.Group, name: str) -> Any:
-    stored = group.attrs.get_id(name)
-    text = h5py.check_string_dtype(stored.dtype)
-    if text and text.length is None and stored.shape:
-        # Each may be the same text, as long as the file; Keras writes none such.
-        raise ValueError(f"a list of texts of any length in `{name}`")
-    return group.attrs[name]
 
 
 def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
