@@ -120,7 +120,7 @@ def test_stock_keras_loads_the_weights_of_a_model_it_cannot_build(tmp_path):
     other = trained("subclassed")
     inputs, _ = scenarios.data_for(model)
     for variable in other.weights:
-        variable.assign(keras.ops.zeros_like(variable))
+        variable.assign(np.zeros(variable.shape))
     other.load_weights(tmp_path / "model.h5")
     expected, received = (one.predict(inputs, verbose=0) for one in (model, other))
     assert np.array_equal(received, expected)
