@@ -199,3 +199,16 @@ def test_no_hdf5_file():
         FileFormatError, match=r"^`x\.keras` is not an HDF5 file\.\nExpected: weights"
     ):
         opened(io.BytesIO(b"nothing of the kind"), "x.keras")
+
+
+@pytest.mark.parametrize("length", [2, 100, 3000, 20_000])
+def test_a_record_of_any_length_is_written_last(length):
+    arrays = {f"layers/{n}/vars/0": np.arange(n, dtype="float32") for n in (0, 3, 700, 5)}
+    stream = OneWay()
+    layout = hdf5.Layout({}, {path: tensor(array) for path, array in arrays.items()}, {})
+    told = []
+    hdf5.write(layout, stream, record=lambda digests: told.append(digests) or "x" * length)
+    file = opened(io.BytesIO(b"".join(stream.parts)))
+    assert file.text("tiedio").strip() == b"x" * length
+    assert told[-1].keys() == arrays.keys() and told[0] != told[-1]
+    assert all(np.array_equal(file.read(path), array) for path, array in arrays.items())

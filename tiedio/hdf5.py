@@ -22,9 +22,6 @@ from tiedio.ties import METADATA_KEY
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BFLOAT16_STORED = np.dtype("V2")
 
-# HDF5 places what is shorter among its own metadata, and not behind the tensors.
-_SHORTEST_TEXT = 1 << 13  # bytes
-
 # Large tensors are written in parts that fit into a processor's cache.
 CHUNK = 1 << 20  # bytes
 
@@ -100,7 +97,7 @@ def write(
     if record:
         # As long as it will be: a digest is as long as any other.
         text = record(_with_links(dict.fromkeys(layout.tensors, _blank_digest()), layout))
-        text_size = max(len(text.encode()), _SHORTEST_TEXT)
+        text_size = len(text.encode())
         last = {METADATA_KEY: Tensor((), np.dtype(f"S{text_size}"), closing)}
         layout = dataclasses.replace(layout, tensors=layout.tensors | last)
     sheet = Sheet()
