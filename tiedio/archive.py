@@ -18,6 +18,7 @@ class Format:
     """One way to lay a model, or its weights, out in files.
 
     Attributes:
+        title: What it is called.
         suffixes: What its paths end in; none is a folder.
         holds_model: Whether it holds a whole model, or weights only.
         signature: What it begins with; none is a folder.
@@ -26,6 +27,7 @@ class Format:
         has_old_layout: Whether it also holds the layout of Keras 2.
     """
 
+    title: str
     suffixes: tuple[str, ...]
     holds_model: bool
     signature: bytes
@@ -36,11 +38,13 @@ class Format:
 
 # The first that fits is taken.
 FORMATS = (
-    Format((".keras",), True, b"PK\x03\x04", zipped.write, zipped.reading),
-    Format((), True, b"", folder.write, folder.reading),
-    Format((".weights.h5",), False, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading),
-    Format((".h5", ".hdf5"), True, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading, True),
-    Format((".weights.json",), False, b"{", shards.write, shards.reading),
+    Format("zip archive", (".keras",), True, b"PK\x03\x04", zipped.write, zipped.reading),
+    Format("folder", (), True, b"", folder.write, folder.reading),
+    Format("HDF5 file", (".weights.h5",), False, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading),
+    Format(
+        "HDF5 file", (".h5", ".hdf5"), True, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading, True
+    ),
+    Format("shards", (".weights.json",), False, b"{", shards.write, shards.reading),
 )
 _FOLDER = FORMATS[1]
 _LONGEST_SIGNATURE = 8  # bytes
@@ -78,10 +82,16 @@ def reading(source: Storage) -> AbstractContextManager[Archive]:
         MissingFileError: If there is nothing.
         FileFormatError: If it is of no format in the table, or damaged.
     """
-    return _format_of(source).reading(source)
+    return format_of(source).reading(source)
 
 
-def _format_of(source: Storage) -> Format:
+def format_of(source: Storage) -> Format:
+    """Tells of which format a file, or a folder, is.
+
+    Raises:
+        MissingFileError: If there is nothing.
+        FileFormatError: If it is of no format in the table.
+    """
     if source.is_folder():
         return _FOLDER
     begins = source.begins(_LONGEST_SIGNATURE)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class Archive:
         record: The JSON of its record; `None` if it has none.
         config: Content of `config.json`; `None` if it holds weights only.
         weights: The weights.
+        metadata: Where the record is, and who wrote it, and when; empty for a single HDF5 file.
         verify_weights: Compares the weights with a checksum of the container, if it has one.
         extract_assets: Puts the assets below a folder, in the folder `assets`.
         old_layout: What it says in the layout of Keras 2, if it has neither config nor record.
@@ -82,6 +83,7 @@ class Archive:
     record: Any
     config: dict[str, Any] | None
     weights: WeightsFile
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verify_weights: Callable[[], None] = lambda: None
     extract_assets: Callable[[Path], None] = lambda folder: None
     old_layout: "OldLayout | None" = None

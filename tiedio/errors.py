@@ -7,6 +7,7 @@
     ├── FileFormatError         (ValueError)  not a file Keras wrote, or a damaged one
     │   └── RecordError         (ValueError)  the record of a file cannot be honoured
     ├── MissingPackageError     (ImportError) an optional package is needed
+    ├── MigrationError          (ValueError)  a migration has to be allowed something
     ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
     ├── SaveError               (ValueError)  a state cannot be saved without loss
     └── LoadError               (ValueError)  a state cannot be restored without loss
@@ -45,6 +46,10 @@ class RecordError(FileFormatError):
 
 class MissingPackageError(TiedioError, ImportError):
     """A package that is needed for this, and for nothing else, is not installed."""
+
+
+class MigrationError(TiedioError, ValueError):
+    """Something has to be allowed before a file is migrated; the option is named."""
 
 
 class CustomObjectsError(TiedioError, TypeError):

@@ -69,10 +69,12 @@ def reading(source: Storage) -> Iterator[Archive]:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, copy)
 
+        metadata = parsed(METADATA) if METADATA in names else {}
         yield Archive(
             source.name,
-            parsed(METADATA).get(METADATA_KEY) if METADATA in names else None,
+            metadata.get(METADATA_KEY),
             parsed(CONFIG),
             weights,
+            metadata,
             extract_assets=extract_assets,
         )

@@ -211,4 +211,4 @@ def reading(source: Storage) -> Iterator[Archive]:
             found = [attributes.get(_SAVE) for attributes in weights.attributes("")]
             if others := [name for name, of in zip(names, found, strict=True) if of != save]:
                 raise damaged(source.name, f"shards of another save, {listed(others)}")
-        yield Archive(source.name, record, None, weights)
+        yield Archive(source.name, record, None, weights, metadata)

@@ -130,19 +130,42 @@ class WeightsFile:
 
         A group is entered once, however many paths it has: it may be inside itself.
         """
-        paths: list[str] = []
-        entered: set[tuple[int, int]] = set()
+        return [path for path, _ in self.walk(group_path) if self.address(path)]
+
+    def walk(
+        self, group_path: str = "", preferred: Iterable[str] = ()
+    ) -> Iterator[tuple[str, str]]:
+        """Yields all that is in a group: its path, and the first path of the same object.
+
+        What is in a group is yielded below its first path only: it may be inside itself.
+
+        Args:
+            group_path: The group; `""` is the root.
+            preferred: Paths of datasets that come first of all that these, and the groups
+                they are in, have.
+        """
+        first: dict[tuple[int, int], str] = {}
+
+        def is_first(path: str) -> bool:
+            addresses = [self._address(found) for found in self._found(path)]
+            return path in [first.setdefault(address, path) for address in addresses]
+
+        for path in preferred:
+            names = path.split("/")
+            parents = ("/".join(names[:count]) for count in range(len(names) + 1))
+            all(is_first(parent) for parent in parents)  # up to one with a path before it
         pending = [group_path]
         while pending:
             path = pending.pop()
-            if isinstance(self._find(path), h5py.Dataset):
-                paths.append(path)
+            found = self._find(path)
+            if found is None:
                 continue
-            addresses = {self._address(group) for group in self._found(path)}
-            if addresses - entered:
-                pending += [f"{path}/{name}" for name in reversed(self.names(path))]
-            entered |= addresses
-        return paths
+            if not is_first(path):
+                yield path, first[self._address(found)]
+                continue
+            yield path, path
+            if isinstance(found, h5py.Group):
+                pending += [posixpath.join(path, name) for name in reversed(self.names(path))]
 
     def attributes(self, group_path: str) -> list[dict[str, Any]]:
         """Returns the attributes of a group (`""` is the root), in each file that has it."""
@@ -169,6 +192,10 @@ class WeightsFile:
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
         return self._placed(dataset_path)[0].shape
+
+    def dtype(self, dataset_path: str) -> np.dtype:
+        """Returns the dtype of a tensor, which is not read; `KeyError` if there is none."""
+        return _dtype(self._placed(dataset_path)[0])
 
     def address(self, dataset_path: str) -> tuple[int, int] | None:
         """Tells one tensor from another: all of its paths have one address."""
@@ -237,15 +264,14 @@ class WeightsFile:
 
     def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
         """Makes room for the values of a dataset, if it can hold what it declares."""
-        dtype = dataset.dtype
-        bfloat16 = dtype == BFLOAT16_STORED and dataset.attrs.get("dtype") == "bfloat16"
-        if dtype.kind not in _KINDS and not bfloat16:
+        dtype = _dtype(dataset)
+        if dtype.kind not in _KINDS and dtype != BFLOAT16:
             raise TypeError(f"values of type {dtype}")
         # A dataset is allocated whole, and may be in a place beyond the end of the file.
         declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self.size)
         if declared > max(self.room, stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
-        return aligned(dataset.shape, BFLOAT16 if bfloat16 else dtype)
+        return aligned(dataset.shape, dtype)
 
     def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
         """Returns a dataset, and the file that it is in."""
@@ -359,6 +385,11 @@ class SharedStore(Store):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.read_once(f"{self._group_path}/{name}")
+
+
+def _dtype(dataset: h5py.Dataset) -> np.dtype:
+    bfloat16 = dataset.dtype == BFLOAT16_STORED and dataset.attrs.get("dtype") == "bfloat16"
+    return BFLOAT16 if bfloat16 else dataset.dtype
 
 
 def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:

@@ -131,6 +131,7 @@ class _Zip:
             metadata.get(METADATA_KEY),
             config,
             WeightsFile([window], self._filepath),
+            metadata,
             self._verify_weights,
             self._extract_assets,
         )

@@ -1,0 +1,196 @@
+"""Tell from a config alone which layers a model has, and where Keras stores their variables.
+
+A file says little of a model by itself: in the layout of Keras 2 the weights of a nested
+model are one list, and in that of Keras 3 no variable has a name.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# The variables of a layer in the order in which Keras 3 stores them, each with the argument
+# that it depends on, if it does. (Keras 2 named some of them otherwise.)
+_KERNEL = (("kernel", ""), ("bias", "use_bias"))
+_SEPARABLE = (("depthwise_kernel", ""), ("pointwise_kernel", ""), ("bias", "use_bias"))
+_AFFINE = (("gamma", "scale"), ("beta", "center"))
+_RECURRENT = (("kernel", ""), ("recurrent_kernel", ""), ("bias", "use_bias"))
+_TRAINABLE: dict[str, tuple[tuple[str, str], ...]] = {
+    **dict.fromkeys(("Dense", "Conv1D", "Conv2D", "Conv3D"), _KERNEL),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _KERNEL),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _KERNEL),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _SEPARABLE),
+    **dict.fromkeys(("BatchNormalization", "LayerNormalization", "GroupNormalization"), _AFFINE),
+    **dict.fromkeys(("SimpleRNNCell", "LSTMCell", "GRUCell", "ConvLSTMCell"), _RECURRENT),
+    "EinsumDense": (("kernel", ""), ("bias", "bias_axes")),
+    "Embedding": (("embeddings", ""),),
+    "PReLU": (("alpha", ""),),
+    "Normalization": (),
+}
+_NOT_TRAINABLE = {
+    "BatchNormalization": ("moving_mean", "moving_variance"),
+    "Normalization": ("mean", "variance", "count"),
+}
+
+# Layers that are made of a cell, and the class of that.
+_CELLS = {
+    "SimpleRNN": "SimpleRNNCell",
+    "LSTM": "LSTMCell",
+    "GRU": "GRUCell",
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), "ConvLSTMCell"),
+}
+# Layers that hold others, under the attributes that Keras stores them by.
+_ATTENTION = ("query_dense", "key_dense", "value_dense", "output_dense")
+_WRAPPERS = ("TimeDistributed", "SpectralNormalization", "Wrapper")
+
+# Built-in layers without variables. Of what is in no list here, only the file can tell.
+_BARE = re.compile(
+    "InputLayer|Activation|ReLU|LeakyReLU|ELU|Softmax|ThresholdedReLU|Flatten|Reshape|Permute|"
+    "RepeatVector|Masking|Lambda|Add|Subtract|Multiply|Average|Maximum|Minimum|Concatenate|Dot|"
+    "Rescaling|Resizing|Identity|UnitNormalization|ActivityRegularization|"
+    r"(Spatial|Gaussian|Alpha)?Dropout(\dD)?|GaussianNoise|Random\w+|CenterCrop|"
+    r"(Global)?(Max|Average)Pool(ing)?\dD|(UpSampling|ZeroPadding|Cropping)\dD"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A layer, or a part of one, that may have variables of its own.
+
+    Attributes:
+        inner_path: Its path in Keras' walk, such as `"layers/lstm/cell"`.
+        name: The names of the layers that lead to it, such as `"inner/lstm"`.
+        class_name: Its class.
+        config: Its config.
+        variables: The names of its variables, as Keras 3 stores them; `None` if unknown.
+        trainable: Those of them that optimizers train.
+    """
+
+    inner_path: str
+    name: str
+    class_name: str
+    config: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+    variables: tuple[str, ...] | None = None
+    trainable: frozenset[str] = frozenset()
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer itself."""
+        return self.name.rpartition("/")[2]
+
+
+def layers(config: Mapping[str, Any]) -> dict[str, list[Part]]:
+    """Lists the parts of each top-level layer of a model, in the order of the model.
+
+    Args:
+        config: The config of the model as Keras 3 writes it, or as an older version did.
+
+    Returns:
+        By the layer's name; nothing for a model that is made by a class of its own.
+    """
+    found: dict[str, list[Part]] = {}
+    for inner_path, layer in _numbered("layers", _layers(config)):
+        name = _name(layer)
+        found.setdefault(name, []).extend(_parts(layer, inner_path, name, True))
+    return found
+
+
+def snake_case(class_name: str) -> str:
+    """Spells the name of a class as Keras does in paths."""
+    name = re.sub(r"\W+", "", class_name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _parts(
+    layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool
+) -> Iterator[Part]:
+    """Yields a layer's parts in the order in which it lists their variables."""
+    class_name, config = _class(layer), _config(layer)
+    trainable = trainable and config.get("trainable", True) is not False
+
+    def within(attribute: str, part: Any, called: str = "") -> Iterator[Part]:
+        if isinstance(part, Mapping):
+            path = "/".join(filter(None, (name, called)))
+            yield from _parts(part, f"{inner_path}/{attribute}", path, trainable)
+
+    if class_name in _CELLS:
+        yield from within("cell", {"class_name": _CELLS[class_name], "config": config})
+    elif class_name == "RNN":
+        yield from within("cell", config.get("cell"))
+    elif class_name == "StackedRNNCells":
+        for cell_path, cell in _numbered(f"{inner_path}/cells", config.get("cells")):
+            yield from _parts(cell, cell_path, f"{name}/{_name(cell)}", trainable)
+    elif class_name == "Bidirectional":
+        forward = config.get("layer")
+        yield from within("forward_layer", forward, "forward")
+        yield from within("backward_layer", config.get("backward_layer") or forward, "backward")
+    elif class_name == "MultiHeadAttention":
+        for attribute in _ATTENTION:
+            dense = {**config, "bias_axes": config.get("use_bias", True)}
+            yield from within(
+                attribute, {"class_name": "EinsumDense", "config": dense}, attribute[: -len("_dense")]
+            )
+    elif class_name in _WRAPPERS:
+        yield from within("layer", config.get("layer"))
+        if class_name == "SpectralNormalization":
+            yield Part(inner_path, name, class_name, config)
+    elif "layers" in config:
+        for layer_path, inner in _numbered(f"{inner_path}/layers", _layers(layer)):
+            yield from _parts(inner, layer_path, f"{name}/{_name(inner)}", trainable)
+    else:
+        yield _leaf(inner_path, name, class_name, config, trainable)
+
+
+def _leaf(
+    inner_path: str, name: str, class_name: str, config: Mapping[str, Any], trainable: bool
+) -> Part:
+    if class_name in _TRAINABLE:
+        own = [one for one, needs in _TRAINABLE[class_name] if not needs or config.get(needs, True)]
+        others = _NOT_TRAINABLE.get(class_name, ())
+        if class_name == "Normalization" and config.get("mean") is not None:
+            others = ()
+        trained = frozenset(own if trainable else ())
+        return Part(inner_path, name, class_name, config, (*own, *others), trained)
+    if _BARE.fullmatch(class_name):
+        return Part(inner_path, name, class_name, config, ())
+    return Part(inner_path, name, class_name, config)
+
+
+def _numbered(path: str, items: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Gives the items of a list the paths that Keras gives them: by class, and numbered."""
+    counts = collections.Counter[str]()
+    for item in items if isinstance(items, Sequence) else ():
+        if isinstance(item, Mapping):
+            kind = snake_case(_class(item))
+            yield f"{path}/{kind}_{counts[kind]}" if counts[kind] else f"{path}/{kind}", item
+            counts[kind] += 1
+
+
+def _layers(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Lists the configs of a model's layers. (The earliest Sequential is just a list.)"""
+    config = model.get("config")
+    found = config.get("layers") if isinstance(config, Mapping) else config
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def _config(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = layer.get("config")
+    if isinstance(config, list):
+        return {"layers": config}
+    return config if isinstance(config, Mapping) else {}
+
+
+def _class(layer: Mapping[str, Any]) -> str:
+    """Names the class of a layer: what stands before `>` is the package it is registered in."""
+    name = str(layer.get("class_name", "")).rpartition(">")[2]
+    return "Functional" if name == "Model" else name
+
+
+def _name(layer: Mapping[str, Any]) -> str:
+    """Names a layer; some configs do so only outside or only inside."""
+    name = _config(layer).get("name") or layer.get("name")
+    return str(name) if name else snake_case(_class(layer))

@@ -1,0 +1,253 @@
+"""See a file in the layout of Keras 2 as a checkpoint: it lists weights by position.
+
+Names in it are those that variables were made with. So a name that is another layer's tells
+of a tie, and a weight that is missing in a list as well.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from tiedio import outline, slots
+from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable, Tie, named_once
+from tiedio.containers import Archive
+from tiedio.evidence import owner_given
+from tiedio.errors import FileFormatError, listed
+from tiedio.legacy import OldLayout, Weight
+from tiedio.outline import Part
+from tiedio.ties import Place
+from tiedio.translation import Translated
+
+# How keras 2.3.1 lists a name that it has listed before.
+_AGAIN = re.compile(r"b'(.+)'_\d+")
+# The number of an output in a graph of TensorFlow, and that of a name that was taken.
+_OUTPUT = re.compile(r":\d+$")
+_TAKEN = re.compile(r"_\d+$")
+
+# What Keras 3 calls otherwise than Keras 2.
+_RENAMED = {"depthwise_kernel": "kernel", "u": "vector_u", "sn_u": "vector_u"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expected:
+    """A variable that a layer has by its config."""
+
+    part: Part
+    number: int
+    name: str
+    trainable: bool | None
+
+    def stored(self, weight: Weight, opened: Archive) -> StoredVariable:
+        inner_path = self.part.inner_path
+        return StoredVariable(
+            f"{self.part.name}/{self.name}",
+            weight.dataset_path,
+            weight.shape,
+            opened.weights.dtype(weight.dataset_path),
+            Place(inner_path, str(self.number), f"{inner_path}/vars/{self.number}"),
+            self.trainable,
+            _listed_as(weight),
+        )
+
+
+def described(
+    opened: Archive,
+    old: OldLayout,
+    translated: Translated | None,
+    kind: str,
+    given: Sequence[tuple[str, str]],
+) -> Checkpoint:
+    """Describes a file.
+
+    Args:
+        opened: The file.
+        old: What it says in this layout.
+        translated: The config of its model, if there is one.
+        kind: What it is, in words.
+        given: What is tied, and to what, as `evidence.parsed` reads it.
+
+    Raises:
+        FileFormatError: If weights are missing, and nothing says which others they are one with.
+    """
+    config = translated.config if translated else None
+    parts = outline.layers(config or {})
+    variables: list[StoredVariable] = []
+    ties: list[Tie] = []
+    unresolved: list[str] = []
+    for layer, weights in old.layers.items():
+        places = _expected(parts.get(layer, ()), weights)
+        if places is None or _contradict(places, weights):
+            variables += (_by_name(layer, weight, old, opened) for weight in weights)
+            continue
+        assigned = _assigned(places, weights)
+        variables += (one.stored(assigned[one], opened) for one in places if one in assigned)
+        for missing in (one for one in places if one not in assigned):
+            owner = _owner_of(missing, assigned, given)
+            if owner is None:
+                unresolved.append(f"{missing.part.name}/{missing.name}")
+                continue
+            one = dataclasses.replace(missing.stored(assigned[owner], opened), listed="")
+            names = (f"{owner.part.name}/{owner.name}", one.name)
+            variables.append(one)
+            ties.append(Tie(names, Evidence.FINGERPRINT, f"`{layer}` does not list it again"))
+    for number, weight in enumerate(old.top_level or ()):
+        own = Part("", "", "")
+        variables.append(_Expected(own, number, _listed_as(weight), None).stored(weight, opened))
+    if unresolved:
+        raise FileFormatError(
+            f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
+            "Expected: a value for every variable. Received: fewer, as several were tied inside "
+            "one nested model.\n"
+            f'Say with which others they are one: `--tie "{unresolved[0]}=..."`.'
+        )
+    optimizer = (old.training_config or {}).get("optimizer_config")
+    known = isinstance(optimizer, dict)
+    return Checkpoint(
+        old.filepath,
+        kind,
+        old.keras_version,
+        opened.weights,
+        list(named_once(_in_order(variables, parts))),
+        all(one.place for one in variables),
+        ties,
+        slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
+        ((config or {}).get("compile_config") or {}).get("optimizer"),
+        config,
+        notes=translated.notes if translated else (),
+        untranslated=translated.untranslated if translated else (),
+        groups={
+            f"{part.inner_path}/vars": {"name": part.layer}
+            for held in parts.values()
+            for part in held
+        },
+        old_layout=old,
+    )
+
+
+def _in_order(
+    variables: Sequence[StoredVariable], parts: Mapping[str, Sequence[Part]]
+) -> list[StoredVariable]:
+    """Orders variables as the model does; what is in no layer comes last."""
+    rank = {
+        part.inner_path: number
+        for number, part in enumerate(part for held in parts.values() for part in held)
+    }
+
+    def key(one: StoredVariable) -> tuple[int, int]:
+        if one.place is None or one.place.inner_path not in rank:
+            return len(rank), 0
+        return rank[one.place.inner_path], int(one.place.attribute)
+
+    return sorted(variables, key=key)
+
+
+def _expected(parts: Sequence[Part], weights: Sequence[Weight]) -> list[_Expected] | None:
+    """Lists the variables of a layer in the order of this layout, if its config tells.
+
+    Those that are trained come first, of all of its parts, then the others.
+    """
+    unknown = [part for part in parts if part.variables is None]
+    known = sum(len(part.variables or ()) for part in parts)
+    if not parts or len(unknown) > 1 or (unknown and _has_parts(unknown[0], weights)):
+        return None
+    names = {
+        part: part.variables
+        if part.variables is not None
+        else tuple(map(str, range(max(len(weights) - known, 0))))
+        for part in parts
+    }
+    places = [
+        _Expected(part, number, name, name in part.trainable if part not in unknown else None)
+        for part in parts
+        for number, name in enumerate(names[part])
+    ]
+    places.sort(key=lambda one: one.trainable is False)
+    return None if len(weights) > len(places) else places
+
+
+def _has_parts(part: Part, weights: Sequence[Weight]) -> bool:
+    """Whether a layer of a class that is not known seems to be made of others."""
+    return any(part.layer in _maker(weight).split("/")[:-1] for weight in weights)
+
+
+def _contradict(places: Sequence[_Expected], weights: Sequence[Weight]) -> bool:
+    """Whether the names in a list say that it is in another order."""
+    if len(places) != len(weights):
+        return False
+    known = {one.name for one in places}
+    return any(
+        _last(weight) in known and _last(weight) != one.name
+        for one, weight in zip(places, weights, strict=True)
+    )
+
+
+def _assigned(places: Sequence[_Expected], weights: Sequence[Weight]) -> dict[_Expected, Weight]:
+    """Assigns the weights of a list to variables, in their order.
+
+    Fewer weights than variables were listed once each: what a layer's name leads is its own.
+    """
+    if len(places) == len(weights):
+        return dict(zip(places, weights, strict=True))
+    assigned: dict[_Expected, Weight] = {}
+    left = list(places)
+    for weight in weights:
+        makers = _maker(weight).split("/")
+        fitting = [one for one in left if one.name == _last(weight)]
+        own = [one for one in fitting if one.part.layer in makers] or fitting
+        if own:
+            assigned[own[0]] = weight
+            left.remove(own[0])
+    return assigned
+
+
+def _owner_of(
+    missing: _Expected, assigned: Mapping[_Expected, Weight], given: Sequence[tuple[str, str]]
+) -> _Expected | None:
+    """Finds the variable that a missing one was tied to, if there is only one that fits."""
+    name = f"{missing.part.name}/{missing.name}"
+    fitting = [
+        one
+        for one in assigned
+        if one.name == missing.name
+        and one.part.class_name == missing.part.class_name
+        and _sizes(one.part) == _sizes(missing.part)
+    ]
+    if owner := owner_given(name, given):
+        fitting = [one for one in assigned if f"{one.part.name}/{one.name}" == owner]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _sizes(part: Part) -> list[str]:
+    sizes = ("units", "filters", "kernel_size", "input_dim", "output_dim", "num_heads", "key_dim")
+    return [str(part.config.get(size)) for size in sizes]
+
+
+def _by_name(layer: str, weight: Weight, old: OldLayout, opened: Archive) -> StoredVariable:
+    """Names a weight by what its list says only: where Keras 3 stores it is not known."""
+    names = _listed_as(weight).split("/")
+    foreign = names[0] in old.layers or len(names) == 1
+    names = names[-1:] if foreign else names
+    return StoredVariable(
+        "/".join((layer, *names)),
+        weight.dataset_path,
+        weight.shape,
+        opened.weights.dtype(weight.dataset_path),
+        listed=_listed_as(weight),
+    )
+
+
+def _listed_as(weight: Weight) -> str:
+    again = _AGAIN.fullmatch(weight.name)
+    return _OUTPUT.sub("", again[1] if again else weight.name)
+
+
+def _maker(weight: Weight) -> str:
+    """The path of the layer that made a variable."""
+    return _listed_as(weight).rpartition("/")[0]
+
+
+def _last(weight: Weight) -> str:
+    name = _TAKEN.sub("", _listed_as(weight).rpartition("/")[2])
+    return _RENAMED.get(name, name)
+
+

@@ -1,0 +1,252 @@
+"""Lay a checkpoint out as Keras 3 stores it, with the variables made one that were one."""
+
+import collections
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiedio import slots
+from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
+from tiedio.containers import ASSETS, Content
+from tiedio.evidence import Contents, joined
+from tiedio.hdf5 import Layout, Tensor
+from tiedio.legacy import OldLayout, Weight
+from tiedio.slots import Slots
+from tiedio.ties import METADATA_KEY, Place, Record, TieGroup
+
+# The oldest Keras that reads what is written here.
+_WRITTEN_FOR = "3.10.0"
+
+_OPTIMIZER = "optimizer"
+
+# What shards say of one save, and the record.
+_NOT_KEPT = (METADATA_KEY, "total_size")
+
+
+def content(
+    checkpoint: Checkpoint,
+    ties: Sequence[Tie],
+    reconcile: str,
+    holds_model: bool,
+    assets: Path,
+) -> tuple[Content, list[str]]:
+    """Lays a checkpoint out.
+
+    Args:
+        checkpoint: The file.
+        ties: What was one.
+        reconcile: What becomes of different values, as in `migration.apply`.
+        holds_model: Whether a whole model is written, or weights only.
+        assets: Folder for its assets.
+
+    Returns:
+        What is to be written, and what is to be said of it.
+    """
+    owners = joined(ties)
+    groups = _gathered(checkpoint, owners)
+    layout, first = _variables(checkpoint, groups, reconcile)
+    record = checkpoint.record or Record()
+    notes: list[str] = []
+    if not checkpoint.is_by_position:
+        state, notes = _optimizer_state(checkpoint, ties, owners)
+        _add_others(checkpoint, layout, first, without_optimizer=state is not None)
+        if state is not None:
+            for number, value in enumerate(state.values):
+                layout.tensors[f"{_OPTIMIZER}/vars/{number}"] = _slot(checkpoint, value)
+            trained = {**record.optimizer_variables}
+            trained.pop(_OPTIMIZER, None)
+            if state.places is not None:
+                trained[_OPTIMIZER] = state.places
+            record = dataclasses.replace(record, optimizer_variables=trained)
+    checkpoint.extract_assets(assets)
+    known = {place.dataset_path: place for group in record.tie_groups for place in group.places}
+    tie_groups = tuple(_tie_group(members, known) for members in groups.values())
+    record = dataclasses.replace(record, tie_groups=tie_groups, digests={})
+    written = Content(
+        layout,
+        record,
+        _metadata(checkpoint),
+        checkpoint.config if holds_model else None,
+        assets / ASSETS,
+        old_layout=_old_layout(checkpoint) if checkpoint.is_by_position else None,
+    )
+    return written, notes
+
+
+def _variables(
+    checkpoint: Checkpoint, groups: Mapping[str, Sequence[StoredVariable]], reconcile: str
+) -> tuple[Layout, dict[Any, str]]:
+    """Lays the variables out; returns also where each tensor of the source is written."""
+    layout = Layout(groups={path: dict(held) for path, held in checkpoint.groups.items()})
+    first: dict[Any, str] = {}
+    members_of = {one.name: members for members in groups.values() for one in members}
+    for one in checkpoint.variables:
+        owner, *aliases = members_of.get(one.name, [one])
+        if one is owner:
+            layout.tensors[_target(one)] = _tensor(checkpoint, [owner, *aliases], reconcile)
+        else:
+            layout.links[_target(one)] = _target(owner)
+        first[checkpoint.tensors.address(one.source)] = _target(owner)
+    return layout, first
+
+
+def _add_others(
+    checkpoint: Checkpoint, layout: Layout, first: dict[Any, str], without_optimizer: bool
+) -> None:
+    """Adds what is no variable of a layer as it is, and what is one tensor once."""
+    for path, source in checkpoint.others.items():
+        if without_optimizer and path.startswith(f"{_OPTIMIZER}/"):
+            continue
+        address = checkpoint.tensors.address(source)
+        if first.setdefault(address, path) != path:
+            layout.links[path] = first[address]
+        else:
+            layout.tensors[path] = _as_is(checkpoint, source)
+    layout.links.update(checkpoint.links)
+
+
+def _slot(checkpoint: Checkpoint, value: Weight | np.ndarray) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return Tensor(value.shape, value.dtype, lambda: value)
+    return _as_is(checkpoint, value.dataset_path)
+
+
+def _tie_group(members: Sequence[StoredVariable], known: Mapping[str | None, Place]) -> TieGroup:
+    """Makes a tie group; places that no record named are known by the layer's own number."""
+    owner, *aliases = (
+        known.get(_target(one)) or one.place or Place(one.layer, one.listed, _target(one))
+        for one in members
+    )
+    return TieGroup(
+        owner,
+        tuple(aliases),
+        members[0].shape,
+        members[0].dtype.name,
+        members[0].trainable is not False,
+    )
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Says when, and by which Keras, a file was saved; or of which it is in the layout."""
+    kept = {key: value for key, value in checkpoint.metadata.items() if key not in _NOT_KEPT}
+    if checkpoint.is_of_keras_3:
+        return kept
+    now = datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S")
+    version = checkpoint.keras_version or "an unknown version"
+    return {
+        **kept,
+        "keras_version": _WRITTEN_FOR,
+        "date_saved": kept.get("date_saved", now),
+        "migrated_from": f"{checkpoint.kind}, by Keras {version}",
+    }
+
+
+def _old_layout(checkpoint: Checkpoint) -> OldLayout | None:
+    """Returns the lists of weights for a file of weights only."""
+    old = checkpoint.old_layout
+    return old and dataclasses.replace(old, model_config=None, training_config=None, optimizer=())
+
+
+def _target(variable: StoredVariable) -> str:
+    """Where a variable is written: in a file of weights by position, where it was."""
+    if variable.place is None:
+        return variable.source.removeprefix("model_weights/")
+    return str(variable.place.dataset_path)
+
+
+def _gathered(
+    checkpoint: Checkpoint, owners: Mapping[str, str]
+) -> dict[str, list[StoredVariable]]:
+    """Gathers the variables that are one, by the name of their owner, which comes first."""
+    groups: dict[str, list[StoredVariable]] = {}
+    for one in checkpoint.variables:
+        if one.name in owners:
+            members = groups.setdefault(owners[one.name], [])
+            members.insert(0 if one.name == owners[one.name] else len(members), one)
+    return groups
+
+
+def _tensor(checkpoint: Checkpoint, members: Sequence[StoredVariable], reconcile: str) -> Tensor:
+    sources = list({checkpoint.tensors.address(one.source): one.source for one in members}.values())
+    if reconcile != "mean" or len(sources) == 1:
+        return _as_is(checkpoint, sources[0])
+
+    def mean() -> np.ndarray:
+        # In the largest float, so that the mean of equal values is that value.
+        total = sum(checkpoint.tensors.read(one).astype(np.float64) for one in sources)
+        return (total / len(sources)).astype(members[0].dtype)
+
+    return Tensor(members[0].shape, members[0].dtype, mean)
+
+
+def _as_is(checkpoint: Checkpoint, source: str) -> Tensor:
+    tensors = checkpoint.tensors
+    return Tensor(tensors.shape(source), tensors.dtype(source), lambda: tensors.read(source))
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """The state of an optimizer as Keras 3 stores it, and the variables it was built for."""
+
+    values: Sequence[Weight | np.ndarray]
+    places: tuple[Place, ...] | None
+
+
+def _optimizer_state(
+    checkpoint: Checkpoint, ties: Sequence[Tie], owners: Mapping[str, str]
+) -> tuple[_State | None, list[str]]:
+    """Returns the state of the optimizer if it has to be written anew, and what to say of it."""
+    kept = checkpoint.slots
+    if checkpoint.optimizer is None:
+        return None, []
+    trained = [one for one in checkpoint.variables if one.trainable is not False]
+    # Those that had slots: of what was one when saved, the first; of what is given now, each.
+    as_saved = joined(tie for tie in ties if tie.evidence is not Evidence.GIVEN)
+    if checkpoint.has_slots_per_use:
+        as_saved = {}
+    having = list({as_saved.get(one.name, one.name): one for one in reversed(trained)}.values())
+    having.reverse()
+    merged = {owners.get(one.name, one.name) for one in having}
+    if len(merged) == len(having) and checkpoint.is_of_keras_3:
+        return None, []  # as it is
+    if kept is None:
+        return _State((), None), [_lost("it is of a kind that is not known here")]
+    indexes = range(len(kept.variables))
+    if not checkpoint.is_ordered or not _fit(having, kept):
+        if len(merged) < len(having):
+            return _State((), None), [_lost("it does not tell which variables it is of")]
+        return _State(slots.ordered(kept, indexes, checkpoint.optimizer), None), []
+    states: dict[str, list[int]] = collections.defaultdict(list)
+    for index, one in enumerate(having):
+        owner = owners.get(one.name, one.name)
+        states[owner].insert(0 if one.name == owner else len(states[owner]), index)
+    contents = Contents(checkpoint)
+
+    def digests(index: int) -> tuple[str, ...]:
+        return tuple(contents.digest(one.dataset_path) for one in kept.variables[index].values())
+
+    diverged = [owner for owner, held in states.items() if len(set(map(digests, held))) > 1]
+    notes = [
+        f"The optimizer has several states of `{owner}`: that of the variable itself is kept."
+        for owner in diverged
+    ]
+    by_name = {one.name: one for one in checkpoint.variables}
+    places = tuple(place for owner in states if (place := by_name[owner].place))
+    order = [held[0] for held in states.values()]
+    return _State(slots.ordered(kept, order, checkpoint.optimizer), places), notes
+
+
+def _fit(variables: Sequence[StoredVariable], kept: Slots) -> bool:
+    """Whether these can be the variables that an optimizer has slots of."""
+    return len(variables) == len(kept.variables) and all(
+        not held or any(weight.shape == one.shape for weight in held.values())
+        for one, held in zip(variables, kept.variables, strict=True)
+    )
+
+
+def _lost(why: str) -> str:
+    return f"The state of the optimizer is left out, and it starts anew: {why}."

@@ -1,0 +1,51 @@
+"""Open any file of Keras as a checkpoint, of whatever version, format and name."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tiedio import archive, numbered, positional, storage, translation
+from tiedio.checkpoint import Checkpoint
+
+
+@contextlib.contextmanager
+def reading(
+    filepath: Any,
+    config: Mapping[str, Any] | None = None,
+    given: Sequence[tuple[str, str]] = (),
+) -> Iterator[Checkpoint]:
+    """Opens a file.
+
+    Args:
+        filepath: The file, as `save_tied` takes it.
+        config: The config of its model, for a file that has none.
+        given: What is tied, and to what, as `evidence.parsed` reads it.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        FileFormatError: If it is not one of Keras, or damaged.
+    """
+    source = storage.at(filepath)
+    with archive.reading(source) as opened:
+        title = archive.format_of(source).title
+        old = opened.old_layout
+        if old is None:
+            found = opened.config or config
+            version = str(opened.metadata.get("keras_version", ""))
+            translated = translation.translated(dict(found), None, version) if found else None
+            yield numbered.described(opened, translated, _kind(title, opened.config))
+        else:
+            found = old.model_config or config
+            translated = (
+                translation.translated(dict(found), old.training_config, old.keras_version)
+                if found
+                else None
+            )
+            kind = _kind(f"{title} in the layout of Keras 2", old.model_config)
+            yield positional.described(opened, old, translated, kind, given)
+
+
+def _kind(title: str, config: Any) -> str:
+    return f"{title} of a {'whole model' if config else 'weights only'}".replace(
+        "of a weights", "of weights"
+    )
