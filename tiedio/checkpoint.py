@@ -146,7 +146,7 @@ class Checkpoint:
 
     @property
     def has_slots_per_use(self) -> bool:
-        """Whether each place of a tied variable has slots, as where Keras was no part of TensorFlow."""
+        """Whether each place of a tied variable has slots, as before Keras was in TensorFlow."""
         numbers = version_numbers(self.keras_version)
         return bool(numbers) and numbers < (2, 4) and "tf" not in self.keras_version
 

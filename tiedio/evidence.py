@@ -238,9 +238,7 @@ class _SlotCount:
         self._slots = checkpoint.slots if checkpoint.slots and checkpoint.slots.kinds else None
         self._per_use = checkpoint.has_slots_per_use
         self._trained = [one for one in checkpoint.variables if one.trainable is not False]
-        self._distinct = [
-            one for one in self._trained if known.get(one.name, one.name) == one.name
-        ]
+        self._distinct = [one for one in self._trained if known.get(one.name, one.name) == one.name]
         self._groups = collections.defaultdict(list)
         for group in _equal(checkpoint, known, contents):
             trained = [one for one in group if one.trainable is not False]
@@ -298,7 +296,11 @@ class _SlotCount:
         groups = self._groups[trained[0].shape]
         possible = sum(len(one) - 1 for one in groups)
         if copies <= 0:
-            return trained, False, "equal contents, but each has a state of its own in the optimizer"
+            return (
+                trained,
+                False,
+                "equal contents, but each has a state of its own in the optimizer",
+            )
         unsure = any(
             one.trainable is None for one in self._distinct if one.shape == trained[0].shape
         )
@@ -388,7 +390,6 @@ def given_by_name(
     for pair in pairs:
         owners = {name: owner_given(name, [pair]) for name in names}
         given.update(
-            {name: owner for name, owner in owners.items() if owner in names}
-            or {pair[0]: pair[1]}
+            {name: owner for name, owner in owners.items() if owner in names} or {pair[0]: pair[1]}
         )
     return dict(sorted(given.items()))

@@ -85,9 +85,7 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def plan(
-    filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None
-) -> Plan:
+def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> Plan:
     """Finds out which variables of a file were one. Nothing is written.
 
     Args:
@@ -109,7 +107,7 @@ def plan(
 
     >>> import keras, tiedio
     >>> from tiedio import migration
-    >>> encoder, decoder = keras.layers.Dense(4, name="encoder"), keras.layers.Dense(4, name="decoder")
+    >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
     >>> decoder.set_weights(encoder.get_weights())
     >>> model.save("lost.keras")
@@ -165,7 +163,7 @@ def apply(
 
     >>> import keras, tiedio
     >>> from tiedio import migration
-    >>> encoder, decoder = keras.layers.Dense(4, name="encoder"), keras.layers.Dense(4, name="decoder")
+    >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
     >>> model.save("diverged.keras")
     >>> done = migration.apply(
@@ -224,9 +222,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         owner, *aliases = (variables[name] for name in tie.names)
         addresses = {checkpoint.tensors.address(one.source) for one in (owner, *aliases)}
         differences = [
-            _difference(checkpoint, owner, one)
-            for one in aliases
-            if not contents.equal(owner, one)
+            _difference(checkpoint, owner, one) for one in aliases if not contents.equal(owner, one)
         ]
         return Proposal(
             owner.name,
@@ -315,7 +311,9 @@ def _accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pr
     accepted = [one for one in planned.proposals if one not in left]
     diverged = [one for one in accepted if one.largest_difference > 0]
     if diverged and reconcile == "error":
-        told = (f"{' = '.join(one.names)} by up to {one.largest_difference:.3g}" for one in diverged)
+        told = (
+            f"{' = '.join(one.names)} by up to {one.largest_difference:.3g}" for one in diverged
+        )
         raise MigrationError(
             f"The copies of {listed(one.owner for one in diverged)} have different values.\n"
             f"Expected: equal ones. Received: {'; '.join(told)}.\n"
@@ -324,9 +322,7 @@ def _accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pr
     return accepted
 
 
-def _destination(
-    wanted: Storage, checkpoint: Checkpoint
-) -> tuple[Storage, bool, tuple[str, ...]]:
+def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool, tuple[str, ...]]:
     """Returns where to write, whether the whole model, and what to say of it."""
     weights_only = wanted.name.endswith(_WEIGHTS)
     is_model = checkpoint.config is not None and not checkpoint.untranslated

@@ -70,9 +70,7 @@ class Part:
     inner_path: str
     name: str
     class_name: str
-    config: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict, repr=False, compare=False
-    )
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     variables: tuple[str, ...] | None = None
     trainable: frozenset[str] = frozenset()
 
@@ -105,9 +103,7 @@ def snake_case(class_name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _parts(
-    layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool
-) -> Iterator[Part]:
+def _parts(layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool) -> Iterator[Part]:
     """Yields a layer's parts in the order in which it lists their variables."""
     class_name, config = _class(layer), _config(layer)
     trainable = trainable and config.get("trainable", True) is not False
@@ -132,7 +128,9 @@ def _parts(
         for attribute in _ATTENTION:
             dense = {**config, "bias_axes": config.get("use_bias", True)}
             yield from within(
-                attribute, {"class_name": "EinsumDense", "config": dense}, attribute[: -len("_dense")]
+                attribute,
+                {"class_name": "EinsumDense", "config": dense},
+                attribute[: -len("_dense")],
             )
     elif class_name in _WRAPPERS:
         yield from within("layer", config.get("layer"))

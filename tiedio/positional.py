@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from tiedio import outline, slots
 from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable, Tie, named_once
 from tiedio.containers import Archive
-from tiedio.evidence import owner_given
 from tiedio.errors import FileFormatError, listed
+from tiedio.evidence import owner_given
 from tiedio.legacy import OldLayout, Weight
 from tiedio.outline import Part
 from tiedio.ties import Place
@@ -249,5 +249,3 @@ def _maker(weight: Weight) -> str:
 def _last(weight: Weight) -> str:
     name = _TAKEN.sub("", _listed_as(weight).rpartition("/")[2])
     return _RENAMED.get(name, name)
-
-

@@ -158,9 +158,7 @@ def _target(variable: StoredVariable) -> str:
     return str(variable.place.dataset_path)
 
 
-def _gathered(
-    checkpoint: Checkpoint, owners: Mapping[str, str]
-) -> dict[str, list[StoredVariable]]:
+def _gathered(checkpoint: Checkpoint, owners: Mapping[str, str]) -> dict[str, list[StoredVariable]]:
     """Gathers the variables that are one, by the name of their owner, which comes first."""
     groups: dict[str, list[StoredVariable]] = {}
     for one in checkpoint.variables:
