@@ -67,7 +67,7 @@ def reading(source: Storage) -> Iterator[Archive]:
                 None if config is None else parse(source.name, CONFIG, config),
                 weights,
                 extract_assets=extract_assets,
-                old_layout=legacy.read(weights) if record is config is None else None,
+                old_layout=legacy.read(weights) if config is None else None,
             )
 
 

@@ -13,7 +13,7 @@ import keras
 from tiedio import models, retying, state, variables
 from tiedio.deferral import Deferral, loads_as_keras
 from tiedio.errors import LoadError, first_line, listed
-from tiedio.ties import HeldVariable, LayerState, Place, Record, TieGroup
+from tiedio.ties import HeldVariable, LayerState, Place, Record, TieGroup, merged
 from tiedio.weights_file import Store, WeightsFile
 
 
@@ -31,10 +31,10 @@ def fitted(record: Record, visits: Sequence[variables.Visit], left_out: Collecti
 
     stored = {place: place for place, _ in state.find_stored(visits)}
     own = [group for group, _ in variables.find_shared(visits)]
-    groups = [_with_places(group, kept(group.places)) for group in record.tie_groups]
+    groups = [group.at(kept(group.places)) for group in record.tie_groups]
     groups += _ties_of_shared_layers(record, visits)
-    groups += [_with_places(group, [stored.get(p, p) for p in group.places]) for group in own]
-    groups = _merged(group for group in groups if group.aliases)
+    groups += [group.at([stored.get(p, p) for p in group.places]) for group in own]
+    groups = merged(group for group in groups if group.aliases)
     return dataclasses.replace(
         record,
         tie_groups=tuple(groups),
@@ -56,12 +56,6 @@ def fitted(record: Record, visits: Sequence[variables.Visit], left_out: Collecti
     )
 
 
-def _with_places(group: TieGroup, places: Sequence[Place]) -> TieGroup:
-    return dataclasses.replace(
-        group, owner=places[0] if places else group.owner, aliases=tuple(places[1:])
-    )
-
-
 def _ties_of_shared_layers(record: Record, visits: Sequence[variables.Visit]) -> Iterator[TieGroup]:
     """Yields ties between variables, where the record has one layer and the model has two."""
     places = variables.find_places(visits)
@@ -73,21 +67,6 @@ def _ties_of_shared_layers(record: Record, visits: Sequence[variables.Visit]) ->
             aliases = [Place(f"{other}{rest}", place.attribute) for other in others]
             known = (alias for alias in aliases if alias in places)
             yield variables.tie_group(place, known, variable)
-
-
-def _merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
-    """Makes one tie group of those that have a place in common."""
-    merged: list[TieGroup] = []
-    for group in groups:
-        touching = [one for one in merged if set(one.places) & set(group.places)]
-        places: dict[Place, Place] = {}
-        for place in (place for one in (*touching, group) for place in one.places):
-            known = places.setdefault(place, place)
-            if known.dataset_path is None:
-                places[place] = place
-        merged = [one for one in merged if one not in touching]
-        merged.append(_with_places(touching[0] if touching else group, list(places.values())))
-    return merged
 
 
 def _layers(

@@ -1,4 +1,4 @@
-"""Tell from a file without a record what was shared when it was saved."""
+"""Tell what the record of a file does not say, or all if it has none: what was shared."""
 
 import collections
 import dataclasses
@@ -9,20 +9,52 @@ import keras
 
 from tiedio import state, variables
 from tiedio.errors import RecordError, listed
-from tiedio.ties import Record, TieGroup
+from tiedio.ties import Place, Record, TieGroup, merged
 from tiedio.weights_file import WeightsFile
 
 
-def infer(visits: Sequence[variables.Visit], weights: WeightsFile) -> Record:
-    """Makes a record of what hard links say, and of what is stored under another path only.
+def of_model(
+    record: Record | None, visits: Sequence[variables.Visit], weights: WeightsFile
+) -> Record:
+    """Returns what a record says, by attributes, and what can be told without one.
+
+    A record that was made of a file alone knows variables by the number under which they are
+    stored, and nothing of layers. What it does not say, hard links do, and what is stored
+    under another path only.
 
     Args:
+        record: The record of the file, if it has one.
         visits: The saveables of a model that was built from the same code.
         weights: The file.
     """
-    return Record(
-        tie_groups=_find_linked(visits, weights),
+    known = _by_attribute(record or Record(), visits)
+    if known.is_complete:
+        return known
+    return dataclasses.replace(
+        known,
+        tie_groups=tuple(merged([*known.tie_groups, *_find_linked(visits, weights)])),
         shared_layers=_find_shared_layers(visits, weights),
+    )
+
+
+def _by_attribute(record: Record, visits: Sequence[variables.Visit]) -> Record:
+    trained = record.optimizer_variables
+    places = [place for group in record.tie_groups for place in group.places]
+    places += [place for held in trained.values() for place in held or ()]
+    if not any(place.attribute.isdigit() for place in places):
+        return record
+    stored = {place.dataset_path: place for place, _ in state.find_stored(visits)}
+
+    def named(places: Sequence[Place]) -> tuple[Place, ...]:
+        return tuple(
+            stored.get(place.dataset_path, place) if place.attribute.isdigit() else place
+            for place in places
+        )
+
+    return dataclasses.replace(
+        record,
+        tie_groups=tuple(merged(group.at(named(group.places)) for group in record.tie_groups)),
+        optimizer_variables={path: held and named(held) for path, held in trained.items()},
     )
 
 
@@ -34,7 +66,7 @@ def located(
     With a record that is the first path. Versions of Keras differ, where some visit a part of
     the model that others do not.
     """
-    if record:
+    if record and record.is_complete:
         return visits
     found: list[variables.Visit] = []
     moved: dict[str, str] = {}

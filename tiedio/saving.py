@@ -187,14 +187,16 @@ def load_tied(
             def saveables() -> Sequence[variables.Visit]:
                 return inference.located(variables.walk(model), source.weights, record)
 
-            inferred = record or inference.infer(saveables(), source.weights)
+            inferred = inference.of_model(record, saveables(), source.weights)
             error = retying.retie(model, inferred, source.weights, deferral)
             state.report(error, strict)
             visits = variables.walk(model)
             state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
-            restoration = state.Restoration(source.weights, Path(folder) / ASSETS, record, deferral)
+            restoration = state.Restoration(
+                source.weights, Path(folder) / ASSETS, record and inferred, deferral
+            )
             # Optimizers last: TensorFlow's cannot be built for variables without values.
             visits = saveables()
             restoration.read(models.without_optimizers(visits))
@@ -203,7 +205,7 @@ def load_tied(
             restoration.read(models.only_optimizers(saveables()))
             restoration.finish(strict)
             if record:
-                error = inference.unrecorded_links(saveables(), source.weights, record)
+                error = inference.unrecorded_links(saveables(), source.weights, inferred)
                 state.report(error, strict)
         models.forget_functions(model)
     return model

@@ -7,7 +7,7 @@ another tool can read a record with this module (or this page) alone.
 import collections
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tiedio.errors import RecordError, listed
@@ -26,7 +26,8 @@ class Place:
         inner_path: Path of the layer in Keras' walk over a model, such as
             `"layers/conv2d"`; empty for the model itself.
         attribute: Name of the layer's attribute, such as `"_kernel"`; items of
-            a list or dict follow after slashes, as in `"kernels/0"`.
+            a list or dict follow after slashes, as in `"kernels/0"`. Who had a file
+            and no model knows the number only under which the layer stores it: `"0"`.
         dataset_path: Where a file keeps the value, such as
             `"layers/conv2d/vars/0"`; `None` outside a file, or when the file
             keeps it under another place of the same tie group. Not compared.
@@ -83,6 +84,11 @@ class TieGroup:
     def dataset_paths(self) -> list[str]:
         """Where a file keeps the value, the owner's path first: one tensor, and its links."""
         return list(dict.fromkeys(p.dataset_path for p in self.places if p.dataset_path))
+
+    def at(self, places: Sequence[Place]) -> "TieGroup":
+        """Returns the same with other places; without any, it has no aliases."""
+        owner = places[0] if places else self.owner
+        return dataclasses.replace(self, owner=owner, aliases=tuple(places[1:]))
 
     def __str__(self) -> str:
         aliases = ", ".join(map(str, self.aliases))
@@ -229,6 +235,11 @@ class Record:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     axis_orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was made of a model, and not of a file alone."""
+        return bool(self.layers)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "version": VERSION,
@@ -318,6 +329,21 @@ class Record:
         values = {(owners.get(p, p), p.dataset_path) for p in self.exact_values}
         if twice := _twice(path for _, path in values if path):
             raise _contradictory("a tensor for every exact value", twice)
+
+
+def merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
+    """Makes one tie group of those that have a place in common."""
+    found: list[TieGroup] = []
+    for group in groups:
+        touching = [one for one in found if set(one.places) & set(group.places)]
+        places: dict[Place, Place] = {}
+        for place in (place for one in (*touching, group) for place in one.places):
+            known = places.setdefault(place, place)
+            if known.dataset_path is None:
+                places[place] = place
+        found = [one for one in found if one not in touching]
+        found.append((touching[0] if touching else group).at(list(places.values())))
+    return found
 
 
 def _twice(items: Iterable[T]) -> list[T]:

@@ -182,7 +182,7 @@ def load_tied_weights(
         paths, all_paths = (
             {path for visit in some for path in visit.inner_paths} for some in (visits, everything)
         )
-        inferred = record or inference.infer(visits, source.weights)
+        inferred = inference.of_model(record, visits, source.weights)
         wanted = existing.fitted(inferred, visits, all_paths - paths)
         for error in existing.check(wanted, source.weights, visits):
             state.report(error, strict)
