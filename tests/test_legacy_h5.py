@@ -680,19 +680,20 @@ def test_weights_only_files_have_no_config(weights_only):
     assert weights_only.backend == keras.backend.backend()
 
 
-def test_pairs_by_order_and_by_name(weights_only):
+def test_layers_fit_by_order_and_by_name(weights_only):
     def groups(model, **options):
-        found = old_layout.pairs(model, weights_only, **options)
-        return [(v.path.split("/")[-2], path.split("/")[0]) for v, path in found]
+        found = old_layout.fitting(model, weights_only, **options)
+        pairs = (pair for one in found for pair in one.pairs)
+        return [(v.path.split("/")[-2], w.dataset_path.split("/")[0]) for v, w in pairs]
 
     assert groups(two_dense(names="xy")) == [("x", "a")] * 2 + [("y", "b")] * 2
     assert groups(two_dense(names="xa", units=2), by_name=True) == [("a", "a")] * 2
     assert groups(two_dense(names="xy"), by_name=True) == []
 
 
-def test_pairs_that_do_not_fit(weights_only):
+def test_layers_that_do_not_fit(weights_only):
     with pytest.raises(ValueError) as error:
-        old_layout.pairs(two_dense(units=4), weights_only)
+        old_layout.fitting(two_dense(units=4), weights_only)
     pin(
         error,
         errors.LoadError,
@@ -702,7 +703,7 @@ def test_pairs_that_do_not_fit(weights_only):
         "some may have been tied inside one layer: this format does not say which.",
     )
     with pytest.raises(ValueError) as error:
-        old_layout.pairs(keras.Sequential(two_dense().layers[:1], name="half"), weights_only)
+        old_layout.fitting(keras.Sequential(two_dense().layers[:1], name="half"), weights_only)
     pin(
         error,
         errors.LoadError,

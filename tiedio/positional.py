@@ -15,7 +15,7 @@ from tiedio.errors import FileFormatError, listed
 from tiedio.evidence import owner_given
 from tiedio.legacy import OldLayout, Weight
 from tiedio.outline import Part
-from tiedio.ties import Place
+from tiedio.ties import Place, Record
 from tiedio.translation import Translated
 
 # How keras 2.3.1 lists a name that it has listed before.
@@ -113,6 +113,7 @@ def described(
         slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
         ((config or {}).get("compile_config") or {}).get("optimizer"),
         config,
+        None if opened.record is None else Record.from_json(opened.record),
         notes=translated.notes if translated else (),
         untranslated=translated.untranslated if translated else (),
         groups={
@@ -224,11 +225,13 @@ def _sizes(part: Part) -> list[str]:
 
 def _by_name(layer: str, weight: Weight, old: OldLayout, opened: Archive) -> StoredVariable:
     """Names a weight by what its list says only: where Keras 3 stores it is not known."""
-    names = _listed_as(weight).split("/")
-    foreign = names[0] in old.layers or len(names) == 1
-    names = names[-1:] if foreign else names
+    *makers, name = _listed_as(weight).split("/")
+    if layer in makers:  # what stands before is the model that was built around it
+        makers = makers[makers.index(layer) + 1 :]
+    elif not old.layers.keys().isdisjoint(makers):
+        makers = []  # another layer made it
     return StoredVariable(
-        "/".join((layer, *names)),
+        "/".join((layer, *makers, name)),
         weight.dataset_path,
         weight.shape,
         opened.weights.dtype(weight.dataset_path),
