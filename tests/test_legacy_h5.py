@@ -680,6 +680,39 @@ def test_weights_only_files_have_no_config(weights_only):
     assert weights_only.backend == keras.backend.backend()
 
 
+def tied_pair():
+    model = equal_pair(bias_initializer="ones")
+    for layer in model.layers:
+        layer.kernel.assign(np.eye(4) + np.arange(4))
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    return model
+
+
+def test_ties_come_back_in_files_of_weights_only(tmp_path):
+    """A stock file lists what is tied under the name of the layer that made it."""
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, tied_pair())
+    model = scenarios.compiled(equal_pair())
+    scenarios.train(model)
+    with pytest.warns(errors.TiedioWarning, match="starts anew"):
+        tiedio.load_tied_weights(model, tmp_path / "weights.h5")
+    first, second = model.layers
+    assert first.kernel is second.kernel
+    assert first.bias is second.bias
+    assert np.array_equal(first.kernel, np.eye(4) + np.arange(4))
+    scenarios.train(model)
+    assert np.array_equal(first.kernel, second.kernel)
+    assert not np.array_equal(first.kernel, np.eye(4) + np.arange(4))
+
+
+def test_equal_weights_of_their_own_stay_two(tmp_path):
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, equal_pair())
+    model = equal_pair()
+    tiedio.load_tied_weights(model, tmp_path / "weights.h5")
+    assert model.layers[0].kernel is not model.layers[1].kernel
+
+
 def test_layers_fit_by_order_and_by_name(weights_only):
     def groups(model, **options):
         found = old_layout.fitting(model, weights_only, **options)
