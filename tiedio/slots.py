@@ -257,19 +257,19 @@ def _parts(
     def made(*kinds: _Kind) -> _Part:
         return tuple(kind for kind in kinds if kind.is_asked(config) or era in kind.spare)
 
-    groups = _OPTIMIZERS[class_name]
-    own = [made(*group) for group in groups]
+    groups = ((_AVERAGE,), (_GRADIENT,), *_OPTIMIZERS[class_name])
+    slots = [made(*group) for group in groups]
     front = [_ITERATION]
     if _constant_rate(class_name, config) is not None:
         front.append(_LEARNING_RATE)
     product = [_PRODUCT] if class_name == "Nadam" else []
     match era:
         case _Era.KERAS_3_10:
-            return [*front, made(_AVERAGE), made(_GRADIENT), *own, *product]
+            return [*front, *slots, *product]
         case _Era.KERAS_3_0:
-            return [*front, made(_AVERAGE, _GRADIENT), *product, *own]
+            return [*front, made(_AVERAGE, _GRADIENT), *product, *slots[2:]]
         case _Era.KERAS_2:
-            return [_ITERATION, made(_AVERAGE), *own]
+            return [_ITERATION, *slots]
     told = {
         "iter": _ITERATION,
         "iterations": _ITERATION,
@@ -277,8 +277,8 @@ def _parts(
         "m_schedule": _PRODUCT,
     }
     if class_name != "Ftrl":
-        own = [made(kind) for group in groups for kind in group]
-    return [*(told[name] for name in first if name in told), *own]
+        slots = [made(kind) for group in groups for kind in group]
+    return [*(told[name] for name in first if name in told), *slots]
 
 
 def _labels(parts: Sequence[_Part], indexes: Sequence[int]) -> Iterator[tuple[str | _Kind, int]]:
