@@ -139,11 +139,12 @@ def read(
         What it is, or `None` if it is not understood: an optimizer that is unknown, or arrays
         whose number, shapes or names do not fit it.
     """
-    class_name, config = _class_name(optimizer), _config(optimizer)
-    if class_name is None:
+    known = _known(optimizer)
+    if known is None:
         return None
     if not stored:
         return Slots((), (), (), {})
+    class_name, config = known
     era = _era(stored[0].name, keras_version)
     if era is None or (era in _KERAS_3 and class_name != optimizer["class_name"]):
         return None  # of no known Keras, or registered by a user: only Keras 2 registers its own
@@ -176,19 +177,20 @@ def ordered(
         order: Which of its variables Keras 3 trains, in its order.
         optimizer: The optimizer's `class_name` and `config`, as stored or translated.
     """
-    class_name, config = _class_name(optimizer), _config(optimizer)
-    if class_name is None:
+    known = _known(optimizer)
+    if known is None:
         return []
-    # What old versions do not store, and begin anew after a load.
-    begun = {
-        _ITERATION: np.zeros((), np.int64),
+    class_name, config = known
+    not_stored = {
+        _ITERATION: np.zeros((), np.int64),  # as Keras 2.2 itself begins again after a load
         _LEARNING_RATE: np.array(_constant_rate(class_name, config), np.float32),
-        _PRODUCT: np.ones((), np.float32),
+        # It begins at one, and is next to nothing after some dozen steps.
+        _PRODUCT: np.array(0.0 if slots.variables else 1.0, np.float32),
     }
     result: list[Weight | np.ndarray] = []
     for part, index in _labels(_parts(class_name, config, _Era.KERAS_3_10), order):
         if isinstance(part, str):
-            result.append(slots.scalars.get(part, begun[part]))
+            result.append(slots.scalars.get(part, not_stored[part]))
         elif part.name in _FACTORS:  # Keras 3 has something to hold the place of absent ones
             result.append(slots.variables[index].get(part.name, np.zeros((), np.float32)))
         else:
@@ -196,18 +198,13 @@ def ordered(
     return result
 
 
-def _class_name(optimizer: Mapping[str, Any]) -> str | None:
-    """Returns the name of an optimizer of Keras; `None` for others."""
-    name = optimizer.get("class_name")
+def _known(optimizer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """Returns the name of an optimizer of Keras, and its config; `None` for others."""
+    name, config = optimizer.get("class_name"), optimizer.get("config")
     if not isinstance(name, str) or optimizer.get("registered_name") is not None:
         return None
     name = name.removeprefix("Custom>")
-    return name if name in _OPTIMIZERS else None
-
-
-def _config(optimizer: Mapping[str, Any]) -> Mapping[str, Any]:
-    config = optimizer.get("config")
-    return config if isinstance(config, Mapping) else {}
+    return (name, config if isinstance(config, Mapping) else {}) if name in _OPTIMIZERS else None
 
 
 def _constant_rate(class_name: str, config: Mapping[str, Any]) -> float | None:
