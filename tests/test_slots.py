@@ -573,7 +573,9 @@ NOT_UNDERSTOOD = {
         listed(KERAS_3, [(), *IN_TURNS]),
         "3.15.0",
     ),
-    "no_version": (adam(), listed(KERAS_3, [(), *IN_TURNS]), "none"),
+    "no_version": (adam(class_name="RMSprop"), listed("0 1", [KERNEL, BIAS]), "none"),
+    "fewer_than_scalars": (adam(class_name="Lion"), listed("iteration", [()]), "3.15.0"),
+    "slots_of_none": (adam(class_name="SGD"), listed("0 1 2", [(), (), BIAS]), "3.15.0"),
 }
 
 

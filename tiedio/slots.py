@@ -81,6 +81,8 @@ _Group = tuple[_Kind, ...]
 _MOMENTUM = _Kind("momentum", ("m",))
 _VELOCITY = _Kind("velocity", ("v",))
 _ACCUMULATOR = _Kind("accumulator")
+_GRAD = _Kind("accumulated_grad", ("accum_grad",))
+_DELTA = _Kind("accumulated_delta_var", ("accum_var",))
 _ADAM = (
     (_MOMENTUM, _VELOCITY),
     (_Kind("velocity_hat", ("vhat",), "amsgrad", (_Era.MULTI_BACKEND,)),),
@@ -98,12 +100,7 @@ _OPTIMIZERS: dict[str, tuple[_Group, ...]] = {
     "Adamax": ((_MOMENTUM, _Kind("norm", ("u", "v"))),),
     "Nadam": ((_MOMENTUM, _VELOCITY),),
     "Adagrad": ((_ACCUMULATOR,),),
-    "Adadelta": (
-        (
-            _Kind("accumulated_grad", ("accum_grad",)),
-            _Kind("accumulated_delta_var", ("accum_var",)),
-        ),
-    ),
+    "Adadelta": ((_GRAD, _DELTA),),
     "Ftrl": ((_ACCUMULATOR, _Kind("linear")),),
     "Lion": ((_MOMENTUM,),),
     "Lamb": ((_MOMENTUM, _VELOCITY),),
@@ -242,13 +239,9 @@ def _stem(name: str) -> str:
 def _parts(
     class_name: str, config: Mapping[str, Any], era: _Era, first: Sequence[str] = ()
 ) -> list[_Part]:
-    """Lists what an optimizer has, in the order in which an era stores it.
+    """Lists what an optimizer has in the order of an era.
 
-    Args:
-        class_name: The optimizer.
-        config: Its config.
-        era: The era.
-        first: The ends of the first names, which tell what the oldest store.
+    The ends of the first names tell which scalars the older ones store.
     """
 
     def made(*kinds: _Kind) -> _Part:
@@ -355,14 +348,7 @@ def _hint(held: Mapping[_Kind, Weight], era: _Era, prefix: str) -> str | None:
 
 
 def _variable_name(name: str, kind: _Kind, era: _Era, prefix: str) -> str | None:
-    """Returns what the name of a slot says of its variable's; `None` if it is of another kind.
-
-    Args:
-        name: The name; it may be empty or a number.
-        kind: What the slot should be.
-        era: The era.
-        prefix: What the optimizer puts before its names, if it does.
-    """
+    """Returns what the name of a slot says of its variable's; `None` if it is of another kind."""
     if not name or name.isdigit() or era is _Era.MULTI_BACKEND:
         return ""
     own = name.removeprefix(f"{prefix}/")
