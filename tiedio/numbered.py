@@ -137,7 +137,19 @@ def _slots(weights: WeightsFile, optimizer: Any, version: str) -> slots.Slots | 
         stored = [Weight("", path, weights.shape(path)) for path in paths]
     except KeyError:  # an optimizer that stores in a way of its own
         return None
-    return slots.read(optimizer, stored, version)
+    return slots.read(optimizer, stored, version or _told_version(optimizer, stored))
+
+
+def _told_version(optimizer: dict[str, Any], stored: list[Weight]) -> str:
+    """Tells the version of a file of weights by how its optimizer stores, as far as it matters.
+
+    Keras 3 has the learning rate in second place; in 3.10 it moved what is beside the slots.
+    """
+    options = optimizer.get("config")
+    sides = ("use_ema", "gradient_accumulation_steps")
+    if not isinstance(options, dict) or any(options.get(one) for one in sides):
+        return ""
+    return "3.10" if len(stored) > 1 and stored[1].shape == () else "2.15"
 
 
 def _renaming(weights: WeightsFile) -> Callable[[str], str]:

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,12 @@ def content(
         if state is not None:
             for number, value in enumerate(state.values):
                 layout.tensors[f"{_OPTIMIZER}/vars/{number}"] = _slot(checkpoint, value)
-            trained = {**record.optimizer_variables}
-            trained.pop(_OPTIMIZER, None)
-            if state.places is not None or not state.values:
-                trained[_OPTIMIZER] = state.places  # none: it was not built
-            record = dataclasses.replace(record, optimizer_variables=trained)
+            others = {
+                path: held
+                for path, held in record.optimizer_variables.items()
+                if path != _OPTIMIZER
+            }
+            record = dataclasses.replace(record, optimizer_variables={**others, **state.trained})
     _put_in_order(layout)
     checkpoint.extract_assets(assets)
     known = {place.dataset_path: place for group in record.tie_groups for place in group.places}
@@ -240,10 +241,19 @@ def _as_is(checkpoint: Checkpoint, source: str) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """The state of an optimizer as Keras 3 stores it, and the variables it was built for."""
+    """The state of an optimizer as Keras 3 stores it.
+
+    Attributes:
+        values: What it stores.
+        trained: What the record says of the variables that it is of, if that is known.
+    """
 
     values: Sequence[Weight | np.ndarray]
-    places: tuple[Place, ...] | None
+    trained: Mapping[str, tuple[Place, ...] | None]
+
+
+# It was not built, and starts anew.
+_NOT_BUILT = {_OPTIMIZER: None}
 
 
 def _optimizer_state(
@@ -255,25 +265,24 @@ def _optimizer_state(
         # Keras 3 forgets the optimizer of a model once it has saved it as HDF5.
         is_stored = any(path.startswith(f"{_OPTIMIZER}/") for path in checkpoint.others)
         if is_stored and checkpoint.config and checkpoint.config.get("compile_config"):
-            return _State((), None), [_lost("the config does not say which optimizer it was")]
+            return _lost("the config does not say which optimizer it was")
         return None, []
     trained = [one for one in checkpoint.variables if one.trainable is not False]
-    # Those that had slots: of what was one when saved, the first; of what is given now, each.
-    as_saved = joined(tie for tie in ties if tie.evidence is not Evidence.GIVEN)
-    if checkpoint.has_slots_per_use:
-        as_saved = {}
-    having = list({as_saved.get(one.name, one.name): one for one in reversed(trained)}.values())
-    having.reverse()
-    merged = {owners.get(one.name, one.name) for one in having}
-    if len(merged) == len(having) and checkpoint.is_of_keras_3:
-        return None, []  # as it is
+    distinct = {owners.get(one.name, one.name) for one in trained}
     if kept is None:
-        return _State((), None), [_lost("it is of a kind that is not known here")]
-    indexes = range(len(kept.variables))
-    if not checkpoint.is_ordered or not _fit(having, kept):
-        if len(merged) < len(having):
-            return _State((), None), [_lost("it does not tell which variables it is of")]
-        return _State(slots.ordered(kept, indexes, checkpoint.optimizer), None), []
+        if checkpoint.is_of_keras_3 and len(distinct) == len(trained):
+            return None, []  # as it is
+        return _lost("it is of a kind that is not known here")
+    if not kept.variables:
+        return _State(slots.ordered(kept, (), checkpoint.optimizer), _NOT_BUILT), []
+    having = _having_slots(checkpoint, ties, trained, kept)
+    if having is None:
+        if len(distinct) < len(trained):
+            return _lost("it does not tell which variables it is of")
+        every = range(len(kept.variables))
+        return _State(slots.ordered(kept, every, checkpoint.optimizer), {}), []
+    if checkpoint.is_of_keras_3 and len(having) == len(distinct):
+        return None, []  # as it is
     states: dict[str, list[int]] = collections.defaultdict(list)
     for index, one in enumerate(having):
         owner = owners.get(one.name, one.name)
@@ -291,10 +300,28 @@ def _optimizer_state(
     by_name = {one.name: one for one in checkpoint.variables}
     places = tuple(place for owner in states if (place := by_name[owner].place))
     order = [held[0] for held in states.values()]
-    return _State(slots.ordered(kept, order, checkpoint.optimizer), places), notes
+    values = slots.ordered(kept, order, checkpoint.optimizer)
+    return _State(values, {_OPTIMIZER: places}), notes
 
 
-def _fit(variables: Sequence[StoredVariable], kept: Slots) -> bool:
+def _having_slots(
+    checkpoint: Checkpoint, ties: Sequence[Tie], trained: Sequence[StoredVariable], kept: Slots
+) -> list[StoredVariable] | None:
+    """Lists the variables that an optimizer has slots of, in their order, if it can be told.
+
+    What was one when saved has slots once, where it was first used; what is tied since, each.
+    """
+    for since in ((), (Evidence.GIVEN,), (Evidence.GIVEN, Evidence.CONTENTS), tuple(Evidence)):
+        owners = joined(tie for tie in ties if tie.evidence not in since)
+        having: dict[str, StoredVariable] = {}
+        for one in trained:
+            having.setdefault(owners.get(one.name, one.name), one)
+        if checkpoint.is_ordered and _fit(having.values(), kept):
+            return list(having.values())
+    return None
+
+
+def _fit(variables: Collection[StoredVariable], kept: Slots) -> bool:
     """Whether these can be the variables that an optimizer has slots of."""
     return len(variables) == len(kept.variables) and all(
         not held or any(weight.shape == one.shape for weight in held.values())
@@ -302,5 +329,6 @@ def _fit(variables: Sequence[StoredVariable], kept: Slots) -> bool:
     )
 
 
-def _lost(why: str) -> str:
-    return f"The state of the optimizer is left out, and it starts anew: {why}."
+def _lost(why: str) -> tuple[_State, list[str]]:
+    note = f"The state of the optimizer is left out, and it starts anew: {why}."
+    return _State((), _NOT_BUILT), [note]

@@ -1,0 +1,396 @@
+"""What is planned, and what is written, for files that this Keras saves."""
+
+import collections
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import scenarios
+from test_errors import pin
+
+import tiedio
+from tiedio import errors, migration
+from tiedio.checkpoint import Evidence
+
+L = keras.layers
+
+
+def three_layers(**options):
+    """Three layers of one shape; the first two are equal, and are not tied."""
+    keras.utils.set_random_seed(1)
+    first, second, third = (L.Dense(4, name=name, **options) for name in ("a", "b", "c"))
+    model = keras.Sequential([keras.Input((4,)), first, second, third])
+    second.set_weights(first.get_weights())
+    return model
+
+
+def trained(model):
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    x, y = np.random.RandomState(0).rand(2, 8, 4)
+    model.fit(x, y, verbose=0, shuffle=False)
+    return model
+
+
+def saved(model, tmp_path, name="model.keras"):
+    """Saves with stock Keras, which forgets ties."""
+    model.save(tmp_path / name)
+    return tmp_path / name
+
+
+def found(plan):
+    return [(one.names, Evidence(one.evidence).name, one.needs) for one in plan.proposals]
+
+
+# What is planned
+
+
+def test_nothing_equal_is_proposed_where_slots_deny_it(tmp_path):
+    """A target network: equal, trained, and never one."""
+    model = trained(three_layers())
+    model.layers[1].set_weights(model.layers[0].get_weights())
+    plan = migration.plan(saved(model, tmp_path))
+    assert not plan.proposals
+    (kernel, bias) = sorted(plan.forbidden, key=lambda one: one.owner, reverse=True)
+    assert (kernel.names, bias.names) == (("a/kernel", "b/kernel"), ("a/bias", "b/bias"))
+    assert kernel.why == "equal contents, but each has a state of its own in the optimizer"
+    assert kernel.needs == ('--tie "b/kernel=a/kernel"',)
+
+
+def test_without_slots_equal_contents_are_a_proposal(tmp_path):
+    """Zero biases are none: they are equal because they began so."""
+    plan = migration.plan(saved(three_layers(), tmp_path))
+    assert found(plan) == [(("a/kernel", "b/kernel"), "CONTENTS", ("--accept contents",))]
+    assert plan.proposals[0].bytes_saved == 64
+
+
+@pytest.mark.parametrize("initializer", ["zeros", "ones", "identity"])
+def test_equal_initial_values_are_no_evidence(initializer, tmp_path):
+    model = three_layers(kernel_initializer=initializer)
+    assert not migration.plan(saved(model, tmp_path)).proposals
+
+
+def test_slots_tell_which_of_the_equal_ones_are_one(tmp_path):
+    """As many copies as there are equal ones: then it is these."""
+    model = three_layers()
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    plan = migration.plan(saved(trained(model), tmp_path))
+    assert found(plan) == [
+        (("a/kernel", "b/kernel"), "SLOTS", ()),
+        (("a/bias", "b/bias"), "SLOTS", ()),
+    ]
+
+
+def test_slots_that_leave_it_open_make_a_proposal(tmp_path):
+    """Two are tied, two others of that shape are equal by chance: one copy, two candidates."""
+    layers = [L.Dense(4, name=name, use_bias=False) for name in "abcd"]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    tiedio.tie(layers[1], to=layers[0])
+    model = trained(model)
+    layers[3].set_weights(layers[2].get_weights())
+    plan = migration.plan(saved(model, tmp_path))
+    assert found(plan) == [
+        (("a/kernel", "b/kernel"), "CONTENTS", ("--accept contents",)),
+        (("c/kernel", "d/kernel"), "CONTENTS", ("--accept contents",)),
+    ]
+    done = migration.apply(tmp_path / "model.keras", tmp_path / "x.keras", accept=["b/kernel"])
+    assert [one.names for one in done.proposals] == [("a/kernel", "b/kernel")]
+    loaded = tiedio.load_tied(tmp_path / "x.keras").layers
+    assert loaded[0].kernel is loaded[1].kernel
+    assert loaded[2].kernel is not loaded[3].kernel
+
+
+def test_hard_links_are_evidence_by_themselves(tmp_path):
+    """Whoever wrote them; the record of tiedio is a stronger one."""
+    model = three_layers()
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    tiedio.save_tied_weights(model, tmp_path / "model.weights.h5")
+    assert {one.evidence for one in migration.plan(tmp_path / "model.weights.h5").proposals} == {
+        "record"
+    }
+    with h5py.File(tmp_path / "model.weights.h5", "a") as file:
+        del file["tiedio"]
+    assert {one.evidence for one in migration.plan(tmp_path / "model.weights.h5").proposals} == {
+        "hard links"
+    }
+
+
+def test_what_is_given_is_tied_with_its_whole_layer(tmp_path):
+    plan = migration.plan(saved(three_layers(), tmp_path), ties=["c=a"])
+    given = [one for one in plan.proposals if one.evidence == "given"]
+    assert [one.names for one in given] == [("a/bias", "c/bias"), ("a/kernel", "c/kernel")]
+    kernels = [layer.kernel for layer in keras.saving.load_model(tmp_path / "model.keras").layers]
+    difference = np.abs(np.array(kernels[0]) - np.array(kernels[2]))
+    assert given[1].largest_difference == pytest.approx(difference.max())
+    assert given[1].mean_difference == pytest.approx(difference.mean())
+    assert given[1].needs == ("--reconcile owner",)
+
+
+def test_plans_write_nothing(tmp_path):
+    path = saved(three_layers(), tmp_path)
+    before = path.read_bytes()
+    migration.plan(path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_config_may_come_from_elsewhere(tmp_path):
+    """Weights alone then have names, and slots say what they say of a whole model."""
+    model = three_layers()
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    trained(model).save_weights(tmp_path / "model.weights.h5")
+    config = keras.saving.serialize_keras_object(model)
+    plan = migration.plan(tmp_path / "model.weights.h5", config=config)
+    assert found(plan)[0] == (("a/kernel", "b/kernel"), "SLOTS", ())
+
+
+# What is written
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def values(path):
+    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as member:
+        held = {}
+        h5py.File(member).visititems(
+            lambda name, one: held.update({name: one[()]}) if hasattr(one, "shape") else None
+        )
+        return held
+
+
+def test_with_nothing_to_tie_it_comes_out_equal(tmp_path):
+    path = saved(trained(three_layers()), tmp_path)
+    migration.apply(path, tmp_path / "same.keras")
+    assert members(tmp_path / "same.keras")["config.json"] == members(path)["config.json"]
+    before, after = values(path), values(tmp_path / "same.keras")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+# Stock Keras cannot save these, or forgets more than who was one with whom.
+RESUMED = ["two_paddings", "encoder_and_decoder_table", "dense_then_inside_a_submodel"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop", "adafactor"])
+def test_training_resumes_as_if_it_had_not_been_saved(optimizer, tmp_path):
+    """By stock Keras, which loses the sharing, and the optimizer's state as it loads."""
+    model = three_layers()
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    model.compile(keras.optimizers.get(optimizer), "mse")
+    x, y = np.random.RandomState(0).rand(2, 8, 4)
+    model.fit(x, y, epochs=2, verbose=0, shuffle=False)
+    path = saved(model, tmp_path)
+    model.fit(x, y, epochs=3, verbose=0, shuffle=False)
+    accept = ["none"] if migration.plan(path).proposals else []
+    done = migration.apply(path, tmp_path / "tied.keras", ["b=a"], accept)
+    resumed = tiedio.load_tied(done.target)
+    assert resumed.layers[0].kernel is resumed.layers[1].kernel
+    resumed.fit(x, y, epochs=3, verbose=0, shuffle=False)
+    for one, other in zip(model.weights, resumed.weights, strict=True):
+        assert np.array_equal(one, other), one.path
+    for one, other in zip(model.optimizer.variables, resumed.optimizer.variables, strict=True):
+        assert np.array_equal(one, other), one.path
+
+
+def test_of_diverged_states_the_owner_s_is_kept(tmp_path):
+    """Copies that were trained apart have states of their own."""
+    model = trained(three_layers())
+    path = saved(model, tmp_path)
+    done = migration.apply(path, tmp_path / "tied.keras", ["b=a"], reconcile="owner")
+    assert [note for note in done.notes if "`a/kernel`" in note] == [
+        "The optimizer has several states of `a/kernel`: that of the variable itself is kept."
+    ]
+    loaded = tiedio.load_tied(tmp_path / "tied.keras")
+    assert int(loaded.optimizer.iterations) == 1
+    momentum = {one.path: np.array(one) for one in model.optimizer.variables}
+    for one in loaded.optimizer.variables:
+        expected = [value for path, value in momentum.items() if path.endswith(one.name)]
+        assert any(np.array_equal(one, value) for value in expected), one.path
+    assert len(loaded.optimizer.variables) == 2 + 2 * 4
+
+
+@pytest.mark.parametrize("rule", ["owner", "mean"])
+def test_diverged_copies_are_reconciled_by_a_rule(rule, tmp_path):
+    model = trained(three_layers())
+    path = saved(model, tmp_path)
+    migration.apply(path, tmp_path / "tied.keras", ["b/kernel=a/kernel"], reconcile=rule)
+    first, second = (np.array(layer.kernel, np.float64) for layer in model.layers[:2])
+    assert np.abs(first - second).max() > 0
+    expected = first if rule == "owner" else ((first + second) / 2).astype("float32")
+    loaded = tiedio.load_tied(tmp_path / "tied.keras").layers
+    assert loaded[0].kernel is loaded[1].kernel
+    assert np.array_equal(loaded[0].kernel, expected)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5", ".weights.json", ""])
+def test_it_writes_every_format(ending, tmp_path):
+    model = three_layers()
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    path = saved(trained(model), tmp_path)
+    done = migration.apply(path, tmp_path / f"tied{ending}")
+    if "weights" in ending:
+        loaded = three_layers()
+        tiedio.load_tied_weights(loaded, done.target)
+    else:
+        loaded = tiedio.load_tied(done.target)
+    assert loaded.layers[0].kernel is loaded.layers[1].kernel
+    assert np.array_equal(loaded.layers[2].kernel, model.layers[2].kernel)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "two_paddings" else pytest.mark.slow)
+        for name in scenarios.SCENARIOS
+    ],
+)
+def test_every_way_of_sharing_survives_stock_keras(name, tmp_path):
+    """Saved by stock Keras, migrated, and loaded: nothing that was two is one.
+
+    What was one is one again, where the file says so; where it does not, it is proposed.
+    """
+    model = scenarios.SCENARIOS[name]()
+    scenarios.train(model)
+    try:
+        path = saved(model, tmp_path)
+    except Exception as error:
+        pytest.skip(f"stock Keras does not save it: {error}")
+    plan = migration.plan(path)
+    done = migration.apply(path, tmp_path / "tied.keras", accept=["none"])
+    loaded = tiedio.load_tied(done.target, strict=False)
+    of = collections.defaultdict(set)
+    for number, (one, other) in enumerate(zip(model.weights, loaded.weights, strict=False)):
+        of[id(other)].add(id(one))
+        assert np.array_equal(one, other), (number, one.path)
+    assert all(len(ones) == 1 for ones in of.values()), plan.proposals
+
+
+# What is refused
+
+
+def refused(tmp_path, **options):
+    path = saved(trained(three_layers()), tmp_path)
+    with pytest.raises(ValueError) as error:
+        migration.apply(path, tmp_path / options.pop("target", "x.keras"), **options)
+    assert not (tmp_path / "x.keras").exists()
+    return error
+
+
+def test_equal_contents_have_to_be_accepted(tmp_path):
+    path = saved(three_layers(), tmp_path)
+    with pytest.raises(ValueError) as error:
+        migration.apply(path, tmp_path / "x.keras")
+    pin(
+        error,
+        errors.MigrationError,
+        "Cannot tell whether these were one: `a/kernel = b/kernel`.\n"
+        "Expected: more than equal contents. Received: no more.\n"
+        "Pass `--accept contents` to tie them all, `--accept NAME` for those that NAME is one of, "
+        "or `--accept none`.",
+    )
+    assert not (tmp_path / "x.keras").exists()
+
+
+def test_diverged_copies_need_a_rule(tmp_path):
+    error = refused(tmp_path, ties=["b/bias=a/bias"])
+    assert error.type is errors.MigrationError
+    first, expected, action = str(error.value).splitlines()
+    assert first == "The copies of `a/bias` have different values."
+    assert expected.startswith("Expected: equal ones. Received: a/bias = b/bias by up to 0.0")
+    assert action == (
+        "Pass `--reconcile owner` to keep the value of the first, or `--reconcile mean`."
+    )
+
+
+def test_an_unknown_rule(tmp_path):
+    pin(
+        refused(tmp_path, reconcile="newest"),
+        errors.MigrationError,
+        "There is no rule `newest` to reconcile copies.\n"
+        "Expected: one of `error`, `mean`, `owner`. Received: 'newest'.\n"
+        "Pass one of these as `--reconcile`.",
+    )
+
+
+def test_what_exists_is_not_overwritten_unasked(tmp_path):
+    path = saved(three_layers(), tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError) as error:
+        migration.apply(path, path, accept=["contents"])
+    pin(
+        error,
+        errors.MigrationError,
+        "`*model.keras` exists already.\n"
+        "Expected: a path where nothing is. Received: one with a file.\n"
+        "Pass another path, or `--overwrite`.",
+    )
+    assert path.read_bytes() == before
+    migration.apply(path, path, accept=["contents"], overwrite=True)
+    loaded = tiedio.load_tied(path).layers
+    assert loaded[0].kernel is loaded[1].kernel
+
+
+def test_accepting_what_is_not_proposed(tmp_path):
+    pin(
+        refused(tmp_path, accept=["z"]),
+        errors.MigrationError,
+        "Nothing is proposed for `z`.\n"
+        "Expected: `contents`, `none`, or some of no variables. Received: `z`.\n"
+        "`tiedio plan` lists what is proposed; `--tie` ties other variables.",
+    )
+
+
+def test_ties_of_variables_that_are_not_there(tmp_path):
+    pin(
+        refused(tmp_path, ties=["b/kernel=z/kernel", "y=a/kernel"]),
+        errors.TieError,
+        "`*model.keras` has no `y`, `z/kernel`.\n"
+        "Expected: some of `a/bias`, `a/kernel`, `b/bias`, `b/kernel`, `c/bias`, `c/kernel`. "
+        "Received: `y`, `z/kernel`.\n"
+        "Name variables as `tiedio plan` prints them, or layers.",
+    )
+
+
+def test_ties_of_other_shapes(tmp_path):
+    pin(
+        refused(tmp_path, ties=["b/kernel=a/bias"]),
+        errors.TieError,
+        "Cannot tie `b/kernel`: shapes or dtypes differ.\n"
+        "Expected: equal ones. Received: `b/kernel`: (4, 4) float32; `a/bias`: (4,) float32.\n"
+        "Tie only variables of equal shape and dtype.",
+    )
+
+
+def test_ties_that_cannot_be_read(tmp_path):
+    pin(
+        refused(tmp_path, ties=["b"]),
+        errors.TieError,
+        "Cannot read the tie `b`.\n"
+        "Expected: two names, as in `decoder/kernel=encoder/kernel`. Received: 'b'.\n"
+        "Name the variable that is tied, then the one that it is.",
+    )
+
+
+def test_whole_models_are_not_written_by_position(tmp_path):
+    pin(
+        refused(tmp_path, target="x.h5"),
+        errors.MigrationError,
+        "Cannot write `*x.h5`: Keras reads such files by position, and ties are lost.\n"
+        "Expected: a path ending in `.keras`, or in `.weights.h5`, `.weights.json`. "
+        "Received: *x.h5.\n"
+        "Change the ending.",
+    )
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    path = saved(three_layers(), tmp_path)
+    target = tmp_path / "there.keras"
+    target.write_bytes(b"before")
+    monkeypatch.setattr("tiedio.hdf5.write", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        migration.apply(path, target, accept=["contents"], overwrite=True)
+    assert target.read_bytes() == b"before"
