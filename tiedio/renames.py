@@ -2,8 +2,8 @@
 
 To add what a version renamed, add a row where it belongs; `translation` applies them. Rows say
 which versions wrote it and why it is translated so, and are applied to files of Keras 2 only.
-What may not change: a row keeps outputs exactly. What has no equal in Keras 3 is in `WITHOUT_EQUAL`,
-or in an argument's row of which only the `harmless` values are left out.
+What may not change: a row keeps outputs exactly. What has no equal in Keras 3 is in
+`WITHOUT_EQUAL`, or in the row of an argument of which only the `harmless` values are left out.
 """
 
 import dataclasses
@@ -86,6 +86,8 @@ _RANDOM = (
     "RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation "
     "RandomZoom"
 )
+# They take less than other layers do.
+_WITHOUT_BASE = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Discretization")
 _LOOKUPS = ("IntegerLookup", "StringLookup", "TextVectorization")
 
 ARGUMENTS: tuple[Argument, ...] = (
@@ -166,6 +168,10 @@ ARGUMENTS: tuple[Argument, ...] = (
         "it is an argument of the call now, `use_causal_mask`",
         (False, None),
     ),
+    *(
+        Argument(LAYERS, _WITHOUT_BASE, name, "", "all", "unused: it has no weights")
+        for name in ("trainable", "noise_shape")
+    ),
     Argument(LAYERS, tuple(_RANDOM.split()), "rng_type", "", "2.9 on", "Keras 3 seeds in one way"),
     Argument(LAYERS, _LOOKUPS, "vocabulary_size", "", "2.6 on", "told by the vocabulary"),
     Argument(LAYERS, ("CategoryEncoding",), "max_tokens", "num_tokens", "2.3 to 2.5", "renamed"),
@@ -242,6 +248,7 @@ WITHOUT_EQUAL: dict[str, str] = {
     "MaxoutDense": "it is of Keras 1: save the model with Keras 2 first",
     "Highway": "it is of Keras 1: save the model with Keras 2 first",
     "DenseFeatures": "feature columns are gone: use preprocessing layers",
+    "RandomCrop": "Keras 3 does not crop when it predicts: use CenterCrop, or crop the data",
     "RandomHeight": "it is gone from Keras 3: leave it out, as it does nothing but in training",
     "RandomWidth": "it is gone from Keras 3: leave it out, as it does nothing but in training",
     "ConvLSTM2DCell": "Keras 3 does not export it: use ConvLSTM2D",
@@ -293,9 +300,9 @@ BUILT_IN: dict[str, frozenset[str]] = {
     module: frozenset(names.split())
     for module, names in {
         LAYERS: (
-            "Activation ActivityRegularization Add AdditiveAttention AlphaDropout Attention Average "
-            "AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization Bidirectional "
-            "CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose "
+            "Activation ActivityRegularization Add AdditiveAttention AlphaDropout Attention "
+            "Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization "
+            "Bidirectional CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose "
             "Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping1D Cropping2D "
             "Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU "
             "EinsumDense Embedding Flatten GRU GRUCell GaussianDropout GaussianNoise "

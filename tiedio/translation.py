@@ -6,6 +6,7 @@ may not change: nothing is imported, no config makes it raise, and whatever woul
 something else than what was saved is named in `Translated.untranslated`.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,7 @@ def translated(
         return Translated(config, (), ())
     translation = _Translation(version, of_keras_3)
     try:
+        config = copy.deepcopy(config)
         model = translation.of_layer(config)
         if compiled := translation.of_compile(training_config or config.get("compile_config")):
             model["compile_config"] = compiled
@@ -160,7 +162,7 @@ class _Translation:
                 "`hard_sigmoid` of Keras 2, which is another function than that of Keras 3, is "
                 "written as two layers."
             )
-            return renames.HARD_SIGMOID
+            return copy.deepcopy(renames.HARD_SIGMOID)
         return _function(name)
 
     def _object(self, given: Mapping[str, Any], role: str | None) -> Any:
@@ -254,12 +256,12 @@ class _Translation:
         axis = config.get("axis")
         if name == "BatchNormalization" and isinstance(axis, list) and len(axis) == 1:
             config["axis"] = axis[0]
-        if name == "UpSampling2D" and self._is_standalone:
-            if config.get("interpolation", "nearest") != "nearest":
-                self.untranslated.append(
-                    f"`{config.get('name')}` (UpSampling2D) interpolates between the corners of "
-                    "pixels, and Keras 3 between their centers: use a layer of your own."
-                )
+        method = config.get("interpolation", "nearest")
+        if name == "UpSampling2D" and self._is_standalone and method != "nearest":
+            self.untranslated.append(
+                f"`{config.get('name')}` (UpSampling2D) interpolates between the corners of "
+                "pixels, and Keras 3 between their centers: use a layer of your own."
+            )
 
     def _decay(self, config: dict[str, Any]) -> None:
         """Writes the decay of a learning rate as the schedule that it is."""
@@ -308,20 +310,16 @@ class _Translation:
 
     def _input(self, layers: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yields the input layer of a Sequential whose first layer says what it takes."""
-        config = layers[0].get("config") if layers else None
+        config = (layers[0].get("config") if layers else None) or {}
         shape = config.get("batch_input_shape") if isinstance(config, dict) else None
-        if isinstance(config, dict) and isinstance(shape, list):
-            if layers[0].get("class_name") != "InputLayer":
-                dtype = config.get("dtype")
-                yield self._described(
-                    LAYERS,
-                    "InputLayer",
-                    {
-                        "batch_shape": shape,
-                        "dtype": dtype if isinstance(dtype, str) else "float32",
-                        "name": f"{config.get('name')}_input",
-                    },
-                )
+        if isinstance(shape, list) and layers[0].get("class_name") != "InputLayer":
+            dtype = config.get("dtype")
+            found = {
+                "batch_shape": shape,
+                "dtype": dtype if isinstance(dtype, str) else "float32",
+                "name": f"{config.get('name')}_input",
+            }
+            yield self._described(LAYERS, "InputLayer", found)
 
     def _graph(self, config: dict[str, Any]) -> dict[str, Any]:
         """Translates what a functional model consists of."""
