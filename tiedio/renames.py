@@ -271,6 +271,9 @@ FUNCTIONS: dict[str, str] = {
     **dict.fromkeys(("softmax_v2",), "softmax"),
 }
 
+# The same, where metrics are of another name than losses.
+METRIC_FUNCTIONS = {**FUNCTIONS, "logcosh": "log_cosh_error", "log_cosh": "log_cosh_error"}
+
 # Keras 2's hard_sigmoid is max(0, min(1, 0.2 x + 0.5)); Keras 3's has a slope of a sixth.
 HARD_SIGMOID: dict[str, Any] = {
     "module": "keras",
@@ -302,18 +305,18 @@ BUILT_IN: dict[str, frozenset[str]] = {
         LAYERS: (
             "Activation ActivityRegularization Add AdditiveAttention AlphaDropout Attention "
             "Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization "
-            "Bidirectional CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose "
-            "Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping1D Cropping2D "
-            "Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU "
-            "EinsumDense Embedding Flatten GRU GRUCell GaussianDropout GaussianNoise "
+            "Bidirectional CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D "
+            "Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping1D "
+            "Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot "
+            "Dropout ELU EinsumDense Embedding Flatten GRU GRUCell GaussianDropout GaussianNoise "
             "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D "
             "GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization "
             "HashedCrossing Hashing Identity InputLayer IntegerLookup LSTM LSTMCell Lambda Layer "
             "LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum "
             "Minimum MultiHeadAttention Multiply Normalization PReLU Permute RNN RandomBrightness "
-            "RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom ReLU "
-            "RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN "
-            "SimpleRNNCell Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D "
+            "RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom "
+            "ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D "
+            "SimpleRNN SimpleRNNCell Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D "
             "SpectralNormalization StackedRNNCells StringLookup Subtract TextVectorization "
             "TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D Wrapper "
             "ZeroPadding1D ZeroPadding2D ZeroPadding3D"

@@ -134,9 +134,10 @@ class _Translation:
             if "class_name" in given:
                 return self._object(given, role)
             return {name: self._functions(one, role) for name, one in given.items()}
+        if role == LOSSES or not isinstance(given, str):
+            return _function(given)
         # Keras 3 reads short names of metrics, and logs call them so.
-        is_short = isinstance(given, str) and len(given) < 5 and role == METRICS
-        return given if is_short else _function(given)
+        return given if len(given) < 5 else renames.METRIC_FUNCTIONS.get(given, given)
 
     def _value(self, given: Any, key: str) -> Any:
         """Translates what stands under a key of a config."""
