@@ -92,7 +92,7 @@ class _Translation:
         self._of_keras_3 = of_keras_3
         # Keras of several backends ended with 2.3; tf.keras said `2.2.4-tf` before it said 2.4.
         numbers = [int(number) for number in re.findall(r"\d{1,9}", version)[:2]]
-        self._version = tuple(numbers) or (2, 15)
+        self._version = tuple(numbers or [2, 15])
         self._is_standalone = self._version < (2, 4) and not version.endswith("-tf")
         self.notes: list[str] = []
         self.untranslated: list[str] = []
@@ -262,6 +262,11 @@ class _Translation:
             self.untranslated.append(
                 f"`{config.get('name')}` (UpSampling2D) interpolates between the corners of "
                 "pixels, and Keras 3 between their centers: use a layer of your own."
+            )
+        if name == "UpSampling2D" and method in ("gaussian", "mitchellcubic"):
+            self.untranslated.append(
+                f"`{config.get('name')}` (UpSampling2D) interpolates by `{method}`, which Keras 3 "
+                "does not have: use a layer of your own."
             )
 
     def _decay(self, config: dict[str, Any]) -> None:
