@@ -303,7 +303,7 @@ def entry(name, *shape):
 
 
 def scaling(name, scale):
-    return {"class_name": "Rescaling", "config": {"name": name, "scale": scale}}
+    return {"class_name": "Rescaling", "config": {"name": name, "scale": scale, "offset": 0.0}}
 
 
 def inner_model():
@@ -558,12 +558,12 @@ _json = strategies.recursive(
     | strategies.floats()
     | _names,
     lambda inner: strategies.lists(inner, max_size=4) | strategies.dictionaries(_keys, inner),
-    max_leaves=30,
+    max_leaves=15,
 )
 _objects = strategies.dictionaries(_keys, _json)
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(
     _objects,
     _objects | strategies.none(),
@@ -576,7 +576,7 @@ def test_no_config_makes_it_raise(config, training_config, version):
     assert all(isinstance(one, str) for one in (*found.notes, *found.untranslated))
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(_objects, _json, _json)
 def test_no_graph_makes_it_raise(layer_config, nodes, ends):
     one = {"class_name": "Dense", "name": "a", "config": layer_config, "inbound_nodes": nodes}

@@ -82,10 +82,7 @@ _RECURRENT = (
     "RNN SimpleRNN SimpleRNNCell LSTM LSTMCell GRU GRUCell ConvLSTM1D ConvLSTM2D ConvLSTM3D "
     "StackedRNNCells Bidirectional"
 )
-_RANDOM = (
-    "RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation "
-    "RandomZoom"
-)
+_RANDOM = "RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom"
 # They take less than other layers do.
 _WITHOUT_BASE = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Discretization")
 _LOOKUPS = ("IntegerLookup", "StringLookup", "TextVectorization")
@@ -314,7 +311,7 @@ BUILT_IN: dict[str, frozenset[str]] = {
             "HashedCrossing Hashing Identity InputLayer IntegerLookup LSTM LSTMCell Lambda Layer "
             "LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum "
             "Minimum MultiHeadAttention Multiply Normalization PReLU Permute RNN RandomBrightness "
-            "RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom "
+            "RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom "
             "ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D "
             "SimpleRNN SimpleRNNCell Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D "
             "SpectralNormalization StackedRNNCells StringLookup Subtract TextVectorization "

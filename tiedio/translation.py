@@ -113,7 +113,8 @@ class _Translation:
         if not isinstance(name, str) or name in ("TFOptimizer", "OptimizerV2"):
             self.notes.append(f"It is not compiled: Keras 3 has no optimizer `{name}`. Compile it.")
             return None
-        compiled = {"optimizer": optimizer, **{key: given.get(key) for key in _COMPILED}}
+        compiled = {key: given.get(key) for key in _COMPILED}
+        compiled["optimizer"] = self._value(optimizer, "optimizer")
         compiled["loss"] = self._functions(compiled["loss"], LOSSES)
         for key in ("metrics", "weighted_metrics"):
             metrics = self._functions(compiled[key], METRICS)
@@ -153,6 +154,8 @@ class _Translation:
             return self._activation(given["config"])
         if key == "dtype":
             return _dtype(given)
+        if _is_function(given):
+            return given
         if isinstance(given.get("class_name"), str) and "config" in given:
             return self._object(given, _ROLES.get(key.rpartition("_")[2]))
         return {name: self._value(one, name) for name, one in given.items()}
@@ -247,6 +250,10 @@ class _Translation:
                     config[row.argument] = row.new
         if module == OPTIMIZERS:
             self._decay(config)
+        if module in (LOSSES, METRICS) and (function := config.pop("fn", None)):
+            # Only a wrapper takes it: the other classes say themselves what they compute.
+            if name == "MeanMetricWrapper":
+                config["fn"] = _public_function(function)
         if module == LAYERS:
             self._adjust_layer(name, config)
 
@@ -353,7 +360,7 @@ class _Graph:
 
     def __init__(self, layers: list[dict[str, Any]], of_keras_3: bool):
         self._names = {layer["name"] for layer in layers if isinstance(layer["name"], str)}
-        self._models = {layer["name"] for layer in layers if "input_layers" in layer["config"]}
+        self._models = self._names & {str(layer["name"]) for layer in layers if _is_graph(layer)}
         self._of_keras_3 = of_keras_3
         # All that refers to a call, by the name of the layer.
         self._references: dict[str, list[list[Any]]] = {name: [] for name in self._names}
@@ -457,12 +464,26 @@ def _leaves(given: Any) -> Iterator[Any]:
             yield from _leaves(one)
 
 
+def _is_graph(layer: Mapping[str, Any]) -> bool:
+    config = layer.get("config")
+    return isinstance(config, dict) and "input_layers" in config
+
+
 def _is_function(given: Mapping[str, Any]) -> bool:
     return given.get("class_name") == "function" and isinstance(given.get("config"), str)
 
 
 def _function(name: Any) -> Any:
     return renames.FUNCTIONS.get(name, name) if isinstance(name, str) else name
+
+
+def _public_function(name: Any) -> Any:
+    """Describes a function that metrics are means of."""
+    if not isinstance(name, str):
+        return name
+    found = renames.FUNCTIONS.get(name, name)
+    described = {"class_name": "function", "config": found, "registered_name": found}
+    return {"module": METRICS, **described}
 
 
 def _dtype(given: Any) -> Any:
