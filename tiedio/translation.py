@@ -106,9 +106,7 @@ class _Translation:
         """Translates how a model was compiled; `None` if it cannot be compiled so."""
         if not isinstance(given, dict):
             return None
-        optimizer = self._value(
-            given.get("optimizer_config") or given.get("optimizer"), "optimizer"
-        )
+        optimizer = given.get("optimizer_config") or given.get("optimizer")
         name = optimizer.get("class_name") if isinstance(optimizer, dict) else optimizer
         if not isinstance(name, str) or name in ("TFOptimizer", "OptimizerV2"):
             self.notes.append(f"It is not compiled: Keras 3 has no optimizer `{name}`. Compile it.")
@@ -250,10 +248,10 @@ class _Translation:
                     config[row.argument] = row.new
         if module == OPTIMIZERS:
             self._decay(config)
-        if module in (LOSSES, METRICS) and (function := config.pop("fn", None)):
-            # Only a wrapper takes it: the other classes say themselves what they compute.
-            if name == "MeanMetricWrapper":
-                config["fn"] = _public_function(function)
+        if name == "MeanMetricWrapper":
+            config["fn"] = _public_function(config.get("fn"))
+        elif module in (LOSSES, METRICS):
+            config.pop("fn", None)  # told by the class
         if module == LAYERS:
             self._adjust_layer(name, config)
 
