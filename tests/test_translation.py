@@ -94,6 +94,7 @@ def test_layer_loads_with_what_it_had(given, expected):
     for name, value in expected.items():
         actual = getattr(found, name)
         actual = getattr(actual, "__name__", actual)
+        actual = tuple(actual) if isinstance(value, tuple) else actual
         assert actual == getattr(value, "__name__", value), name
 
 
