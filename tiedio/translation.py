@@ -7,6 +7,8 @@ class Translated:
     config: dict[str, Any]
     notes: tuple[str, ...]
     untranslated: tuple[str, ...]
+
+
 def translated(config, training_config, keras_version):
     config = dict(config)
     if training_config:
