@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio import archive, numbered, object_graph, positional, storage, translation
+from tiedio import archive, numbered, object_graph, positional, saved_objects, storage, translation
 from tiedio.checkpoint import Checkpoint
 
 
@@ -26,7 +26,7 @@ def reading(
         FileFormatError: If it is not one of Keras, or damaged.
     """
     source = storage.at(filepath)
-    if saved := object_graph.find(source):
+    if saved := saved_objects.find(source):
         with object_graph.reading(saved, config) as checkpoint:
             yield checkpoint
         return
