@@ -680,19 +680,53 @@ def test_weights_only_files_have_no_config(weights_only):
     assert weights_only.backend == keras.backend.backend()
 
 
-def test_pairs_by_order_and_by_name(weights_only):
+def tied_pair():
+    model = equal_pair(bias_initializer="ones")
+    for layer in model.layers:
+        layer.kernel.assign(np.eye(4) + np.arange(4))
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    return model
+
+
+def test_ties_come_back_in_files_of_weights_only(tmp_path):
+    """A stock file lists what is tied under the name of the layer that made it."""
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, tied_pair())
+    model = scenarios.compiled(equal_pair())
+    scenarios.train(model)
+    with pytest.warns(errors.TiedioWarning, match="starts anew"):
+        tiedio.load_tied_weights(model, tmp_path / "weights.h5")
+    first, second = model.layers
+    assert first.kernel is second.kernel
+    assert first.bias is second.bias
+    assert np.array_equal(first.kernel, np.eye(4) + np.arange(4))
+    scenarios.train(model)
+    assert np.array_equal(first.kernel, second.kernel)
+    assert not np.array_equal(first.kernel, np.eye(4) + np.arange(4))
+
+
+def test_equal_weights_of_their_own_stay_two(tmp_path):
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, equal_pair())
+    model = equal_pair()
+    tiedio.load_tied_weights(model, tmp_path / "weights.h5")
+    assert model.layers[0].kernel is not model.layers[1].kernel
+
+
+def test_layers_fit_by_order_and_by_name(weights_only):
     def groups(model, **options):
-        found = old_layout.pairs(model, weights_only, **options)
-        return [(v.path.split("/")[-2], path.split("/")[0]) for v, path in found]
+        found = old_layout.fitting(model, weights_only, **options)
+        pairs = (pair for one in found for pair in one.pairs)
+        return [(v.path.split("/")[-2], w.dataset_path.split("/")[0]) for v, w in pairs]
 
     assert groups(two_dense(names="xy")) == [("x", "a")] * 2 + [("y", "b")] * 2
     assert groups(two_dense(names="xa", units=2), by_name=True) == [("a", "a")] * 2
     assert groups(two_dense(names="xy"), by_name=True) == []
 
 
-def test_pairs_that_do_not_fit(weights_only):
+def test_layers_that_do_not_fit(weights_only):
     with pytest.raises(ValueError) as error:
-        old_layout.pairs(two_dense(units=4), weights_only)
+        old_layout.fitting(two_dense(units=4), weights_only)
     pin(
         error,
         errors.LoadError,
@@ -702,7 +736,7 @@ def test_pairs_that_do_not_fit(weights_only):
         "some may have been tied inside one layer: this format does not say which.",
     )
     with pytest.raises(ValueError) as error:
-        old_layout.pairs(keras.Sequential(two_dense().layers[:1], name="half"), weights_only)
+        old_layout.fitting(keras.Sequential(two_dense().layers[:1], name="half"), weights_only)
     pin(
         error,
         errors.LoadError,

@@ -198,7 +198,7 @@ def _named(checkpoint: Checkpoint, contents: Contents) -> Iterator[Tie]:
             foreign.append(one)
     layers = {name for one in checkpoint.variables for name in one.layer.split("/")}
     for one in foreign:
-        owners = [other for other in own[one.listed] if contents.equal(one, other)]
+        owners = [other for other in own.get(one.listed, ()) if contents.equal(one, other)]
         if len(owners) == 1 and one.listed.split("/")[-2] in layers:
             why = f"it is listed as `{one.listed}`"
             yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)

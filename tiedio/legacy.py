@@ -79,20 +79,22 @@ def write(old: OldLayout, layout: hdf5.Layout) -> None:
     for name in ("model_config", "training_config"):
         if (config := getattr(old, name)) is not None:
             root[name] = json.dumps(config).encode()
-    layout.groups[_LAYERS] = {
+    parent = "" if old.model_config is None else _LAYERS
+    layout.groups.setdefault(parent, {}).update(
         **_split("layer_names", list(old.layers)),
-        "backend": old.backend.encode(),
-        "keras_version": old.keras_version.encode(),
-    }
+        backend=old.backend.encode(),
+        keras_version=old.keras_version.encode(),
+    )
     groups = {**old.layers, _TOP_LEVEL: old.top_level or ()}
-    lists = {posixpath.join(_LAYERS, name): weights for name, weights in groups.items()}
+    lists = {posixpath.join(parent, name): weights for name, weights in groups.items()}
     if old.optimizer:
         lists[_OPTIMIZER] = old.optimizer
     for group_path, weights in lists.items():
         names = list(_made_unique(weight.name for weight in weights))
         layout.groups[group_path] = _split("weight_names", names)
         for name, weight in zip(names, weights, strict=True):
-            layout.links[f"{group_path}/{name}"] = weight.dataset_path
+            if (path := f"{group_path}/{name}") != weight.dataset_path:
+                layout.links[path] = weight.dataset_path
 
 
 def read(weights: WeightsFile) -> OldLayout | None:

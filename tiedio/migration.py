@@ -21,6 +21,8 @@ from tiedio.storage import Storage
 
 # What files of weights end in.
 _WEIGHTS = (".weights.h5", ".weights.json")
+# What files in the layout of Keras 2 end in, if not in `.keras` as well.
+_OLD = (".h5", ".hdf5")
 
 RECONCILE = ("error", "owner", "mean")
 
@@ -202,7 +204,9 @@ def apply(
                 holds_model,
                 Path(assets),
             )
-            container = archive.format_to_save(destination, holds_model, _is_file(destination))
+            container = archive.format_to_save(
+                destination, holds_model or checkpoint.is_by_position, _is_file(destination)
+            )
             container.write(destination, content, durable, advance)
     return dataclasses.replace(
         planned,
@@ -325,6 +329,13 @@ def _accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pr
 def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool, tuple[str, ...]]:
     """Returns where to write, whether the whole model, and what to say of it."""
     weights_only = wanted.name.endswith(_WEIGHTS)
+    if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
+        raise MigrationError(
+            f"Cannot write `{wanted.name}`: Keras reads such files by position, and ties are lost.\n"
+            f"Expected: a path ending in `.keras`, or in {listed(_WEIGHTS)}. "
+            f"Received: {wanted.label}.\n"
+            "Change the ending."
+        )
     is_model = checkpoint.config is not None and not checkpoint.untranslated
     has_places = not checkpoint.is_by_position
     if has_places and (weights_only or is_model):
@@ -332,7 +343,7 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
     # Weights in the layout that they have, as nothing tells how Keras 3 would store them.
     ending = ".weights.h5" if has_places else ".h5"
     stem = wanted.label
-    for suffix in (*_WEIGHTS, ".keras", ".hdf5", ".h5"):
+    for suffix in (*_WEIGHTS, ".keras", *_OLD):
         stem = stem.removesuffix(suffix)
     if wanted.name.endswith(ending) and (has_places or not weights_only):
         return wanted, False, ()

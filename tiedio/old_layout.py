@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -191,6 +191,11 @@ class Match:
         if len(by_name) == len(self.weights) and sorted(by_name) == sorted(names):
             self.weights = [by_name[name] for name in names]
 
+    @property
+    def pairs(self) -> Iterator[tuple[Any, Weight]]:
+        """Each variable, and what is stored for it."""
+        return zip(self.variables, self.weights, strict=True)
+
     def problem(self) -> str | None:
         """What does not fit, if anything does not."""
         expected = [tuple(variable.shape) for variable in self.variables]
@@ -198,10 +203,10 @@ class Match:
         return None if expected == received else f"{expected}, received {received}"
 
 
-def pairs(
+def fitting(
     model: keras.Model, old: OldLayout, by_name: bool = False, skip_mismatch: bool = False
-) -> list[tuple[Any, str]]:
-    """Pairs the variables of a model with the dataset_paths of a file, as Keras does.
+) -> list[Match]:
+    """Matches the layers of a model with those of a file, as Keras does.
 
     Args:
         model: A built model.
@@ -221,11 +226,7 @@ def pairs(
             raise
         warnings.warn(str(error), TiedioWarning, stacklevel=4)
         matches = [one for one in matches if not one.problem()]
-    return [
-        (variable, weight.dataset_path)
-        for one in matches
-        for variable, weight in zip(one.variables, one.weights, strict=True)
-    ]
+    return matches
 
 
 def match(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[Match]:

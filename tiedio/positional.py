@@ -6,7 +6,7 @@ of a tie, and a weight that is missing in a list as well.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tiedio import outline, slots
 from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable, Tie, named_once
@@ -15,7 +15,7 @@ from tiedio.errors import FileFormatError, listed
 from tiedio.evidence import owner_given
 from tiedio.legacy import OldLayout, Weight
 from tiedio.outline import Part
-from tiedio.ties import Place
+from tiedio.ties import Place, Record
 from tiedio.translation import Translated
 
 # How keras 2.3.1 lists a name that it has listed before.
@@ -77,7 +77,7 @@ def described(
     for layer, weights in old.layers.items():
         places = _expected(parts.get(layer, ()), weights)
         if places is None or _contradict(places, weights):
-            variables += (_by_name(layer, weight, old, opened) for weight in weights)
+            variables += _by_name(layer, weights, old, opened)
             continue
         assigned = _assigned(places, weights)
         variables += (one.stored(assigned[one], opened) for one in places if one in assigned)
@@ -113,6 +113,7 @@ def described(
         slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
         ((config or {}).get("compile_config") or {}).get("optimizer"),
         config,
+        None if opened.record is None else Record.from_json(opened.record),
         notes=translated.notes if translated else (),
         untranslated=translated.untranslated if translated else (),
         groups={
@@ -222,18 +223,25 @@ def _sizes(part: Part) -> list[str]:
     return [str(part.config.get(size)) for size in sizes]
 
 
-def _by_name(layer: str, weight: Weight, old: OldLayout, opened: Archive) -> StoredVariable:
-    """Names a weight by what its list says only: where Keras 3 stores it is not known."""
-    names = _listed_as(weight).split("/")
-    foreign = names[0] in old.layers or len(names) == 1
-    names = names[-1:] if foreign else names
-    return StoredVariable(
-        "/".join((layer, *names)),
-        weight.dataset_path,
-        weight.shape,
-        opened.weights.dtype(weight.dataset_path),
-        listed=_listed_as(weight),
-    )
+def _by_name(
+    layer: str, weights: Sequence[Weight], old: OldLayout, opened: Archive
+) -> Iterator[StoredVariable]:
+    """Names weights by what their list says only: where Keras 3 stores them is not known."""
+    # A layer that made one of them itself has no others inside, and what these made is tied.
+    is_made_of_others = all(_maker(one).split("/")[-1] != layer for one in weights)
+    for weight in weights:
+        *makers, name = _listed_as(weight).split("/")
+        if layer in makers:  # what stands before is the model that was built around it
+            makers = makers[makers.index(layer) + 1 :]
+        elif not is_made_of_others or not old.layers.keys().isdisjoint(makers):
+            makers = []  # another layer made it
+        yield StoredVariable(
+            "/".join((layer, *makers, name)),
+            weight.dataset_path,
+            weight.shape,
+            opened.weights.dtype(weight.dataset_path),
+            listed=_listed_as(weight),
+        )
 
 
 def _listed_as(weight: Weight) -> str:

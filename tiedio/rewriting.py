@@ -148,13 +148,34 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 def _old_layout(checkpoint: Checkpoint) -> OldLayout | None:
     """Returns the lists of weights for a file of weights only."""
     old = checkpoint.old_layout
-    return old and dataclasses.replace(old, model_config=None, training_config=None, optimizer=())
+    if old is None:
+        return None
+
+    def moved(weights: Sequence[Weight]) -> tuple[Weight, ...]:
+        return tuple(
+            dataclasses.replace(one, dataset_path=_within_layer(one.dataset_path))
+            for one in weights
+        )
+
+    return dataclasses.replace(
+        old,
+        model_config=None,
+        training_config=None,
+        layers={name: moved(weights) for name, weights in old.layers.items()},
+        top_level=old.top_level and moved(old.top_level),
+        optimizer=(),
+    )
+
+
+def _within_layer(source: str) -> str:
+    """Where a file of weights by position has what that of a whole model has at a path."""
+    return source.removeprefix("model_weights/")
 
 
 def _target(variable: StoredVariable) -> str:
     """Where a variable is written: in a file of weights by position, where it was."""
     if variable.place is None:
-        return variable.source.removeprefix("model_weights/")
+        return _within_layer(variable.source)
     return str(variable.place.dataset_path)
 
 

@@ -1,5 +1,6 @@
 """`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
 
+import collections
 import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from tiedio import (
     inference,
     models,
     old_layout,
+    old_ties,
     retying,
     saving,
     state,
@@ -23,6 +25,7 @@ from tiedio.containers import Archive, Content
 from tiedio.deferral import Deferral
 from tiedio.errors import LoadError, SaveError, TiedioWarning
 from tiedio.progress import shown
+from tiedio.ties import Record, merged
 from tiedio.weights_file import damaged
 
 # As in Keras.
@@ -169,7 +172,9 @@ def load_tied_weights(
     ):
         state.make_room(source.weights, model)
         if by_name or source.old_layout:
-            _load_old_layout(model, source, by_name, skip_mismatch, bool(skipped))
+            _load_old_layout(
+                model, source, by_name, skip_mismatch, bool(skipped), strict, verify
+            )
             return
         record = source.read_record(verify)
         if damaged_paths := source.weights.find_damaged():
@@ -225,8 +230,13 @@ def _load_old_layout(
     by_name: bool,
     skip_mismatch: bool,
     skips_objects: bool,
+    strict: bool,
+    verify: bool,
 ) -> None:
-    """Loads weights that Keras stored by position, as Keras does; the optimizer is left alone."""
+    """Loads weights that Keras stored by position, as Keras does; the optimizer is left alone.
+
+    What was one is one tensor there, or listed under the name of the layer that made it.
+    """
     if source.old_layout is None or skips_objects:
         option, files = (
             ("objects_to_skip", "other files")
@@ -238,14 +248,29 @@ def _load_old_layout(
             f"Expected: it for {files} only, as in Keras. Received: {option}.\n"
             f"Leave `{option}` out."
         )
-    pairs = old_layout.pairs(model, source.old_layout, by_name, skip_mismatch)
+    weights, old = source.weights, source.old_layout
+    source.read_record(verify)
+    matches = old_layout.fitting(model, old, by_name, skip_mismatch)
+    pairs = [pair for one in matches for pair in one.pairs]
     owners: dict[int, str] = {}
     aliases = {}
-    for variable, path in pairs:
+    for variable, weight in pairs:
+        path = weight.dataset_path
         if owners.setdefault(id(variable), path) != path:
             aliases[path] = owners[id(variable)]
-    state.report(existing.conflict_error(source.weights, aliases), strict=True)
-    values = [(variable, source.weights.read(path)) for variable, path in pairs]
+    state.report(existing.conflict_error(weights, aliases), strict=True)
+    visits = variables.walk(model)
+    places = collections.defaultdict(list)
+    for place, (_, variable) in variables.find_places(visits).items():
+        places[id(variable)].append(place)
+    own = (group for group, _ in variables.find_shared(visits))
+    ties = merged([*old_ties.find(model, old, matches, places, weights), *own])
+    shared = Record(tie_groups=tuple(ties))
+    state.report(retying.error_of(retying.find_problems(visits, shared)), strict)
+    values = [(variable, weights.read(weight.dataset_path)) for variable, weight in pairs]
     for variable, value in values:
         variable.assign(value)
+    with Deferral(weights.size) as deferral:
+        retying.retie(model, shared, weights, deferral, in_use=True)
     old_layout.finalize(model)
+    models.forget_functions(model)
