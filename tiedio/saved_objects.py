@@ -31,6 +31,8 @@ _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 
 # A network leads to its layers by number.
 LAYER = re.compile(r"layer-(\d+)")
+# And in Keras 3 to a list of them.
+_ITEMS = {"layers": ("_operations",)}
 # An optimizer leads to the number of its steps, before 2.11 and after.
 ITERATIONS = ("iter", "_iterations")
 # What counts how often a checkpoint was saved.
@@ -157,7 +159,9 @@ class Graph:
         proto = _parsed("trackable_object_graph_pb2", "TrackableObjectGraph", tensors.graph())
         self.left_out: list[str] = []
         self.nodes = [self._node(node, tensors) for node in proto.nodes]
-        lead = [0, *self.nodes[0].children.values()]
+        lead = [0]
+        if self.child(0, _COUNTER) is not None:  # a checkpoint of several objects
+            lead += self.nodes[0].children.values()
         self.model = next((one for one in lead if self.items(one, "layers")), 0)
         lead = [*lead, *self.nodes[self.model].children.values()]
         self.optimizer = next(
@@ -192,7 +196,7 @@ class Graph:
         children = self.nodes[node].children
         held = {m[1]: child for key, child in children.items() if (m := LAYER.fullmatch(key))}
         if name != "layers" or not held:
-            several = self.child(node, name, f"_{name}")
+            several = self.child(node, name, f"_{name}", *_ITEMS.get(name, ()))
             held = {} if several is None else self.nodes[several].children
         return [held[key] for key in sorted(filter(str.isdecimal, held), key=int)]
 
@@ -201,7 +205,7 @@ class Graph:
         names: dict[int, str] = {}
         for name, child in self.children(node):
             if self.nodes[child].key and name != _COUNTER:
-                names.setdefault(child, name)
+                names.setdefault(child, name.lstrip("_") or name)
         return {name: child for child, name in names.items()}
 
 
