@@ -76,12 +76,12 @@ def described(
     unresolved: list[str] = []
     for layer, weights in old.layers.items():
         places = _expected(parts.get(layer, ()), weights)
-        if places is None or _contradict(places, weights):
+        assigned = _assigned(places, weights) if places else None
+        if places is None or assigned is None:
             variables += _by_name(layer, weights, old, opened)
             continue
-        assigned = _assigned(places, weights)
-        variables += (one.stored(assigned[one], opened) for one in places if one in assigned)
-        for missing in (one for one in places if one not in assigned):
+        variables += (one.stored(weight, opened) for one, weight in assigned.items())
+        for missing in [one for one in places or () if one not in assigned]:
             owner = _owner_of(missing, assigned, given)
             if owner is None:
                 unresolved.append(f"{missing.part.name}/{missing.name}")
@@ -107,7 +107,7 @@ def described(
         kind,
         old.keras_version,
         opened.weights,
-        list(named_once(_in_order(variables, parts))),
+        list(named_once(variables)),
         all(one.place for one in variables),
         ties,
         slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
@@ -123,23 +123,6 @@ def described(
         },
         old_layout=old,
     )
-
-
-def _in_order(
-    variables: Sequence[StoredVariable], parts: Mapping[str, Sequence[Part]]
-) -> list[StoredVariable]:
-    """Orders variables as the model does; what is in no layer comes last."""
-    rank = {
-        part.inner_path: number
-        for number, part in enumerate(part for held in parts.values() for part in held)
-    }
-
-    def key(one: StoredVariable) -> tuple[int, int]:
-        if one.place is None or one.place.inner_path not in rank:
-            return len(rank), 0
-        return rank[one.place.inner_path], int(one.place.attribute)
-
-    return sorted(variables, key=key)
 
 
 def _expected(parts: Sequence[Part], weights: Sequence[Weight]) -> list[_Expected] | None:
@@ -171,34 +154,37 @@ def _has_parts(part: Part, weights: Sequence[Weight]) -> bool:
     return any(part.layer in _maker(weight).split("/")[:-1] for weight in weights)
 
 
-def _contradict(places: Sequence[_Expected], weights: Sequence[Weight]) -> bool:
-    """Whether the names in a list say that it is in another order."""
-    if len(places) != len(weights):
-        return False
-    known = {one.name for one in places}
-    return any(
-        _last(weight) in known and _last(weight) != one.name
-        for one, weight in zip(places, weights, strict=True)
-    )
-
-
-def _assigned(places: Sequence[_Expected], weights: Sequence[Weight]) -> dict[_Expected, Weight]:
-    """Assigns the weights of a list to variables, in their order.
+def _assigned(
+    places: Sequence[_Expected], weights: Sequence[Weight]
+) -> dict[_Expected, Weight] | None:
+    """Assigns the weights of a list to variables, as it lists them; `None` if names deny it.
 
     Fewer weights than variables were listed once each: what a layer's name leads is its own.
     """
-    if len(places) == len(weights):
-        return dict(zip(places, weights, strict=True))
     assigned: dict[_Expected, Weight] = {}
     left = list(places)
-    for weight in weights:
-        makers = _maker(weight).split("/")
+    for number, weight in enumerate(weights):
         fitting = [one for one in left if one.name == _last(weight)]
-        own = [one for one in fitting if one.part.layer in makers] or fitting
+        if len(places) == len(weights):
+            # A variable that took another's place may be listed behind those of its layer.
+            here = places[number]
+            near = [one for one in fitting if _kin(one) == _kin(here)]
+            named = _last(weight) in {one.name for one in places}
+            own = near if named else [here]
+            if not own or own[0] not in left:
+                return None
+        else:
+            makers = _maker(weight).split("/")
+            own = [one for one in fitting if one.part.layer in makers] or fitting
         if own:
             assigned[own[0]] = weight
             left.remove(own[0])
     return assigned
+
+
+def _kin(one: _Expected) -> tuple[Part, bool]:
+    """What is listed without another layer's in between."""
+    return one.part, one.trainable is False
 
 
 def _owner_of(

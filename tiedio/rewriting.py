@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import datetime
+import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,10 @@ def content(
             if state.places is not None:
                 trained[_OPTIMIZER] = state.places
             record = dataclasses.replace(record, optimizer_variables=trained)
+    _put_in_order(layout)
     checkpoint.extract_assets(assets)
     known = {place.dataset_path: place for group in record.tie_groups for place in group.places}
-    tie_groups = tuple(_tie_group(members, known) for members in groups.values())
+    tie_groups = tuple(_tie_group(checkpoint, members, known) for members in groups.values())
     record = dataclasses.replace(record, tie_groups=tie_groups, digests={})
     written = Content(
         layout,
@@ -87,10 +90,12 @@ def _variables(
     for one in checkpoint.variables:
         owner, *aliases = members_of.get(one.name, [one])
         if one is owner:
-            layout.tensors[_target(one)] = _tensor(checkpoint, [owner, *aliases], reconcile)
+            layout.tensors[_target(checkpoint, one)] = _tensor(
+                checkpoint, [owner, *aliases], reconcile
+            )
         else:
-            layout.links[_target(one)] = _target(owner)
-        first[checkpoint.tensors.address(one.source)] = _target(owner)
+            layout.links[_target(checkpoint, one)] = _target(checkpoint, owner)
+        first[checkpoint.tensors.address(one.source)] = _target(checkpoint, owner)
     return layout, first
 
 
@@ -115,12 +120,18 @@ def _slot(checkpoint: Checkpoint, value: Weight | np.ndarray) -> Tensor:
     return _as_is(checkpoint, value.dataset_path)
 
 
-def _tie_group(members: Sequence[StoredVariable], known: Mapping[str | None, Place]) -> TieGroup:
+def _tie_group(
+    checkpoint: Checkpoint, members: Sequence[StoredVariable], known: Mapping[str | None, Place]
+) -> TieGroup:
     """Makes a tie group; places that no record named are known by the layer's own number."""
-    owner, *aliases = (
-        known.get(_target(one)) or one.place or Place(one.layer, one.listed, _target(one))
-        for one in members
-    )
+
+    def place(one: StoredVariable) -> Place:
+        path = _target(checkpoint, one)
+        if one.place is None or checkpoint.is_by_position:
+            return known.get(path) or Place(one.layer, one.listed, path)
+        return known.get(path) or one.place
+
+    owner, *aliases = map(place, members)
     return TieGroup(
         owner,
         tuple(aliases),
@@ -167,14 +178,34 @@ def _old_layout(checkpoint: Checkpoint) -> OldLayout | None:
     )
 
 
+def _put_in_order(layout: Layout) -> None:
+    """Sorts by paths, so that what is written does not depend on the order in the source."""
+    for path in [*layout.tensors, *layout.links, *layout.groups]:
+        while path := posixpath.dirname(path):
+            layout.groups.setdefault(path, {})
+    for held in (layout.tensors, layout.links, layout.groups):
+        items = sorted(held.items(), key=lambda item: _by_number(item[0]))
+        held.clear()
+        held.update(items)
+
+
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """A key to sort paths by: 10 comes after 9."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d+)|/", path)
+        if part
+    ]
+
+
 def _within_layer(source: str) -> str:
     """Where a file of weights by position has what that of a whole model has at a path."""
     return source.removeprefix("model_weights/")
 
 
-def _target(variable: StoredVariable) -> str:
+def _target(checkpoint: Checkpoint, variable: StoredVariable) -> str:
     """Where a variable is written: in a file of weights by position, where it was."""
-    if variable.place is None:
+    if checkpoint.is_by_position or variable.place is None:
         return _within_layer(variable.source)
     return str(variable.place.dataset_path)
 
