@@ -258,8 +258,10 @@ def _optimizer_state(
     as_saved = joined(tie for tie in ties if tie.evidence is not Evidence.GIVEN)
     if checkpoint.has_slots_per_use:
         as_saved = {}
-    having = list({as_saved.get(one.name, one.name): one for one in reversed(trained)}.values())
-    having.reverse()
+    first: dict[str, StoredVariable] = {}
+    for one in trained:
+        first.setdefault(as_saved.get(one.name, one.name), one)
+    having = list(first.values())
     merged = {owners.get(one.name, one.name) for one in having}
     if len(merged) == len(having) and checkpoint.is_of_keras_3:
         return None, []  # as it is
