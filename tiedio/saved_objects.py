@@ -280,10 +280,10 @@ def _index(prefix: Path) -> Path:
 
 @contextlib.contextmanager
 def explained(filepath: str) -> Iterator[None]:
-    """Says that a file is damaged, whatever TensorFlow raises: it names no errors for it."""
+    """Says that a file is damaged, whatever TensorFlow and its messages raise: they do not say."""
     try:
         yield
-    except (TiedioError, MemoryError):
+    except (TiedioError, ImportError, MemoryError, NameError):
         raise
     except Exception as error:
         raise damaged(filepath, first_line(error)) from error
