@@ -207,15 +207,11 @@ def ties_in(path, config=None):
 
 @needs_tensorflow
 def test_the_state_of_the_optimizer_is_in_the_order_of_first_use(tmp_path):
-    kernels = [variable([number, 2], [3, 4]) for number in range(2)]
-    moments = [variable([10 + number, 0], [0, 1]) for number in range(2)]
-    optimizer = thing(
-        _iterations=variable(), _variables=[variable(), *moments], _learning_rate=variable()
-    )
-    del optimizer
-    layers = {f"layer-{n}": thing(kernel=kernels[n % 2]) for n in range(3)}
     import tensorflow
 
+    kernels = [variable([number, 2], [3, 4]) for number in range(2)]
+    moments = [variable([10 + number, 0], [0, 1]) for number in range(2)]
+    layers = {f"layer-{n}": thing(kernel=kernels[n % 2]) for n in range(3)}
     steps = tensorflow.Variable(np.int64(3), name="iteration")
     named = [
         tensorflow.Variable(one, name=f"SGD/m/dense{number}/kernel")
@@ -249,11 +245,10 @@ def test_each_variable_of_a_layer_is_found_once(tmp_path):
     root = thing(
         first=layer,
         keras_api=thing(layers=[layer], metrics=[thing(total=variable(0))]),
-        again=layer,
+        second=layer,
         signatures=thing(held=kernel),
-        save_counter=variable(1),
     )
-    assert names_in(write(tmp_path, root)) == ["first/kernel", "first/bias"]
+    assert names_in(write(tmp_path, root)) == ["first/bias", "first/kernel"]
 
 
 @needs_tensorflow
@@ -289,7 +284,7 @@ def test_wrappers_hold_their_layers_under_attributes(tmp_path):
 @needs_tensorflow
 def test_a_model_beside_others_in_a_checkpoint(tmp_path):
     model = thing(**{"layer-0": thing(kernel=variable([1, 2]))})
-    path = write(tmp_path, thing(net=model, save_counter=variable(1)))
+    path = thing(net=model).save(tmp_path / "ckpt")  # which counts how often
     assert names_in(path, sequential(dense("a"))) == ["a/kernel"]
 
 
@@ -418,13 +413,12 @@ def test_a_part_that_is_missing_is_named(damageable):
 
 
 @needs_tensorflow
-def test_nothing_larger_than_the_file_is_read(tmp_path, monkeypatch):
-    path = write(tmp_path, thing(head=thing(kernel=variable(*[0] * 9999))))
-    data = path.with_name("ckpt.data-00000-of-00001")
-    data.write_bytes(data.read_bytes()[:5000])
+def test_nothing_larger_than_the_file_is_read(tmp_path):
+    path = write(tmp_path, thing(head=thing(kernel=variable([1, 2]))))
     with sources.reading(path) as checkpoint:
         (one,) = checkpoint.variables
-        with pytest.raises(errors.FileFormatError, match=r"of shape \(9999,\) in 5000 bytes"):
+        checkpoint.tensors._shapes[one.source] = [1 << 20, 1 << 20]
+        with pytest.raises(errors.FileFormatError, match=r"of shape \(1048576, 1048576\) in \d+ b"):
             checkpoint.tensors.read(one.source)
 
 
