@@ -284,8 +284,9 @@ def test_wrappers_hold_their_layers_under_attributes(tmp_path):
 @needs_tensorflow
 def test_a_model_beside_others_in_a_checkpoint(tmp_path):
     model = thing(**{"layer-0": thing(kernel=variable([1, 2]))})
-    path = thing(net=model).save(tmp_path / "ckpt")  # which counts how often
+    path = thing(net=model, step=variable(1)).save(tmp_path / "ckpt")
     assert names_in(path, sequential(dense("a"))) == ["a/kernel"]
+    assert names_in(path) == ["step", "net/layer-0/kernel"]  # and not how often it was saved
 
 
 @needs_tensorflow

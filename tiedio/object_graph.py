@@ -110,11 +110,10 @@ class _Walk:
         self._seen.update(node for node, one in metadata.items() if one.kind == _METRIC)
         told = graph.child(graph.model, "trainable_variables")
         self._trained = None if told is None else set(graph.nodes[told].children.values())
-        objects = (one for one in graph.nodes if one.slots == {})
         self._uses = collections.Counter(
             child
-            for one in objects
-            if not all(map(str.isdecimal, one.children))
+            for one in graph.nodes
+            if not all(map(str.isdecimal, one.children))  # not a list
             for child in set(one.children.values())
         )
 
@@ -122,8 +121,8 @@ class _Walk:
         known = {part.inner_path: part for part in parts}
         for inner_path, node in _located(self._graph, known).items():
             yield from self._of_part(known[inner_path], node)
-        yield from self._below(self._graph.model, ())
-        yield from self._below(0, ())
+        # What else is in a checkpoint, such as a count of steps, is not of the model.
+        yield from self._below(self._graph.model if known else 0, ())
 
     def _of_part(self, part: Part, node: int) -> Iterator[StoredVariable]:
         """Yields the variables of a layer that the config tells of."""
