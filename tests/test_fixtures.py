@@ -20,10 +20,10 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 SCRIPTS = sorted(FIXTURES.glob("*.py"))
 
 
-def dependencies(script):
+def header(script):
     """Reads the PEP 723 header of a script."""
-    (header,) = re.findall(r"(?ms)^# /// script$\n(.*?)^# ///$", script.read_text())
-    return tomllib.loads(re.sub(r"(?m)^# ?", "", header))["dependencies"]
+    (lines,) = re.findall(r"(?ms)^# /// script$\n(.*?)^# ///$", script.read_text())
+    return tomllib.loads(re.sub(r"(?m)^# ?", "", lines))
 
 
 def content(filepath):
@@ -58,7 +58,7 @@ def test_every_file_has_its_script():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_scripts_and_files_are_in_step(script, tmp_path):
-    pinned = dict(dependency.split("==") for dependency in dependencies(script))
+    pinned = dict(dependency.split("==") for dependency in header(script)["dependencies"])
     frozen = script.with_suffix(".keras")
     if pinned:
         assert content(frozen)[0]["keras_version"] == pinned["keras"]
@@ -98,3 +98,36 @@ def test_a_stock_file_loads_as_in_keras():
 def test_a_truncated_file_is_refused():
     with pytest.raises(tiedio.TiedioError, match="it was truncated"):
         tiedio.load_tied(FIXTURES / "truncated.keras")
+
+
+WRITERS = FIXTURES / "writers"
+
+
+def test_every_folder_has_its_writer():
+    folders = {path.name for path in FIXTURES.iterdir() if path.is_dir()} - {
+        "writers",
+        "__pycache__",
+    }
+    assert folders == {script.stem for script in WRITERS.glob("*.py")} - {"models"}
+
+
+@pytest.mark.parametrize("script", sorted(WRITERS.glob("[!m]*.py")), ids=lambda script: script.stem)
+def test_writers_name_exact_versions_and_all_files(script):
+    needs = header(script)
+    folder = FIXTURES / script.stem
+    truth = json.loads((folder / "truth.json").read_text())
+    written_by = truth["versions"]
+    assert written_by["python"].startswith(needs["requires-python"].strip("=*"))
+    exact = re.compile(r"([\w-]+)==(\d[\w.]*)")
+    pins = dict(exact.fullmatch(pin).groups() for pin in needs["dependencies"])
+    assert pins.get("tensorflow-cpu", pins.get("tensorflow")) == written_by["tensorflow"]
+    if "keras" in pins:
+        assert pins.get("tf-keras", pins["keras"]) == written_by["keras"]
+    assert {path.name for path in folder.iterdir()} == {*truth["files"], "truth.json", "truth.npz"}
+    arrays = np.load(folder / "truth.npz")
+    for name, entry in truth["files"].items():
+        assert {path for tie in entry["ties"] for path in tie} <= entry["variables"].keys(), name
+        assert entry["predictions"] in arrays
+        if "continued" in entry:
+            sizes = (np.prod(variable["shape"]) for variable in entry["variables"].values())
+            assert arrays[entry["continued"]["weights"]].size == sum(sizes)

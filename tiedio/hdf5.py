@@ -149,6 +149,7 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
         (file.require_group(path) if path else file).attrs.update(attributes)
     # Allocated at once and never filled, a dataset gets its place and no bytes.
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_obj_track_times(False)  # of equal tensors files are equal
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     placed = []
