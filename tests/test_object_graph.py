@@ -440,3 +440,22 @@ def test_a_checkpoint_without_objects_is_refused(tmp_path):
         "Expected: the graph of its objects. Received: tensors by name.\n"
         "Save it by `tf.train.Checkpoint`.",
     )
+
+
+@needs_tensorflow
+def test_references_are_refused_which_would_end_the_process(tmp_path, monkeypatch):
+    import tensorflow
+
+    path = write(tmp_path, thing(head=thing(kernel=variable([1, 2]))))
+    key = "head/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    load = tensorflow.train.load_checkpoint
+
+    def hostile(prefix):
+        reader = load(prefix)
+        dtypes = reader.get_variable_to_dtype_map() | {key: tensorflow.dtypes.as_dtype(101)}
+        monkeypatch.setattr(type(reader), "get_variable_to_dtype_map", lambda self: dtypes)
+        return reader
+
+    monkeypatch.setattr(tensorflow.train, "load_checkpoint", hostile)
+    with pytest.raises(errors.FileFormatError, match=f"Received: references at `{key}`"):
+        migration.plan(path)

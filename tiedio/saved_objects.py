@@ -97,6 +97,10 @@ class Tensors:
         self._reader = tensorflow.train.load_checkpoint(str(found.prefix))
         self._shapes = self._reader.get_variable_to_shape_map()
         self._dtypes = self._reader.get_variable_to_dtype_map()
+        # TensorFlow reads no references, and ends the process where it meets one.
+        references = [key for key, dtype in self._dtypes.items() if dtype.base_dtype != dtype]
+        if references:
+            raise damaged(found.name, f"references at {listed(references)}")
         files = found.prefix.parent.glob("*")
         named = (one for one in files if one.name.startswith(f"{found.prefix.name}.data-"))
         self._stored_bytes = sum(one.stat().st_size for one in named)
