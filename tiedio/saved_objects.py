@@ -73,8 +73,10 @@ def find(source: Storage) -> Found | None:
     prefix = path.with_name(_DATA.sub("", path.name)) if path.name else path
     if _index(prefix).is_file():
         return Found(source.name, prefix)
+    if not source.is_folder() or (path / "config.json").exists():
+        return None
     names = sorted(_DATA.sub("", one.name) for one in path.glob("*.index"))
-    if not names or (path / "config.json").exists():
+    if not names:
         return None
     with contextlib.suppress(OSError, UnicodeDecodeError):
         # The newest of several, which lies here whatever path is written there.
@@ -104,9 +106,6 @@ class Tensors:
         files = found.prefix.parent.glob("*")
         named = (one for one in files if one.name.startswith(f"{found.prefix.name}.data-"))
         self._stored_bytes = sum(one.stat().st_size for one in named)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._shapes
 
     def read(self, dataset_path: str, /) -> np.ndarray:
         shape, dtype = self.shape(dataset_path), self.dtype(dataset_path)
