@@ -244,7 +244,7 @@ def test_each_variable_of_a_layer_is_found_once(tmp_path):
     )
     root = thing(
         first=layer,
-        keras_api=thing(layers=[layer], metrics=[thing(total=variable(0))]),
+        keras_api=thing(layers=[layer], held=thing(total=variable(0))),
         second=layer,
         signatures=thing(held=kernel),
     )
@@ -265,9 +265,9 @@ def test_layers_are_called_by_what_only_they_have(tmp_path):
     kernel = variable([1, 2], name="encoder/kernel")
     encoder = thing(kernel=kernel, bias=variable(1, name="encoder/bias"))
     decoder = thing(kernel=kernel)
-    layers = {"layer_with_weights-0": encoder, "layer-0": encoder, "layer-1": decoder}
+    layers = {"layer-0": decoder, "layer-1": encoder, "layer_with_weights-1": encoder}
     path = write(tmp_path, thing(**layers))
-    assert names_in(path) == ["encoder/bias", "encoder/kernel", "layer-1/kernel"]
+    assert names_in(path) == ["layer-0/kernel", "encoder/bias", "encoder/kernel"]
 
 
 @needs_tensorflow
