@@ -19,6 +19,8 @@ import tiedio
 from tiedio import errors, migration
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+# Saved after the same model was saved as HDF5, when Keras 3 had forgotten its optimizer.
+FORGOTTEN = ("keras_3_0-diverged.keras", "keras_3_6-diverged.keras")
 # Their optimizers have a state for each use of a variable, and train it once for each.
 PER_USE = ("keras_2_2_4", "keras_2_3_1")
 # The rest of what migrates, loads and trains on is run with the slow tests.
@@ -74,6 +76,9 @@ class Fixture:
         if self.truth["optimizer"] is None:  # which Keras could not save
             assert not model.compiled
             return
+        if str(self) in FORGOTTEN:
+            assert int(model.optimizer.iterations) == 0
+            return
         assert type(model.optimizer).__name__ == self.truth["optimizer"]
         if (self.writer, self.truth["optimizer"]) != ("keras_2_2_4", "RMSprop"):  # not stored
             assert int(model.optimizer.iterations) == self.truth["iterations"]
@@ -83,6 +88,8 @@ class Fixture:
     def is_trained_alike(self):
         """Whether Keras 3 would train it on as its writer did."""
         if self.truth["optimizer"] is None or "continued" not in self.truth:
+            return False
+        if str(self) in FORGOTTEN:
             return False
         if not self.name.startswith(("shared_table", "recurrent")):
             return self.writer not in PER_USE
@@ -109,11 +116,12 @@ class Fixture:
 
 def sum_gradients(optimizer):
     """Sums the gradients of a row of a table, as Keras 2 did; Keras 3 squares each for itself."""
+    import tensorflow
+
     apply = optimizer.apply
 
     def summed(gradients, variables=None):
-        dense = [keras.ops.convert_to_tensor(one, sparse=False) for one in gradients]
-        return apply(dense, variables)
+        return apply([tensorflow.convert_to_tensor(one) for one in gradients], variables)
 
     optimizer.apply = summed
 
@@ -240,7 +248,8 @@ def test_copies_that_are_two_by_now_are_tied_on_request(fixture, tmp_path):
         options["reconcile"] = "owner"
     model = tiedio.load_tied(migrated(fixture, tmp_path, **options).target)
     assert ties_of(model) == as_sets(fixture.truth["was_tied"])
-    assert int(model.optimizer.iterations) == fixture.truth["iterations"]
+    if str(fixture) not in FORGOTTEN:
+        assert int(model.optimizer.iterations) == fixture.truth["iterations"]
     found = dict(values_of(model))
     for owner, *_ in fixture.truth["was_tied"]:
         first = fixture.truth["variables"][owner]["first"]

@@ -61,8 +61,8 @@ def content(
                 layout.tensors[f"{_OPTIMIZER}/vars/{number}"] = _slot(checkpoint, value)
             trained = {**record.optimizer_variables}
             trained.pop(_OPTIMIZER, None)
-            if state.places is not None:
-                trained[_OPTIMIZER] = state.places
+            if state.places is not None or not state.values:
+                trained[_OPTIMIZER] = state.places  # none: it was not built
             record = dataclasses.replace(record, optimizer_variables=trained)
     _put_in_order(layout)
     checkpoint.extract_assets(assets)
@@ -252,6 +252,10 @@ def _optimizer_state(
     """Returns the state of the optimizer if it has to be written anew, and what to say of it."""
     kept = checkpoint.slots
     if checkpoint.optimizer is None:
+        # Keras 3 forgets the optimizer of a model once it has saved it as HDF5.
+        is_stored = any(path.startswith(f"{_OPTIMIZER}/") for path in checkpoint.others)
+        if is_stored and checkpoint.config and checkpoint.config.get("compile_config"):
+            return _State((), None), [_lost("the config does not say which optimizer it was")]
         return None, []
     trained = [one for one in checkpoint.variables if one.trainable is not False]
     # Those that had slots: of what was one when saved, the first; of what is given now, each.
