@@ -170,10 +170,12 @@ def _recorded(checkpoint: Checkpoint) -> Iterator[Tie]:
 
 
 def _linked(checkpoint: Checkpoint) -> Iterator[Tie]:
-    """Yields what is one tensor in the file."""
+    """Yields what is one tensor in the file, unless its layout says so already."""
+    said = joined(checkpoint.ties)
     held = collections.defaultdict(list)
     for one in checkpoint.variables:
-        held[checkpoint.tensors.address(one.source)].append(one.name)
+        if said.get(one.name, one.name) == one.name:
+            held[checkpoint.tensors.address(one.source)].append(one.name)
     for names in held.values():
         if len(names) > 1:
             yield Tie(tuple(names), Evidence.LINKS, "the file stores them once")

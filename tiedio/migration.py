@@ -336,6 +336,15 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
             f"Received: {wanted.label}.\n"
             "Change the ending."
         )
+    unplaced = [one.name for one in checkpoint.variables if one.place is None]
+    if unplaced and checkpoint.old_layout is None:
+        has_config = checkpoint.config is not None
+        raise MigrationError(
+            f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
+            "Expected: the config of the model, made of layers of Keras. "
+            f"Received: {'one of other layers' if has_config else 'none'}.\n"
+            + ("Restore it by TensorFlow." if has_config else "Pass it as `--config`.")
+        )
     is_model = checkpoint.config is not None and not checkpoint.untranslated
     has_places = not checkpoint.is_by_position
     if has_places and (weights_only or is_model):

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio import archive, numbered, positional, storage, translation
+from tiedio import archive, numbered, object_graph, positional, saved_objects, storage, translation
 from tiedio.checkpoint import Checkpoint
 
 
@@ -26,6 +26,10 @@ def reading(
         FileFormatError: If it is not one of Keras, or damaged.
     """
     source = storage.at(filepath)
+    if saved := saved_objects.find(source):
+        with object_graph.reading(saved, config) as checkpoint:
+            yield checkpoint
+        return
     with archive.reading(source) as opened:
         title = archive.format_of(source).title
         old = opened.old_layout
