@@ -135,9 +135,7 @@ def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
         )
 
 
-def _gathered(
-    checkpoint: Checkpoint, owners: dict[str, str]
-) -> dict[str, list[StoredVariable]]:
+def _gathered(checkpoint: Checkpoint, owners: dict[str, str]) -> dict[str, list[StoredVariable]]:
     groups: dict[str, list[StoredVariable]] = {}
     for one in checkpoint.variables:
         if one.name in owners:

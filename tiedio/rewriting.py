@@ -90,12 +90,12 @@ def _variables(
     for one in checkpoint.variables:
         owner, *aliases = members_of.get(one.name, [one])
         if one is owner:
-            layout.tensors[_target(checkpoint, one)] = _tensor(
+            layout.tensors[target_path(checkpoint, one)] = _tensor(
                 checkpoint, [owner, *aliases], reconcile
             )
         else:
-            layout.links[_target(checkpoint, one)] = _target(checkpoint, owner)
-        first[checkpoint.tensors.address(one.source)] = _target(checkpoint, owner)
+            layout.links[target_path(checkpoint, one)] = target_path(checkpoint, owner)
+        first[checkpoint.tensors.address(one.source)] = target_path(checkpoint, owner)
     return layout, first
 
 
@@ -126,7 +126,7 @@ def _tie_group(
     """Makes a tie group; places that no record named are known by the layer's own number."""
 
     def place(one: StoredVariable) -> Place:
-        path = _target(checkpoint, one)
+        path = target_path(checkpoint, one)
         if one.place is None or checkpoint.is_by_position:
             return known.get(path) or Place(one.layer, one.listed, path)
         return known.get(path) or one.place
@@ -203,7 +203,7 @@ def _within_layer(source: str) -> str:
     return source.removeprefix("model_weights/")
 
 
-def _target(checkpoint: Checkpoint, variable: StoredVariable) -> str:
+def target_path(checkpoint: Checkpoint, variable: StoredVariable) -> str:
     """Where a variable is written: in a file of weights by position, where it was."""
     if checkpoint.is_by_position or variable.place is None:
         return _within_layer(variable.source)

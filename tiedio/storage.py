@@ -259,7 +259,7 @@ class Remote(Storage):
 
     def __init__(self, url: str):
         super().__init__(url)
-        fsspec = _imported("fsspec", f"`{url}`", "remote")
+        fsspec = imported("fsspec", f"`{url}`", "remote")
         try:
             self._files, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:  # of what fsspec needs for this scheme
@@ -355,8 +355,8 @@ class Hub(Storage):
 
     def __init__(self, repository: str):
         super().__init__(f"hf://{repository}")
-        self._hub = _imported("huggingface_hub", f"`{self.name}`", "hf")
-        errors = _imported("huggingface_hub.errors", f"`{self.name}`", "hf")
+        self._hub = imported("huggingface_hub", f"`{self.name}`", "hf")
+        errors = imported("huggingface_hub.errors", f"`{self.name}`", "hf")
         self._not_found = errors.RepositoryNotFoundError
         self._repository = repository
         if repository.count("/") > 1:
@@ -400,7 +400,7 @@ class Hub(Storage):
             )
 
 
-def _imported(package: str, what: str, extra: str) -> Any:
+def imported(package: str, what: str, extra: str) -> Any:
     """Imports an optional package; `MissingPackageError` if it is not installed."""
     try:
         return importlib.import_module(package)
