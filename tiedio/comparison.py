@@ -182,8 +182,8 @@ def _difference(
     if one.shape == other.shape:
         values = _compared(a.tensors.read(one.source), b.tensors.read(other.source))
         found = dataclasses.replace(found, **values)
-    same = (one.shape, one.dtype) == (other.shape, other.dtype) and not found.elements
-    return None if same else found
+    alike = (found.shape, found.dtype) == (found.shape_in_b, found.dtype_in_b)
+    return None if alike and not found.elements else found
 
 
 def _compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:

@@ -235,8 +235,8 @@ def _opened(source: Storage) -> Iterator[Any]:
     safetensors = storage.imported("safetensors", f"`{source.name}`", "safetensors")
     with contextlib.ExitStack() as resources:
         file = resources.enter_context(source.reading())
-        path = getattr(file, "name", None)
-        if not isinstance(path, str):
+        path = source.name
+        if not isinstance(source, storage.Local):
             copy = resources.enter_context(tempfile.NamedTemporaryFile(suffix=SUFFIX))
             while part := file.read(CHUNK):
                 copy.write(part)
