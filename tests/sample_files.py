@@ -55,12 +55,19 @@ def edited(filepath, target, edit):
         with h5py.File(target, "r+") as file:
             edit(file)
         return target
-    with zipfile.ZipFile(filepath) as archive:
+    with opened(filepath) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     content = io.BytesIO(members[WEIGHTS])
     with h5py.File(content, "r+") as file:
         edit(file)
-    members[WEIGHTS] = content.getvalue()
+    return zipped(target, {**members, WEIGHTS: content.getvalue()})
+
+
+def opened(filepath):
+    return zipfile.ZipFile(filepath)
+
+
+def zipped(target, members):
     with zipfile.ZipFile(target, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
@@ -76,7 +83,7 @@ def flipped(filepath, target, array):
 
 
 def values(filepath, dataset_path):
-    with zipfile.ZipFile(filepath) as archive, archive.open(WEIGHTS) as member:
+    with opened(filepath) as archive, archive.open(WEIGHTS) as member:
         with h5py.File(io.BytesIO(member.read())) as file:
             return file[dataset_path][()]
 

@@ -29,7 +29,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 @click.version_option(package_name="tiedio")
 def main() -> None:
-    r"""Keeps weights tied when a Keras model is saved and loaded.
+    """Keeps weights tied when a Keras model is saved and loaded.
 
     A FILE is one that any version of Keras from 2.2 on wrote, whatever it is
     called: an archive, a folder, HDF5, or the JSON of sharded weights. Only
@@ -41,7 +41,7 @@ def main() -> None:
       1  refused, failed or damaged; or the files of `diff` differ
       2  wrong usage, or a package is missing
       3  ties are proposed that need an option (`plan`, `migrate --dry-run`)
-    """
+    """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
 
 
 def _read_json(context: click.Context, parameter: click.Parameter, file: Any) -> Any:
