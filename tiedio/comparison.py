@@ -108,7 +108,7 @@ def diff(a: Any, b: Any) -> Comparison:
     >>> from tiedio.comparison import diff
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="dense")])
     >>> tiedio.save_tied(model, "before.keras")
-    >>> model.layers[0].bias.assign_add([0, 0, 0.5, 0])
+    >>> _ = model.layers[0].bias.assign_add([0, 0, 0.5, 0])
     >>> tiedio.save_tied(model, "after.keras")
     >>> [(one.name, one.largest) for one in diff("before.keras", "after.keras").differences]
     [('dense/bias', 0.5)]

@@ -89,7 +89,7 @@ def inspect(filepath: Any) -> Inspection:
     >>> from tiedio.inspection import inspect
     >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
-    >>> tiedio.tie(decoder, to=encoder, weights=("kernel",))
+    >>> _ = tiedio.tie(decoder, to=encoder, weights=("kernel",))
     >>> tiedio.save_tied(model, "model.keras")
     >>> [one.names for one in inspect("model.keras").tie_groups]
     [('encoder/kernel', 'decoder/kernel')]

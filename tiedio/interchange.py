@@ -97,7 +97,7 @@ def export(
     >>> from tiedio.interchange import export
     >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
-    >>> tiedio.tie(decoder, to=encoder, weights=("kernel",))
+    >>> _ = tiedio.tie(decoder, to=encoder, weights=("kernel",))
     >>> tiedio.save_tied(model, "model.keras")
     >>> export("model.keras", "model.safetensors").aliases
     {'decoder/kernel': 'encoder/kernel'}
