@@ -83,9 +83,10 @@ def flipped(filepath, target, array):
 
 
 def values(filepath, dataset_path):
-    with opened(filepath) as archive, archive.open(WEIGHTS) as member:
-        with h5py.File(io.BytesIO(member.read())) as file:
-            return file[dataset_path][()]
+    with opened(filepath) as archive:
+        content = io.BytesIO(archive.read(WEIGHTS))
+    with h5py.File(content) as file:
+        return file[dataset_path][()]
 
 
 def weights(filepath, arrays, links=None):
