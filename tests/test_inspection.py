@@ -49,6 +49,20 @@ def stored_in(filepath):
     return sum(sizes)
 
 
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [("adam", "adam"), ({"class_name": "Custom>Adam"}, "Adam"), (None, ""), ([3], "")],
+    ids=str,
+)
+def test_optimizers_of_keras_2(folder, tmp_path, stored, shown):
+    with sample_files.opened(folder / "lost.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    config["compile_config"]["optimizer"] = stored
+    members["config.json"] = json.dumps(config).encode()
+    assert inspect(sample_files.zipped(tmp_path / "a.keras", members)).optimizer == shown
+
+
 def test_copies_that_keras_stored(folder):
     found = inspect(folder / "lost.keras")
     assert found.record_version is None

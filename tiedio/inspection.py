@@ -6,7 +6,7 @@ ties it states, is not.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio import evidence, sources
@@ -113,9 +113,15 @@ def inspect(filepath: Any) -> Inspection:
             sum(sizes.values()),
             each - sum(one.nbytes for one in once.values()),
             sum(group.nbytes for group in copies),
-            str((checkpoint.optimizer or {}).get("class_name") or ""),
+            _class_name(checkpoint.optimizer),
             (*checkpoint.notes, *checkpoint.untranslated),
         )
+
+
+def _class_name(optimizer: Any) -> str:
+    """Names an optimizer, of which some versions of Keras 2 store no more than that."""
+    name = optimizer.get("class_name") if isinstance(optimizer, Mapping) else optimizer
+    return name.removeprefix("Custom>") if isinstance(name, str) else ""
 
 
 def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
