@@ -26,6 +26,8 @@ def write(folder):
     tiedio.save_tied_weights(model, folder / "tied.weights.json", max_shard_size=1e-6)
     model.save(folder / "lost.keras")
     model.save_weights(folder / "lost.weights.h5")
+    model.compiled = False  # without the state of the optimizer, nothing tells that they were one
+    model.save(folder / "unsure.keras")
     apart = _model()
     _fill(apart)
     apart.save(folder / "apart.keras")

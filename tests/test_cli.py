@@ -65,12 +65,14 @@ def test_inspect(folder):
 
 
 def test_plan(folder):
-    printed, _ = run("plan", "lost.keras", code=3)
+    printed, _ = run("plan", "unsure.keras", code=3)
     assert cells(printed)[0][0] == TIE
     assert cells(printed)[0][-1] == "--accept contents"
+    (row,) = cells(run("plan", "lost.keras")[0])
+    assert row[1] == "equal contents, and 1 fewer in the optimizer's state"
     assert cells(run("plan", "tied.keras")[0])[0][-1] == ""
     assert "Nothing was shared" in run("plan", "apart.keras")[0]
-    found = read("plan", "lost.keras", code=3)
+    found = read("plan", "unsure.keras", code=3)
     assert found["proposals"][0]["owner"] == "encoder/kernel"
     assert os.listdir() == os.listdir(folder)
 
@@ -103,15 +105,15 @@ def test_files_that_are_no_such_option(folder, option, content):
 
 
 def test_migrate(folder):
-    _, said = run("migrate", "lost.keras", "new.keras", code=1)
+    _, said = run("migrate", "unsure.keras", "new.keras", code=1)
     assert "--accept contents" in said
     assert not os.path.exists("new.keras")
-    printed, _ = run("migrate", "lost.keras", "new.keras", "--accept", "contents")
+    printed, _ = run("migrate", "unsure.keras", "new.keras", "--accept", "contents")
     assert printed.endswith("Wrote new.keras\n")
     assert diff("new.keras", "tied.keras").is_equal
-    _, said = run("migrate", "lost.keras", "new.keras", "--accept", "none", code=1)
+    _, said = run("migrate", "unsure.keras", "new.keras", "--accept", "none", code=1)
     assert "--overwrite" in said
-    done = read("migrate", "lost.keras", "new.keras", "--accept", "none", "--overwrite")
+    done = read("migrate", "unsure.keras", "new.keras", "--accept", "none", "--overwrite")
     assert done["target"] == "new.keras"
     assert not diff("new.keras", "tied.keras").is_equal
 
@@ -140,10 +142,10 @@ def test_copies_that_differ_by_no_number_are_not_made_one(folder):
 
 def test_a_dry_run_says_what_is_needed(folder):
     before = os.listdir()
-    printed, said = run("migrate", "lost.keras", "new.keras", "--dry-run", code=3)
+    printed, said = run("migrate", "unsure.keras", "new.keras", "--dry-run", code=3)
     assert TIE in printed
     assert "--accept contents" in said
-    run("migrate", "lost.keras", "new.keras", "--dry-run", "--accept", "contents")
+    run("migrate", "unsure.keras", "new.keras", "--dry-run", "--accept", "contents")
     assert os.listdir() == before
 
 
@@ -185,8 +187,8 @@ def test_a_folder(folder):
 
 def test_a_pattern(folder):
     os.makedirs("runs/1")
-    shutil.copy("lost.keras", "runs/1/a.keras")
-    shutil.copy("lost.keras", "runs/b.keras")
+    shutil.copy("unsure.keras", "runs/1/a.keras")
+    shutil.copy("unsure.keras", "runs/b.keras")
     Path("runs/1/notes.txt").write_text("no model")
     printed, said = run("migrate", "runs/**/*.keras", "new", "--dry-run", code=3)
     assert [row[:2] for row in cells(printed)] == [

@@ -14,7 +14,7 @@ import safetensors.numpy
 import sample_files
 
 import tiedio
-from tiedio import interchange
+from tiedio import tensor_file
 from tiedio.comparison import diff
 from tiedio.errors import FileFormatError, MissingPackageError, RecordError, SaveError
 from tiedio.interchange import export
@@ -143,13 +143,13 @@ def test_assets(tmp_path):
 
 def test_one_tensor_is_held_at_a_time(folder, tmp_path, monkeypatch):
     held = []
-    write = interchange.WriteBehind.write
+    write = tensor_file.WriteBehind.write
 
     def counted(stream, data):
         held.append(len(data))
         return write(stream, data)
 
-    monkeypatch.setattr(interchange.WriteBehind, "write", counted)
+    monkeypatch.setattr(tensor_file.WriteBehind, "write", counted)
     export(folder / "tied.keras", tmp_path / "model.safetensors")
     assert max(held[2:]) == 8 * 8 * 4
     assert len(held) == 2 + 11
@@ -168,7 +168,7 @@ def test_an_error_leaves_the_old_file(folder, exported, monkeypatch):
     def fail(array, size):
         raise OSError("disk full")
 
-    monkeypatch.setattr(interchange, "cut", fail)
+    monkeypatch.setattr(tensor_file, "cut", fail)
     with pytest.raises(OSError, match="disk full"):
         export(folder / "tied.keras", exported, overwrite=True)
     assert exported.read_bytes() == before

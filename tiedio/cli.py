@@ -1,12 +1,11 @@
 """The command line: parse, call, print, exit code."""
 
-import json
 import sys
 from typing import Any
 
 import click
 
-from tiedio import report
+from tiedio import options, report
 from tiedio.errors import MigrationError, MissingPackageError, TiedioError
 
 # Libraries are imported where a command calls them, as some take their time.
@@ -44,59 +43,9 @@ def main() -> None:
     """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
 
 
-def _read_json(context: click.Context, parameter: click.Parameter, file: Any) -> Any:
-    """Reads a file that was given to an option."""
-    if file is None:
-        return None
-    try:
-        return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"`{file.name}` is not JSON: {error}") from error
-
-
-def _read_ties(context: click.Context, parameter: click.Parameter, file: Any) -> list[str]:
-    content = _read_json(context, parameter, file)
-    if isinstance(content, dict):
-        content = [f"{alias}={owner}" for alias, owner in content.items()]
-    if not isinstance(content, list | None) or not all(isinstance(t, str) for t in content or ()):
-        raise click.BadParameter(f"`{file.name}` holds no object of names, and no list of A=B.")
-    return content or []
-
-
-def _read_config(context: click.Context, parameter: click.Parameter, file: Any) -> Any:
-    content = _read_json(context, parameter, file)
-    if not isinstance(content, dict | None):
-        raise click.BadParameter(f"`{file.name}` holds no config of a model.")
-    return content
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-_overwrite = click.option("--overwrite", is_flag=True, help="Replace what is at DST.")
-_tie = click.option(
-    "--tie",
-    "ties",
-    multiple=True,
-    metavar="A=B",
-    help="A variable and the one that it is, or two layers. May be repeated.",
-)
-_ties = click.option(
-    "--ties",
-    "ties_file",
-    type=click.File(encoding="utf-8"),
-    callback=_read_ties,
-    help='The same in a JSON file: `{"A": "B"}`, or `["A=B"]`.',
-)
-_config = click.option(
-    "--config",
-    type=click.File(encoding="utf-8"),
-    callback=_read_config,
-    help="The model's config, as of `model.to_json()`, for a file without one.",
-)
-
-
 @main.command()
 @click.argument("file")
-@_as_json
+@options.as_json
 def inspect(file: str, as_json: bool) -> None:
     """Say what FILE is, who wrote it, and what it shares."""
     from tiedio.inspection import inspect
@@ -107,10 +56,10 @@ def inspect(file: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("file")
-@_tie
-@_ties
-@_config
-@_as_json
+@options.tie
+@options.ties
+@options.config
+@options.as_json
 def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> None:
     """Say which variables of FILE were one, and what says so. Nothing is written.
 
@@ -126,9 +75,9 @@ def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> No
 @main.command()
 @click.argument("src")
 @click.argument("dst")
-@_tie
-@_ties
-@_config
+@options.tie
+@options.ties
+@options.config
 @click.option(
     "--accept",
     multiple=True,
@@ -143,8 +92,8 @@ def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> No
     help="What becomes of copies with different values.  [default: error]",
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing; say what would be done.")
-@_overwrite
-@_as_json
+@options.overwrite
+@options.as_json
 def migrate(
     src: str,
     dst: str,
@@ -202,7 +151,7 @@ def migrate(
 
 @main.command()
 @click.argument("file")
-@_as_json
+@options.as_json
 def verify(file: str, as_json: bool) -> None:
     """Say whether FILE is as it was saved.
 
@@ -220,7 +169,7 @@ def verify(file: str, as_json: bool) -> None:
 @main.command()
 @click.argument("a")
 @click.argument("b")
-@_as_json
+@options.as_json
 def diff(a: str, b: str, as_json: bool) -> None:
     """Say how the ties and values of the files A and B differ.
 
@@ -236,8 +185,8 @@ def diff(a: str, b: str, as_json: bool) -> None:
 @main.command()
 @click.argument("src")
 @click.argument("dst")
-@_overwrite
-@_as_json
+@options.overwrite
+@options.as_json
 def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
     """Write SRC to DST, one of which ends in `.safetensors`.
 

@@ -8,42 +8,24 @@ decided here:
     encoder/kernel, ...                                  tensors by the names of variables
 """
 
-import contextlib
 import dataclasses
 import json
-import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from tiedio import archive, evidence, rewriting, sources, storage
+from tiedio import archive, evidence, rewriting, sources, storage, tensor_file
 from tiedio.containers import ASSETS, Content, damaged, parse
 from tiedio.errors import FileFormatError, SaveError, TiedioError, first_line, listed
 from tiedio.evidence import Contents
-from tiedio.hdf5 import BFLOAT16, CHUNK, Advance, Layout, Tensor, cut
+from tiedio.hdf5 import Advance, Layout, Tensor
 from tiedio.progress import shown
 from tiedio.storage import Storage
-from tiedio.streams import WriteBehind
+from tiedio.tensor_file import SUFFIX
 from tiedio.ties import METADATA_KEY, VERSION, Record
-
-SUFFIX = ".safetensors"
-
-_DTYPES = {
-    "BOOL": np.dtype(bool),
-    "BF16": BFLOAT16,
-    "F16": np.dtype(np.float16),
-    "C64": np.dtype(np.complex64),
-    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (32, 64)},
-    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-
-# The longest header that readers take (https://huggingface.co/docs/safetensors).
-_LONGEST_HEADER = 100_000_000  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,57 +140,12 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
                     "config": content.config,
                 }
             )
-        _write(target, tensors, {**aliases, **rest}, durable, advance)
+        tensor_file.write(target, tensors, {**aliases, **rest}, durable, advance)
         return Export(checkpoint.filepath, target.name, len(tensors), aliases, tuple(notes))
 
 
-def _write(
-    target: Storage,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    durable: bool,
-    advance: Advance,
-) -> None:
-    """Writes a safetensors file, one tensor at a time, which its own library does not."""
-    unfit = [key for key, one in tensors.items() if one.dtype.newbyteorder("=") not in _CODES]
-    if unfit:
-        kinds = sorted({tensors[key].dtype.name for key in unfit})
-        raise SaveError(
-            f"`{target.name}` cannot hold {listed(unfit)}.\n"
-            f"Expected: numbers that safetensors knows. Received: {', '.join(kinds)}.\n"
-            "Copy the file as it is; a file of Keras holds all of them."
-        )
-    # The widest first, so that each begins where its type may.
-    placed = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for key, tensor in placed:
-        start, end = end, end + int(np.prod(tensor.shape, dtype=object)) * tensor.dtype.itemsize
-        header[key] = {
-            "dtype": _CODES[tensor.dtype.newbyteorder("=")],
-            "shape": tensor.shape,
-            "data_offsets": (start, end),
-        }
-    text = json.dumps(header).encode()
-    text = text.ljust(len(text) + -len(text) % 8)
-    if len(text) > _LONGEST_HEADER:
-        raise SaveError(
-            f"`{target.name}` cannot hold what is to be kept beside the tensors.\n"
-            f"Expected: at most {_LONGEST_HEADER} bytes. Received: {len(text)}.\n"
-            "Copy the file as it is."
-        )
-    with target.replacing(durable) as file, WriteBehind(file) as stream:
-        stream.write(struct.pack("<Q", len(text)))
-        stream.write(text)
-        for _, tensor in placed:
-            value = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype.newbyteorder("="))
-            for part in cut(value, CHUNK):
-                stream.write(part)
-                advance(len(part), end)
-
-
 def _import(source: Storage, target: Storage, durable: bool, advance: Advance) -> Export:
-    with _opened(source) as file, tempfile.TemporaryDirectory() as folder:
+    with tensor_file.reading(source) as file, tempfile.TemporaryDirectory() as folder:
         content, aliases = _content(source, file, Path(folder))
         holds_model = not target.name.endswith((".weights.h5", ".weights.json"))
         container = archive.format_to_save(target, holds_model)
@@ -229,25 +166,6 @@ def _import(source: Storage, target: Storage, durable: bool, advance: Advance) -
         return Export(source.name, target.name, len(content.layout.tensors), aliases)
 
 
-@contextlib.contextmanager
-def _opened(source: Storage) -> Iterator[Any]:
-    """Opens a safetensors file by its own library, which reads from disk only."""
-    safetensors = storage.imported("safetensors", f"`{source.name}`", "safetensors")
-    with contextlib.ExitStack() as resources:
-        file = resources.enter_context(source.reading())
-        path = source.name
-        if not isinstance(source, storage.Local):
-            copy = resources.enter_context(tempfile.NamedTemporaryFile(suffix=SUFFIX))
-            while part := file.read(CHUNK):
-                copy.write(part)
-            copy.flush()
-            path = copy.name
-        try:
-            yield resources.enter_context(safetensors.safe_open(path, framework="numpy"))
-        except safetensors.SafetensorError as error:
-            raise damaged(source.name, first_line(error)) from error
-
-
 def _content(source: Storage, file: Any, folder: Path) -> tuple[Content, dict[str, str]]:
     """Reads what was kept beside the tensors; these are read when they are written."""
     metadata = file.metadata() or {}
@@ -264,12 +182,12 @@ def _content(source: Storage, file: Any, folder: Path) -> tuple[Content, dict[st
     paths, assets = (_names(source, rest, name) for name in ("tensors", "assets"))
     if lost := [key for key in (*paths, *assets) if key not in stored]:
         raise damaged(source.name, f"no {listed(lost)}")
-    tensors = {path: _tensor(source, file, key) for key, path in paths.items()}
+    tensors = {path: tensor_file.tensor(source, file, key) for key, path in paths.items()}
     for key, name in assets.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise damaged(source.name, f"an asset at `{name}`")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(_tensor(source, file, key).read().tobytes())
+        (folder / name).write_bytes(tensor_file.tensor(source, file, key).read().tobytes())
     groups, kept = (_typed(source, rest, name, dict) for name in ("groups", "metadata"))
     config = None if rest.get("config") is None else _typed(source, rest, "config", dict)
     for path in groups:
@@ -277,14 +195,6 @@ def _content(source: Storage, file: Any, folder: Path) -> tuple[Content, dict[st
     layout = Layout(groups, tensors, _names(source, rest, "links"))
     record = Record.from_json(rest.get("record"))
     return Content(layout, record, kept, config, folder), metadata
-
-
-def _tensor(source: Storage, file: Any, key: str) -> Tensor:
-    stored = file.get_slice(key)
-    if stored.get_dtype() not in _DTYPES:
-        raise damaged(source.name, f"`{key}` of type {stored.get_dtype()}")
-    dtype = _DTYPES[stored.get_dtype()]
-    return Tensor(tuple(stored.get_shape()), dtype, lambda: file.get_tensor(key))
 
 
 def _names(source: Storage, rest: Mapping[str, Any], name: str) -> dict[str, str]:
