@@ -117,7 +117,7 @@ def test_parts(compared, monkeypatch):
     monkeypatch.setattr(comparison, "_PART", 3)
     a = np.zeros(8)
     b = np.zeros(8)
-    b[2], b[7] = 2, 6
+    b[2], b[7] = 6, 2
     assert numbers(compared(a, b)) == (2, 0, 6.0, 1.0)
     assert compared(np.zeros((0, 2)), np.zeros((0, 2))) is None
 

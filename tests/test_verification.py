@@ -1,11 +1,16 @@
 """Whether a file is as it was saved: its tensors, and its hard links."""
 
+import json
 import shutil
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import sample_files
 
+import tiedio
+from tiedio.errors import FileFormatError
 from tiedio.verification import verify
 
 KERNELS = ("layers/dense/vars/0", "layers/dense_1/vars/0")
@@ -127,10 +132,6 @@ def test_tensors_that_cannot_be_read(tmp_path):
 
 
 def test_shared_layers_and_generators_are_no_problem(tmp_path):
-    import keras
-
-    import tiedio
-
     inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dropout(0.5)])
     twice = keras.Sequential([keras.Input((8,)), inner, inner.layers[0], inner.layers[1]])
     tiedio.save_tied(twice, tmp_path / "twice.keras")
@@ -147,11 +148,21 @@ def test_shared_layers_and_generators_are_no_problem(tmp_path):
     assert any("one by the record, but stored apart" in one for one in problems(file))
 
 
+def test_a_generator_of_random_numbers_that_is_shared_is_no_tie(tmp_path):
+    first, second = (keras.layers.Dropout(0.5, seed=1, name=name) for name in "ab")
+    second.seed_generator = first.seed_generator
+    model = keras.Sequential([keras.Input((8,)), first, second])
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    assert verify(tmp_path / "model.keras").is_verified
+    with sample_files.opened(tmp_path / "model.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    metadata["tiedio"]["layers"] = {}  # as a record is that was made of a file alone
+    members["metadata.json"] = json.dumps(metadata).encode()
+    assert verify(sample_files.zipped(tmp_path / "b.keras", members)).is_verified
+
+
 def test_a_truncated_archive_is_an_error(tmp_path):
-    from pathlib import Path
-
-    from tiedio.errors import FileFormatError
-
     shutil.copy(Path(__file__).parent.parent / "fixtures/truncated.keras", tmp_path)
     with pytest.raises(FileFormatError):
         verify(tmp_path / "truncated.keras")
