@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import command_line
 import keras
 import pytest
 from sybil import Sybil
@@ -48,3 +49,10 @@ def test_examples(anywhere, sybil, path):
 def test_every_public_function_has_an_example(name):
     assert "Example:\n\n" in getattr(tiedio, name).__doc__
     assert ">>> " in getattr(tiedio, name).__doc__
+
+
+def test_readme_has_the_help_of_every_command():
+    readme = command_line.README.read_text()
+    renew = "README shows other helps: renew them by `python tests/command_line.py`"
+    assert command_line.written(readme) == readme, renew
+    assert all(text in readme for text in command_line.helps()), renew

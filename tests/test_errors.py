@@ -4,16 +4,18 @@ import io
 import json
 import os
 import re
+import sys
 import zipfile
 
 import h5py
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 import scenarios
 
 import tiedio
-from tiedio import errors
+from tiedio import batch, errors, interchange
 
 
 def dense(units=4, shape=(None, 4), **options):
@@ -627,4 +629,103 @@ def test_a_class_that_changed_since(tmp_path, monkeypatch):
         "Cannot restore `layers/grown/shift`: the model is not the one that was saved.\n"
         "Received: `layers/grown/shift`: not in the file.\n"
         "Load the file with the same classes, in the version it was saved with.",
+    )
+
+
+def exported(tmp_path, name, arrays=None):
+    """Writes weights, and exports them."""
+    with h5py.File(tmp_path / "a.weights.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.zeros(2) if arrays is None else arrays
+    return interchange.export(tmp_path / "a.weights.h5", tmp_path / name)
+
+
+def test_export_between_files_of_keras(tmp_path):
+    with pytest.raises(ValueError) as error:
+        exported(tmp_path, "b.weights.h5")
+    pin(
+        error,
+        errors.SaveError,
+        f"Cannot export `{tmp_path / 'a.weights.h5'}` to `{tmp_path / 'b.weights.h5'}`.\n"
+        "Expected: one path ending in `.safetensors`. Received: none.\n"
+        "Change an ending; `tiedio migrate` writes files of Keras from others.",
+    )
+
+
+def test_export_to_what_is_there(tmp_path):
+    exported(tmp_path, "a.safetensors")
+    with pytest.raises(ValueError) as error:
+        exported(tmp_path, "a.safetensors")
+    pin(
+        error,
+        errors.SaveError,
+        f"`{tmp_path / 'a.safetensors'}` exists already.\n"
+        "Expected: a path where nothing is. Received: one with a file.\n"
+        "Pass another path, or `--overwrite`.",
+    )
+
+
+def test_export_of_texts(tmp_path):
+    with pytest.raises(ValueError) as error:
+        exported(tmp_path, "a.safetensors", np.array([b"text"]))
+    pin(
+        error,
+        errors.SaveError,
+        f"`{tmp_path / 'a.safetensors'}` cannot hold `dense/0`.\n"
+        "Expected: numbers that safetensors knows. Received: bytes32.\n"
+        "Copy the file as it is; a file of Keras holds all of them.",
+    )
+
+
+def test_weights_do_not_come_back_as_a_model(tmp_path):
+    exported(tmp_path, "a.safetensors")
+    with pytest.raises(ValueError) as error:
+        interchange.export(tmp_path / "a.safetensors", tmp_path / "a.keras")
+    pin(
+        error,
+        errors.SaveError,
+        f"`{tmp_path / 'a.safetensors'}` cannot be written as a model to "
+        f"`{tmp_path / 'a.keras'}`.\n"
+        "Expected: a path ending in `.keras`, and a model. Received: weights only.\n"
+        "Change the ending: to `.weights.h5` for weights.",
+    )
+
+
+def test_a_safetensors_file_of_others(tmp_path):
+    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError) as error:
+        interchange.export(tmp_path / "a.safetensors", tmp_path / "a.keras")
+    pin(
+        error,
+        errors.FileFormatError,
+        f"`{tmp_path / 'a.safetensors'}` does not say where its tensors belong.\n"
+        "Expected: `tiedio` in its metadata. Received: none.\n"
+        "Only what `tiedio export` wrote of a whole model, or of weights, can come back.",
+    )
+
+
+def test_safetensors_is_missing(tmp_path, monkeypatch):
+    exported(tmp_path, "a.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError) as error:
+        interchange.export(tmp_path / "a.safetensors", tmp_path / "b.weights.h5")
+    pin(
+        error,
+        errors.MissingPackageError,
+        f"`{tmp_path / 'a.safetensors'}` needs a package that is not installed.\n"
+        "Expected: `safetensors`. Received: *.\n"
+        "Install it: `pip install 'tiedio[safetensors]'`.",
+    )
+
+
+def test_two_files_that_would_be_one(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("a.weights.h5", "a.weights.json"):
+        with h5py.File(tmp_path / "old" / name, "w") as file:
+            file["layers/dense/vars/0"] = np.zeros(2)
+    _, other = batch.migrate(str(tmp_path / "old"), str(tmp_path / "new"))
+    assert other.error == (
+        f"`{tmp_path / 'old/a.weights.json'}` would be written to "
+        f"`{tmp_path / 'new/a.weights.h5'}`.\n"
+        f"Expected: a path of its own. Received: that of `{tmp_path / 'old/a.weights.h5'}`.\n"
+        "Migrate it by itself, or rename one of the two."
     )

@@ -379,7 +379,7 @@ def test_whole_models_are_not_written_by_position(tmp_path):
     pin(
         refused(tmp_path, target="x.h5"),
         errors.MigrationError,
-        "Cannot write `*x.h5`: Keras reads such files by position, and ties are lost.\n"
+        "Cannot write `*x.h5`: Keras reads such files by position and loses ties.\n"
         "Expected: a path ending in `.keras`, or in `.weights.h5`, `.weights.json`. "
         "Received: *x.h5.\n"
         "Change the ending.",

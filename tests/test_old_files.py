@@ -49,7 +49,9 @@ class Fixture:
 
     @property
     def was_tied(self):
-        return [f"{alias}={owner}" for owner, *aliases in self.truth["was_tied"] for alias in aliases]
+        return [
+            f"{alias}={owner}" for owner, *aliases in self.truth["was_tied"] for alias in aliases
+        ]
 
     @property
     def is_weights_only(self):

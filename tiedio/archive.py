@@ -25,6 +25,7 @@ class Format:
         write: Writes it.
         reading: Opens it.
         has_old_layout: Whether it also holds the layout of Keras 2.
+        has_checksum: Whether its weights have a checksum.
     """
 
     title: str
@@ -34,11 +35,20 @@ class Format:
     write: Write
     reading: Callable[[Storage], AbstractContextManager[Archive]]
     has_old_layout: bool = False
+    has_checksum: bool = False
 
 
 # The first that fits is taken.
 FORMATS = (
-    Format("zip archive", (".keras",), True, b"PK\x03\x04", zipped.write, zipped.reading),
+    Format(
+        "zip archive",
+        (".keras",),
+        True,
+        b"PK\x03\x04",
+        zipped.write,
+        zipped.reading,
+        has_checksum=True,
+    ),
     Format("folder", (), True, b"", folder.write, folder.reading),
     Format("HDF5 file", (".weights.h5",), False, b"\x89HDF\r\n\x1a\n", bare.write, bare.reading),
     Format(

@@ -82,12 +82,7 @@ def find(checkpoint: Checkpoint, given: Mapping[str, str], contents: Contents) -
     """
     by_name = {one.name: one for one in checkpoint.variables}
     _check_given(checkpoint, given, by_name)
-    ties = [
-        *_recorded(checkpoint),
-        *_linked(checkpoint),
-        *checkpoint.ties,
-        *_named(checkpoint, contents),
-    ]
+    ties = stated(checkpoint, contents)
     known = joined(ties)
     given_ties = [
         Tie((owner, alias), Evidence.GIVEN, "given by you") for alias, owner in given.items()
@@ -110,6 +105,16 @@ def find(checkpoint: Checkpoint, given: Mapping[str, str], contents: Contents) -
     return Findings(
         (*ties, *given_ties, *confirmed, *proposed), tuple(forbidden), tuple(slots.notes)
     )
+
+
+def stated(checkpoint: Checkpoint, contents: Contents) -> list[Tie]:
+    """Lists the ties that a file states: in a record, by hard links, by names or a graph."""
+    return [
+        *_recorded(checkpoint),
+        *_linked(checkpoint),
+        *checkpoint.ties,
+        *_named(checkpoint, contents),
+    ]
 
 
 def joined(ties: Iterable[Tie]) -> dict[str, str]:

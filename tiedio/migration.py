@@ -182,24 +182,20 @@ def apply(
             "Pass one of these as `--reconcile`."
         )
     destination = storage.at(target)
-    if destination.exists() and not overwrite:
-        raise MigrationError(
-            f"`{destination.name}` exists already.\n"
-            "Expected: a path where nothing is. Received: one with a file.\n"
-            "Pass another path, or `--overwrite`."
-        )
+    _check_free(destination, overwrite)
     pairs = evidence.parsed(ties)
     with sources.reading(filepath, config, pairs) as checkpoint:
         planned = _planned(checkpoint, pairs)
-        accepted = _accepted(planned, accept, reconcile)
+        chosen = accepted(planned, accept, reconcile)
         destination, holds_model, notes = _destination(destination, checkpoint)
+        _check_free(destination, overwrite)  # again: it may have another ending
         with (
             tempfile.TemporaryDirectory() as assets,
             shown(f"Writing {destination.label}", progress) as advance,
         ):
             content, lost = rewriting.content(
                 checkpoint,
-                [Tie(one.names, Evidence(one.evidence), one.why) for one in accepted],
+                [Tie(one.names, Evidence(one.evidence), one.why) for one in chosen],
                 reconcile,
                 holds_model,
                 Path(assets),
@@ -210,10 +206,19 @@ def apply(
             container.write(destination, content, durable, advance)
     return dataclasses.replace(
         planned,
-        proposals=tuple(accepted),
+        proposals=tuple(chosen),
         notes=(*planned.notes, *notes, *lost),
         target=destination.name,
     )
+
+
+def _check_free(destination: Storage, overwrite: bool) -> None:
+    if destination.exists() and not overwrite:
+        raise MigrationError(
+            f"`{destination.name}` exists already.\n"
+            "Expected: a path where nothing is. Received: one with a file.\n"
+            "Pass another path, or `--overwrite`."
+        )
 
 
 def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
@@ -288,8 +293,13 @@ def _difference(
     return float(difference.max(initial=0.0)), float(difference.mean()) if difference.size else 0.0
 
 
-def _accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Proposal]:
-    """Lists the proposals to go by.
+def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Proposal]:
+    """Lists the proposals of a plan that `apply` would go by.
+
+    Args:
+        planned: The plan.
+        accept: As in `apply`.
+        reconcile: As in `apply`.
 
     Raises:
         MigrationError: If some need an option that was not given.
@@ -312,8 +322,8 @@ def _accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pr
             "of, or `--accept none`."
         )
     left = [one for one in weak if one not in taken]
-    accepted = [one for one in planned.proposals if one not in left]
-    diverged = [one for one in accepted if one.largest_difference > 0]
+    chosen = [one for one in planned.proposals if one not in left]
+    diverged = [one for one in chosen if one.largest_difference != 0]  # or none at all
     if diverged and reconcile == "error":
         told = (
             f"{' = '.join(one.names)} by up to {one.largest_difference:.3g}" for one in diverged
@@ -323,7 +333,7 @@ def _accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pr
             f"Expected: equal ones. Received: {'; '.join(told)}.\n"
             "Pass `--reconcile owner` to keep the value of the first, or `--reconcile mean`."
         )
-    return accepted
+    return chosen
 
 
 def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool, tuple[str, ...]]:
@@ -331,7 +341,7 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
     weights_only = wanted.name.endswith(_WEIGHTS)
     if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
         raise MigrationError(
-            f"Cannot write `{wanted.name}`: Keras reads such files by position, and ties are lost.\n"
+            f"Cannot write `{wanted.name}`: Keras reads such files by position and loses ties.\n"
             f"Expected: a path ending in `.keras`, or in {listed(_WEIGHTS)}. "
             f"Received: {wanted.label}.\n"
             "Change the ending."

@@ -57,7 +57,7 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
         optimizer=optimizer,
         config=config,
         record=None if opened.record is None else Record.from_json(opened.record),
-        metadata=opened.metadata,
+        metadata=dict(opened.metadata),
         notes=translated.notes if translated else (),
         untranslated=translated.untranslated if translated else (),
         others={

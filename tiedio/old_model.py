@@ -56,9 +56,7 @@ def load(
         for place, (_, variable) in variables.find_places(variables.walk(model)).items():
             places[id(variable)].append(place)
         stored = {
-            places[id(variable)][0]: weight
-            for one in matches
-            for variable, weight in one.pairs
+            places[id(variable)][0]: weight for one in matches for variable, weight in one.pairs
         }
         ties = old_ties.find(model, old, matches, places, weights)
         error = retying.retie(model, Record(tie_groups=ties), weights, deferral)

@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from tiedio.ties import METADATA_KEY, Place, Record, TieGroup
 _WRITTEN_FOR = "3.10.0"
 
 _OPTIMIZER = "optimizer"
+
+T = TypeVar("T")
 
 # What shards say of one save, and the record.
 _NOT_KEPT = (METADATA_KEY, "total_size")
@@ -91,12 +93,12 @@ def _variables(
     for one in checkpoint.variables:
         owner, *aliases = members_of.get(one.name, [one])
         if one is owner:
-            layout.tensors[_target(checkpoint, one)] = _tensor(
+            layout.tensors[target_path(checkpoint, one)] = _tensor(
                 checkpoint, [owner, *aliases], reconcile
             )
         else:
-            layout.links[_target(checkpoint, one)] = _target(checkpoint, owner)
-        first[checkpoint.tensors.address(one.source)] = _target(checkpoint, owner)
+            layout.links[target_path(checkpoint, one)] = target_path(checkpoint, owner)
+        first[checkpoint.tensors.address(one.source)] = target_path(checkpoint, owner)
     return layout, first
 
 
@@ -127,7 +129,7 @@ def _tie_group(
     """Makes a tie group; places that no record named are known by the layer's own number."""
 
     def place(one: StoredVariable) -> Place:
-        path = _target(checkpoint, one)
+        path = target_path(checkpoint, one)
         if one.place is None or checkpoint.is_by_position:
             return known.get(path) or Place(one.layer, one.listed, path)
         return known.get(path) or one.place
@@ -184,10 +186,13 @@ def _put_in_order(layout: Layout) -> None:
     for path in [*layout.tensors, *layout.links, *layout.groups]:
         while path := posixpath.dirname(path):
             layout.groups.setdefault(path, {})
-    for held in (layout.tensors, layout.links, layout.groups):
-        items = sorted(held.items(), key=lambda item: _by_number(item[0]))
-        held.clear()
-        held.update(items)
+    layout.tensors = _sorted(layout.tensors)
+    layout.links = _sorted(layout.links)
+    layout.groups = _sorted(layout.groups)
+
+
+def _sorted(held: dict[str, T]) -> dict[str, T]:
+    return dict(sorted(held.items(), key=lambda item: _by_number(item[0])))
 
 
 def _by_number(path: str) -> list[tuple[int, str]]:
@@ -204,7 +209,7 @@ def _within_layer(source: str) -> str:
     return source.removeprefix("model_weights/")
 
 
-def _target(checkpoint: Checkpoint, variable: StoredVariable) -> str:
+def target_path(checkpoint: Checkpoint, variable: StoredVariable) -> str:
     """Where a variable is written: in a file of weights by position, where it was."""
     if checkpoint.is_by_position or variable.place is None:
         return _within_layer(variable.source)
@@ -228,7 +233,9 @@ def _tensor(checkpoint: Checkpoint, members: Sequence[StoredVariable], reconcile
 
     def mean() -> np.ndarray:
         # In the largest float, so that the mean of equal values is that value.
-        total = sum(checkpoint.tensors.read(one).astype(np.float64) for one in sources)
+        total = np.zeros(members[0].shape)
+        for one in sources:
+            total += checkpoint.tensors.read(one).astype(np.float64)
         return (total / len(sources)).astype(members[0].dtype)
 
     return Tensor(members[0].shape, members[0].dtype, mean)

@@ -172,9 +172,7 @@ def load_tied_weights(
     ):
         state.make_room(source.weights, model)
         if by_name or source.old_layout:
-            _load_old_layout(
-                model, source, by_name, skip_mismatch, bool(skipped), strict, verify
-            )
+            _load_old_layout(model, source, by_name, skip_mismatch, bool(skipped), strict, verify)
             return
         record = source.read_record(verify)
         if damaged_paths := source.weights.find_damaged():

@@ -1,0 +1,36 @@
+"""What README says of the command line: the help of every command, as it is printed.
+
+`python tests/command_line.py` writes it there.
+"""
+
+import re
+from pathlib import Path
+
+import click
+
+from tiedio.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- begin: python tests/command_line.py -->", "<!-- end -->"
+WIDTH = 80
+
+
+def helps():
+    """Returns what `--help` of the program, and of each command, prints."""
+    program = click.Context(main, info_name="tiedio", terminal_width=WIDTH)
+    commands = [
+        click.Context(command, program, name, terminal_width=WIDTH)
+        for name, command in sorted(main.commands.items())
+    ]
+    return [context.get_help() for context in (program, *commands)]
+
+
+def written(readme):
+    """Returns README with its helps as they are now."""
+    blocks = "\n\n".join(f"```text\n{text}\n```" for text in helps())
+    between = re.escape(BEGIN) + ".*?" + re.escape(END)
+    return re.sub(between, lambda _: f"{BEGIN}\n\n{blocks}\n\n{END}", readme, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))
