@@ -1,7 +1,7 @@
 """Write the config of a model that an older Keras saved as Keras 3 would write it.
 
 What was called otherwise is in the tables of `renames`, and goes there. Here is what is not a
-name: how objects are described, how layers are called in a graph, how a model was compiled. What
+name: how objects are described, and how a model was compiled. What
 may not change: nothing is imported, no config makes it raise, and whatever would load as
 something else than what was saved is named in `Translated.untranslated`.
 """
@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tiedio import renames
+from tiedio import calls, renames
+from tiedio.calls import Graph
 from tiedio.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS
 
 _FUNCTIONAL = "keras.src.models.functional"
@@ -29,9 +30,6 @@ _ROLES = {
 # How `compile` was called, as far as Keras 3 takes it too. (Unset ones are left out.)
 _COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
 _HOW_IT_RUNS = ("run_eagerly", "steps_per_execution", "jit_compile")
-# Layers that Keras 2 gave their first states as further inputs.
-_WITH_STATES = {"RNN", "SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
-_WITH_STATES |= {"Bidirectional"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ def translated(
     version = keras_version or str(config.get("keras_version", ""))
     of_keras_3 = _is_of_keras_3(config, version)
     if of_keras_3 and "module" in config:
-        return Translated(config, (), ())
+        return Translated(calls.numbered_anew(config), (), ())
     translation = _Translation(version, of_keras_3)
     try:
         config = copy.deepcopy(config)
@@ -339,7 +337,7 @@ class _Translation:
         for layer in layers:
             inner = layer.get("config")
             layer.setdefault("name", inner.get("name") if isinstance(inner, dict) else None)
-        graph = _Graph(layers, self._of_keras_3)
+        graph = Graph(layers, self._of_keras_3)
         for layer in layers:
             nodes = layer.get("inbound_nodes")
             layer["inbound_nodes"] = graph.calls(layer, nodes if isinstance(nodes, list) else [])
@@ -347,124 +345,6 @@ class _Translation:
         ends = {key: graph.ends(config.get(key)) for key in ("input_layers", "output_layers")}
         graph.number_calls(ends)
         return {**found, "layers": layers, **ends}
-
-
-class _Graph:
-    """Translates how the layers of a functional model are called.
-
-    Keras 2 numbered a layer's calls also outside of the model, and the making of a nested model as
-    one of its own. Keras 3 numbers those in the model, and in `output_layers` a making as well.
-    """
-
-    def __init__(self, layers: list[dict[str, Any]], of_keras_3: bool):
-        self._names = {layer["name"] for layer in layers if isinstance(layer["name"], str)}
-        self._models = self._names & {str(layer["name"]) for layer in layers if _is_graph(layer)}
-        self._of_keras_3 = of_keras_3
-        # All that refers to a call, by the name of the layer.
-        self._references: dict[str, list[list[Any]]] = {name: [] for name in self._names}
-
-    def calls(self, layer: Mapping[str, Any], nodes: list[Any]) -> list[Any]:
-        """Translates the calls of a layer."""
-        if self._of_keras_3 or any(isinstance(node, dict) and "args" in node for node in nodes):
-            self._note(nodes)
-            return nodes
-        return [self._call(str(layer["class_name"]), node) for node in nodes]
-
-    def ends(self, given: Any) -> Any:
-        """Translates the inputs or outputs of the model."""
-        # Keras 2 made no difference between one and a list of one.
-        if isinstance(given, list) and len(given) == 1 and not self._of_keras_3:
-            given = given[0]
-        if self._is_reference(given):
-            found = list(given[:3])
-            if self._of_keras_3 and found[0] in self._models:
-                found[1] = max(found[1] - 1, 0)
-            self._references[found[0]].append(found)
-            return found
-        if isinstance(given, list):
-            return [self.ends(one) for one in given]
-        if isinstance(given, dict):
-            return {key: self.ends(one) for key, one in given.items()}
-        return given
-
-    def number_calls(self, ends: Mapping[str, Any]) -> None:
-        """Numbers the calls of each layer anew, once all are known."""
-        for references in self._references.values():
-            rank = {number: n for n, number in enumerate(sorted({one[1] for one in references}))}
-            for one in references:
-                one[1] = rank[one[1]]
-        for one in _leaves(ends):
-            if self._is_reference(one) and one[0] in self._models:
-                one[1] += 1
-
-    def _call(self, class_name: str, node: Any) -> dict[str, Any]:
-        kwargs: dict[str, Any] = {}
-        inputs = self._inputs(node, kwargs)
-        if isinstance(inputs, list) and len(inputs) == 1:
-            inputs = inputs[0]
-        if isinstance(inputs, list) and class_name in _WITH_STATES:
-            inputs, *kwargs["initial_state"] = inputs
-        return {"args": [inputs], "kwargs": kwargs}
-
-    def _inputs(self, given: Any, kwargs: dict[str, Any]) -> Any:
-        """Translates the inputs of a call, and adds what else it was given to `kwargs`."""
-        if isinstance(given, dict):
-            return {key: self._inputs(one, kwargs) for key, one in given.items()}
-        if not isinstance(given, list):
-            return given
-        if len(given) > 2 and given[0] == "_CONSTANT_VALUE":
-            return given[2]
-        if not self._is_reference(given):
-            return [self._inputs(one, kwargs) for one in given]
-        if len(given) > 3 and isinstance(given[3], dict):
-            # What is unset may be unknown to Keras 3.
-            kwargs |= {k: self._argument(v) for k, v in given[3].items() if v is not None}
-        return self._tensor(given)
-
-    def _argument(self, given: Any) -> Any:
-        if isinstance(given, list):
-            is_tensor = self._is_reference(given)
-            return self._tensor(given) if is_tensor else [self._argument(one) for one in given]
-        if isinstance(given, dict):
-            return {key: self._argument(one) for key, one in given.items()}
-        return given
-
-    def _tensor(self, reference: list[Any]) -> dict[str, Any]:
-        """Describes the output of a call. (Keras reads neither shape nor type of it.)"""
-        history = list(reference[:3])
-        self._references[history[0]].append(history)
-        about = {"shape": [], "dtype": "float32", "keras_history": history}
-        return {"class_name": "__keras_tensor__", "config": about}
-
-    def _note(self, given: Any) -> None:
-        """Finds the tensors in calls as Keras 3 writes them."""
-        for one in given.values() if isinstance(given, dict) else given:
-            if self._is_reference(one):
-                self._references[one[0]].append(one)
-            elif isinstance(one, dict | list):
-                self._note(one)
-
-    def _is_reference(self, given: Any) -> bool:
-        return (
-            isinstance(given, list)
-            and len(given) > 2
-            and isinstance(given[0], str)
-            and given[0] in self._names
-            and all(isinstance(number, int) for number in given[1:3])
-        )
-
-
-def _leaves(given: Any) -> Iterator[Any]:
-    """Yields all lists and what is in them."""
-    if isinstance(given, dict | list):
-        yield given
-        for one in given.values() if isinstance(given, dict) else given:
-            yield from _leaves(one)
-
-
-def _is_graph(layer: Mapping[str, Any]) -> bool:
-    config = layer.get("config")
-    return isinstance(config, dict) and "input_layers" in config
 
 
 def _is_function(given: Mapping[str, Any]) -> bool:
