@@ -130,7 +130,8 @@ def test_other_kinds_of_numbers_and_shapes(tmp_path):
 
 def test_assets(tmp_path):
     keras.utils.clear_session()
-    words = keras.layers.TextVectorization(vocabulary=["tie", "knot"])
+    words = keras.layers.TextVectorization()
+    words.adapt(["tie tie knot"])
     model = keras.Sequential([keras.Input((), dtype="string"), words])
     tiedio.save_tied(model, tmp_path / "model.keras")
     export(tmp_path / "model.keras", tmp_path / "model.safetensors")
@@ -160,6 +161,11 @@ def test_through_open_files(folder, tmp_path):
     assert done.target == "memory://tiedio-test/model.safetensors"
     export("memory://tiedio-test/model.safetensors", tmp_path / "back.keras")
     assert diff(folder / "tied.keras", tmp_path / "back.keras").is_equal
+
+
+def test_where_no_file_can_be(exported):
+    with pytest.raises(SaveError, match="cannot be, or have, a single file"):
+        export(exported, "hf://tiedio/back.weights.h5")
 
 
 def test_an_error_leaves_the_old_file(folder, exported, monkeypatch):
