@@ -17,6 +17,7 @@ import tiedio
 from tiedio import tensor_file
 from tiedio.comparison import diff
 from tiedio.errors import FileFormatError, MissingPackageError, RecordError, SaveError
+from tiedio.inspection import inspect
 from tiedio.interchange import export
 from tiedio.verification import verify
 
@@ -81,6 +82,9 @@ def test_there_and_back(folder, tmp_path, name, back):
     assert diff(folder / name, tmp_path / back).is_equal
     assert verify(tmp_path / back).is_verified
     assert len(done.aliases) == (0 if name == "lost.keras" else 1)
+    assert inspect(tmp_path / back).kind.endswith(
+        "weights only" if back.endswith(".h5") else "a whole model"
+    )
 
 
 def test_all_of_the_model_comes_back(folder, exported, tmp_path):
