@@ -91,7 +91,7 @@ def test_a_config_that_is_given(folder):
     with sample_files.opened(Path("lost.keras")) as members:
         Path("config.json").write_bytes(members.read("config.json"))
     assert cells(run("plan", "lost.weights.h5", code=3)[0])[0][0] == "encoder/0 = decoder/0"
-    printed, _ = run("plan", "lost.weights.h5", "--config", "config.json", code=3)
+    printed, _ = run("plan", "lost.weights.h5", "--config", "config.json")
     assert cells(printed)[0][0] == TIE
 
 
@@ -183,6 +183,10 @@ def test_a_folder(folder):
     errors = {one["filepath"]: one["error"] for one in outcomes}
     assert "exists already" in errors["old/lost.keras"]
     assert len(errors) == 8
+
+
+def test_a_folder_that_is_a_model(folder):
+    assert run("migrate", "folder", "new.keras")[0].endswith("Wrote new.keras\n")
 
 
 def test_a_pattern(folder):

@@ -17,6 +17,7 @@ import tiedio
 from tiedio import tensor_file
 from tiedio.comparison import diff
 from tiedio.errors import FileFormatError, MissingPackageError, RecordError, SaveError
+from tiedio.inspection import inspect
 from tiedio.interchange import export
 from tiedio.verification import verify
 
@@ -81,6 +82,9 @@ def test_there_and_back(folder, tmp_path, name, back):
     assert diff(folder / name, tmp_path / back).is_equal
     assert verify(tmp_path / back).is_verified
     assert len(done.aliases) == (0 if name == "lost.keras" else 1)
+    assert inspect(tmp_path / back).kind.endswith(
+        "weights only" if back.endswith(".h5") else "a whole model"
+    )
 
 
 def test_all_of_the_model_comes_back(folder, exported, tmp_path):
@@ -130,7 +134,8 @@ def test_other_kinds_of_numbers_and_shapes(tmp_path):
 
 def test_assets(tmp_path):
     keras.utils.clear_session()
-    words = keras.layers.TextVectorization(vocabulary=["tie", "knot"])
+    words = keras.layers.TextVectorization()
+    words.adapt(["tie tie knot"])
     model = keras.Sequential([keras.Input((), dtype="string"), words])
     tiedio.save_tied(model, tmp_path / "model.keras")
     export(tmp_path / "model.keras", tmp_path / "model.safetensors")
@@ -160,6 +165,11 @@ def test_through_open_files(folder, tmp_path):
     assert done.target == "memory://tiedio-test/model.safetensors"
     export("memory://tiedio-test/model.safetensors", tmp_path / "back.keras")
     assert diff(folder / "tied.keras", tmp_path / "back.keras").is_equal
+
+
+def test_where_no_file_can_be(exported):
+    with pytest.raises(SaveError, match="cannot be, or have, a single file"):
+        export(exported, "hf://tiedio/back.weights.h5")
 
 
 def test_an_error_leaves_the_old_file(folder, exported, monkeypatch):

@@ -150,16 +150,27 @@ def test_shared_layers_and_generators_are_no_problem(tmp_path):
 
 def test_a_generator_of_random_numbers_that_is_shared_is_no_tie(tmp_path):
     first, second = (keras.layers.Dropout(0.5, seed=1, name=name) for name in "ab")
+    second._tracker.unlock()
+    second._tracker.untrack(second.seed_generator)
     second.seed_generator = first.seed_generator
     model = keras.Sequential([keras.Input((8,)), first, second])
     tiedio.save_tied(model, tmp_path / "model.keras")
     assert verify(tmp_path / "model.keras").is_verified
-    with sample_files.opened(tmp_path / "model.keras") as archive:
+
+
+def test_what_is_no_layer_may_share(folder, tmp_path):
+    def link(file):
+        file["metrics/mean/vars/0"] = file["layers/dense/vars/1"]
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "a.keras", link)
+    with sample_files.opened(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members["metadata.json"])
-    metadata["tiedio"]["layers"] = {}  # as a record is that was made of a file alone
+    metadata["tiedio"]["digests"] = {}  # or it would have to be in there
     members["metadata.json"] = json.dumps(metadata).encode()
-    assert verify(sample_files.zipped(tmp_path / "b.keras", members)).is_verified
+    found = verify(sample_files.zipped(tmp_path / "b.keras", members))
+    assert found.is_verified
+    assert found.against == "checksum"
 
 
 def test_a_truncated_archive_is_an_error(tmp_path):

@@ -15,12 +15,8 @@ from tiedio.errors import FileFormatError
 from tiedio.ties import METADATA_KEY, Record
 from tiedio.weights_file import WeightsFile
 
-# Links of a layer to another path of its own state are no ties: generators of random numbers
-# and optimizers may be shared too.
+# Where a layer keeps a variable, but for the layout of Keras 2, which is made of links.
 _VARIABLE = re.compile(r"((?P<inner_path>.*)/)?vars/\d+")
-_NO_LAYERS = re.compile(r"(optimizer|metrics)/|(.*/)?seed_generator/")
-# The layout of Keras 2 is made of links.
-_OLD_LAYOUT = re.compile(r"(model|optimizer)_weights/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +146,9 @@ def _new_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:
     linked = collections.defaultdict(list)
     for path, first in weights.walk():
         found = _VARIABLE.fullmatch(path)
-        if not found or _NO_LAYERS.match(path) or _OLD_LAYOUT.match(path):
+        if not found:
             continue
-        # A record that was made of a file alone names no layers.
+        # Metrics and the like may share too. A record made of a file alone names no layers.
         if not record.is_complete or (found["inner_path"] or "") in record.layers:
             linked[first].append(path)
     for paths in linked.values():
