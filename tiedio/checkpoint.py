@@ -111,6 +111,7 @@ class Checkpoint:
         groups: Attributes of its groups, by their paths in the layout of Keras 3.
         links: Second paths of groups, to the first ones: a layer that is used in several places.
         extract_assets: Puts its assets below a folder.
+        verify: Reads all of it; an error says what is not as its digests, or a checksum, say.
         old_layout: What it says in the layout of Keras 2, if it is in that.
     """
 
@@ -132,6 +133,7 @@ class Checkpoint:
     groups: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     links: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extract_assets: Callable[[Path], None] = lambda folder: None
+    verify: Callable[[], None] = lambda: None
     old_layout: OldLayout | None = None
 
     @property

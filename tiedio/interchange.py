@@ -110,6 +110,7 @@ def export(
 
 def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> Export:
     with sources.reading(filepath) as checkpoint, tempfile.TemporaryDirectory() as assets:
+        checkpoint.verify()
         is_model = checkpoint.config is not None and not checkpoint.untranslated
         ties = evidence.stated(checkpoint, Contents(checkpoint))
         content, notes = rewriting.content(checkpoint, ties, "owner", is_model, Path(assets))

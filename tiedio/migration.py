@@ -187,6 +187,7 @@ def apply(
     with sources.reading(filepath, config, pairs) as checkpoint:
         planned = _planned(checkpoint, pairs)
         chosen = accepted(planned, accept, reconcile)
+        checkpoint.verify()  # what is damaged would get digests that say it is not
         destination, holds_model, notes = _destination(destination, checkpoint)
         _check_free(destination, overwrite)  # again: it may have another ending
         with (

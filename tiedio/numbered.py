@@ -43,7 +43,7 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
     parts = {p.inner_path: p for held in outline.layers(config or {}).values() for p in held}
     variables = _variables(weights, parts, filter(weights.address, objects), renamed)
     is_ordered = all(one.place and one.place.inner_path in parts for one in variables)
-    optimizer = ((config or {}).get("compile_config") or {}).get("optimizer")
+    optimizer = slots.described(((config or {}).get("compile_config") or {}).get("optimizer"))
     of_layers = {one.source for one in variables}
     groups = {path: first for path, first in objects.items() if not weights.address(path)}
     return Checkpoint(
@@ -128,8 +128,10 @@ def _name(inner_path: str, parts: Mapping[str, Part], weights: WeightsFile) -> s
     return "/".join(names)
 
 
-def _slots(weights: WeightsFile, optimizer: Any, version: str) -> slots.Slots | None:
-    if not isinstance(optimizer, dict):
+def _slots(
+    weights: WeightsFile, optimizer: Mapping[str, Any] | None, version: str
+) -> slots.Slots | None:
+    if optimizer is None:
         return None
     store = weights.store(_OPTIMIZER)
     paths = [f"{_OPTIMIZER}/vars/{number}" for number in range(len(store))]
@@ -140,14 +142,14 @@ def _slots(weights: WeightsFile, optimizer: Any, version: str) -> slots.Slots | 
     return slots.read(optimizer, stored, version or _told_version(optimizer, stored))
 
 
-def _told_version(optimizer: dict[str, Any], stored: list[Weight]) -> str:
+def _told_version(optimizer: Mapping[str, Any], stored: list[Weight]) -> str:
     """Tells the version of a file of weights by how its optimizer stores, as far as it matters.
 
     Keras 3 has the learning rate in second place; in 3.10 it moved what is beside the slots.
     """
     options = optimizer.get("config")
     sides = ("use_ema", "gradient_accumulation_steps")
-    if not isinstance(options, dict) or any(options.get(one) for one in sides):
+    if not isinstance(options, Mapping) or any(options.get(one) for one in sides):
         return ""
     return "3.10" if len(stored) > 1 and stored[1].shape == () else "2.15"
 

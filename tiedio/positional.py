@@ -111,7 +111,7 @@ def described(
         all(one.place for one in variables),
         ties,
         slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
-        ((config or {}).get("compile_config") or {}).get("optimizer"),
+        slots.described(((config or {}).get("compile_config") or {}).get("optimizer")),
         config,
         None if opened.record is None else Record.from_json(opened.record),
         notes=translated.notes if translated else (),

@@ -110,6 +110,9 @@ _OPTIMIZERS: dict[str, tuple[_Group, ...]] = {
     # it has another optimizer inside, and Keras 2 does not store its scale.
 }
 
+# The learning rates that are not 0.001 unless given, as in Keras 2.
+_DEFAULT_RATES = {"SGD": 0.01, "Lion": 0.0001}
+
 # What any optimizer may have before its own.
 _AVERAGE = _Kind("average", option="use_ema")
 _GRADIENT = _Kind("gradient_accumulator", option="gradient_accumulation_steps")
@@ -162,6 +165,15 @@ def read(
         tuple(hint or "" for hint in hints),
         scalars,
     )
+
+
+def described(optimizer: Any) -> Mapping[str, Any] | None:
+    """Describes an optimizer by its config; `compile` takes its name alone as well."""
+    if isinstance(optimizer, str):
+        names = {name.lower(): name for name in _OPTIMIZERS}
+        name = names.get(optimizer.lower(), optimizer)
+        return {"class_name": name, "config": {"learning_rate": _DEFAULT_RATES.get(name, 0.001)}}
+    return optimizer if isinstance(optimizer, Mapping) else None
 
 
 def ordered(

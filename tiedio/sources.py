@@ -1,11 +1,14 @@
 """Open any file of Keras as a checkpoint, of whatever version, format and name."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio import archive, numbered, object_graph, positional, saved_objects, storage, translation
 from tiedio.checkpoint import Checkpoint
+from tiedio.containers import Archive
+from tiedio.weights_file import damaged
 
 
 @contextlib.contextmanager
@@ -37,7 +40,7 @@ def reading(
             found = opened.config or config
             version = str(opened.metadata.get("keras_version", ""))
             translated = translation.translated(dict(found), None, version) if found else None
-            yield numbered.described(opened, translated, _kind(title, opened.config))
+            checkpoint = numbered.described(opened, translated, _kind(title, opened.config))
         else:
             found = old.model_config or config
             translated = (
@@ -46,7 +49,15 @@ def reading(
                 else None
             )
             kind = _kind(f"{title} in the layout of Keras 2", old.model_config)
-            yield positional.described(opened, old, translated, kind, given)
+            checkpoint = positional.described(opened, old, translated, kind, given)
+        checkpoint.verify = functools.partial(_verify, opened)
+        yield checkpoint
+
+
+def _verify(opened: Archive) -> None:
+    opened.read_record(verify=True)
+    if names := opened.weights.find_damaged():
+        raise damaged(opened.filepath, names, "others")
 
 
 def _kind(title: str, config: Any) -> str:
