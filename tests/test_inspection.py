@@ -51,10 +51,10 @@ def stored_in(filepath):
 
 @pytest.mark.parametrize(
     ("stored", "shown"),
-    [("adam", "adam"), ({"class_name": "Custom>Adam"}, "Adam"), (None, ""), ([3], "")],
+    [("adam", "Adam"), ({"class_name": "Custom>Adam"}, "Adam"), (None, ""), ([3], "")],
     ids=str,
 )
-def test_optimizers_of_keras_2(folder, tmp_path, stored, shown):
+def test_optimizers_by_name_and_by_config(folder, tmp_path, stored, shown):
     with sample_files.opened(folder / "lost.keras") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(members["config.json"])

@@ -12,7 +12,7 @@ import numpy as np
 
 from tiedio import evidence, sources
 from tiedio.checkpoint import Checkpoint, StoredVariable
-from tiedio.evidence import Contents
+from tiedio.contents import Contents
 
 # Elements that are compared at once: in their largest type they take eight times as many bytes.
 _PART = 1 << 20

@@ -11,7 +11,7 @@ from typing import Any
 
 from tiedio import evidence, sources
 from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable
-from tiedio.evidence import Contents
+from tiedio.contents import Contents
 from tiedio.ties import VERSION
 
 
@@ -118,10 +118,9 @@ def inspect(filepath: Any) -> Inspection:
         )
 
 
-def _class_name(optimizer: Any) -> str:
-    """Names an optimizer, of which some versions of Keras 2 store no more than that."""
-    name = optimizer.get("class_name") if isinstance(optimizer, Mapping) else optimizer
-    return name.removeprefix("Custom>") if isinstance(name, str) else ""
+def _class_name(optimizer: Mapping[str, Any] | None) -> str:
+    name = (optimizer or {}).get("class_name")
+    return name.rpartition(">")[2] if isinstance(name, str) else ""
 
 
 def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:

@@ -19,8 +19,8 @@ import numpy as np
 
 from tiedio import archive, evidence, rewriting, sources, storage, tensor_file
 from tiedio.containers import ASSETS, Content, damaged, parse
+from tiedio.contents import Contents
 from tiedio.errors import FileFormatError, SaveError, TiedioError, first_line, listed
-from tiedio.evidence import Contents
 from tiedio.hdf5 import Advance, Layout, Tensor
 from tiedio.progress import shown
 from tiedio.storage import Storage

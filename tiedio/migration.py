@@ -14,8 +14,8 @@ import numpy as np
 
 from tiedio import archive, evidence, rewriting, sources, storage
 from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
+from tiedio.contents import Contents
 from tiedio.errors import MigrationError, listed
-from tiedio.evidence import Contents
 from tiedio.progress import shown
 from tiedio.storage import Storage
 

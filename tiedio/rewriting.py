@@ -14,7 +14,8 @@ import numpy as np
 from tiedio import slots
 from tiedio.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
 from tiedio.containers import ASSETS, Content
-from tiedio.evidence import Contents, joined
+from tiedio.contents import Contents
+from tiedio.evidence import joined
 from tiedio.hdf5 import Layout, Tensor
 from tiedio.legacy import OldLayout, Weight
 from tiedio.slots import Slots
