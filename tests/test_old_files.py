@@ -256,3 +256,26 @@ def test_copies_that_are_two_by_now_are_tied_on_request(fixture, tmp_path):
     for owner, *_ in fixture.truth["was_tied"]:
         first = fixture.truth["variables"][owner]["first"]
         assert np.allclose(found[owner].ravel()[:4], first, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "received"),
+    [
+        ("keras_2_2_4/two_paddings.h5", "Argument(s) not recognized"),
+        ("tf_2_15/two_paddings.keras", "Could not deserialize class 'Functional'"),
+        ("tf_2_8/two_paddings.h5", "Cannot resume the optimizer"),
+        ("keras_2_2_4/recurrent.h5", "its `hard_sigmoid` is another function in Keras 3"),
+    ],
+)
+def test_what_keras_3_does_not_load_points_to_the_migration(file, received):
+    with pytest.raises(errors.LoadError) as error:
+        tiedio.load_tied(FIXTURES / file)
+    first, _, action = str(error.value).splitlines()
+    assert received in first
+    assert "`tiedio migrate` makes a file that Keras 3 loads" in action
+
+
+def test_a_folder_of_tensorflow_points_to_it_too():
+    (folder, *_) = sorted(FIXTURES.glob("*/*_savedmodel"))
+    with pytest.raises(errors.FileFormatError, match="`tiedio migrate` makes a `.keras` file"):
+        tiedio.load_tied(folder)

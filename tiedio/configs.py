@@ -133,13 +133,28 @@ def explained(config: Any, path: str) -> Iterator[None]:
                 "Pass `custom_objects`, or register them with "
                 "`keras.saving.register_keras_serializable`."
             ) from error
-        # Keras wraps the error of a layer once for each model around it.
+        # Keras wraps the error of a layer once for each model around it, and shows configs.
         kind = type(error).__name__
-        cause = str(error).rpartition("Exception encountered: ")[2]
+        cause = str(error).rpartition("Exception encountered: ")[2].partition(" Full object")[0]
         raise LoadError(
             f"Cannot build the model of `{path}`: {first_line(Exception(cause or kind))}\n"
             f"Expected: a config that Keras {keras.__version__} reads. Received: {kind}.\n"
             "Load the file with the same classes, in the version it was saved with."
+        ) from error
+
+
+@contextlib.contextmanager
+def for_keras_2(keras_version: str) -> Iterator[None]:
+    """Points to the migration, where a file of Keras 2 cannot be loaded as it is."""
+    try:
+        yield
+    except LoadError as error:
+        if not keras_version.startswith("2."):
+            raise
+        what, told, *_ = str(error).splitlines()
+        raise LoadError(
+            f"{what}\n{told}\n"
+            f"Keras {keras_version} wrote it: `tiedio migrate` makes a file that Keras 3 loads."
         ) from error
 
 

@@ -88,6 +88,13 @@ class Archive:
     extract_assets: Callable[[Path], None] = lambda folder: None
     old_layout: "OldLayout | None" = None
 
+    @property
+    def keras_version(self) -> str:
+        """The version that wrote it; empty if it does not say."""
+        if self.old_layout is not None:
+            return self.old_layout.keras_version
+        return str(self.metadata.get("keras_version", ""))
+
     def read_record(self, verify: bool) -> Record | None:
         """Returns the record, by which the weights are then read; `None` if there is none.
 

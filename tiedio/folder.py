@@ -19,10 +19,14 @@ from tiedio.containers import (
     lacking,
     parse,
 )
+from tiedio.errors import FileFormatError
 from tiedio.storage import Storage
 from tiedio.streams import Window
 from tiedio.ties import METADATA_KEY
 from tiedio.weights_file import WeightsFile
+
+# What TensorFlow calls a model in a folder of its own kind.
+_SAVED_MODEL = "saved_model.pb"
 
 
 def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advance) -> None:
@@ -46,6 +50,12 @@ def reading(source: Storage) -> Iterator[Archive]:
         names = {path.name for path in folder.iterdir() if path.is_file()}
         missing = {CONFIG, WEIGHTS}.difference(names)
         if missing and not (missing == {WEIGHTS} and VALUES in names):
+            if _SAVED_MODEL in names:
+                raise FileFormatError(
+                    f"`{source.name}` is a SavedModel of TensorFlow.\n"
+                    f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{_SAVED_MODEL}`.\n"
+                    "`tiedio migrate` makes a `.keras` file of it."
+                )
             raise lacking(source.name, "a folder", missing, len(names))
 
         if (folder / METADATA).is_dir():

@@ -37,7 +37,7 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
     """
     weights = opened.weights
     config = translated.config if translated else None
-    version = str(opened.metadata.get("keras_version", ""))
+    version = opened.keras_version
     renamed = _renaming(weights)
     objects = {path: first for path, first in weights.walk() if not _NOT_FOR_KERAS_3.match(path)}
     parts = {p.inner_path: p for held in outline.layers(config or {}).values() for p in held}

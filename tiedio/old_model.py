@@ -6,6 +6,7 @@ optimizer, which Keras leaves at zero.
 
 import collections
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ def load(
         variables.SafeModeScope(safe_mode),
         keras.saving.CustomObjectScope(dict(custom_objects or {})),
     ):
+        state.report(_other_functions(old), strict)
         with configs.explained(old.model_config, old.filepath):
             model = build(old.model_config or {}, deferral)
         configs.check_model(model, old.filepath, keras.Model)
@@ -70,6 +72,17 @@ def load(
         if compiled:
             state.report(_resume(model, old, weights, deferral), strict)
     return model
+
+
+def _other_functions(old: OldLayout) -> LoadError | None:
+    """The error for what Keras 3 loads, and then computes otherwise than Keras 2 did."""
+    if old.keras_version.startswith("2.") and '"hard_sigmoid"' in json.dumps(old.model_config):
+        return LoadError(
+            f"Cannot load `{old.filepath}`: its `hard_sigmoid` is another function in Keras 3.\n"
+            f"Expected: that of Keras 3. Received: that of Keras {old.keras_version}.\n"
+            "Migrate it, or pass `strict=False` to go on with the other function."
+        )
+    return None
 
 
 def _restore_order(model: keras.Model, old: OldLayout, stored: Mapping[Place, Weight]) -> None:

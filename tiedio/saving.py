@@ -162,6 +162,7 @@ def load_tied(
     place = storage.at(filepath)
     with (
         archive.reading(place) as source,
+        configs.for_keras_2(source.keras_version),
         tempfile.TemporaryDirectory() as folder,
         shown(f"Loading {place.label}", progress) as source.weights.advance,
     ):

@@ -38,7 +38,7 @@ def reading(
         old = opened.old_layout
         if old is None:
             found = opened.config or config
-            version = str(opened.metadata.get("keras_version", ""))
+            version = opened.keras_version
             translated = translation.translated(dict(found), None, version) if found else None
             checkpoint = numbered.described(opened, translated, _kind(title, opened.config))
         else:
