@@ -132,6 +132,7 @@ def test_other_kinds_of_numbers_and_shapes(tmp_path):
     assert found.is_equal, found
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="takes TensorFlow")
 def test_assets(tmp_path):
     keras.utils.clear_session()
     words = keras.layers.TextVectorization()

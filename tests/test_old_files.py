@@ -93,17 +93,20 @@ class Fixture:
             return False
         if str(self) in FORGOTTEN:
             return False
+        if keras.backend.backend() != "tensorflow":
+            # All writers ran on it. Adam makes a step of what rounding leaves of no gradient.
+            return False
         if not self.name.startswith(("shared_table", "recurrent")):
             return self.writer not in PER_USE
         # Tables. Momentum stood still, up to TensorFlow 2.10, where a batch had no such row.
         if self.writer.startswith("keras_3"):
-            return keras.backend.backend() == "tensorflow"
+            return True
         return self.truth["optimizer"] == "Adam" and self.writer not in PER_USE
 
     def check_continued(self, model):
         """Trains on, as the writer did."""
         continued = self.truth["continued"]
-        if not self.writer.startswith("keras_3") and keras.backend.backend() == "tensorflow":
+        if not self.writer.startswith("keras_3"):
             sum_gradients(model.optimizer)
         inputs = [models.data(spec) for spec in continued["input"]]
         target, size = models.data(continued["target"]), continued["batch_size"]

@@ -166,7 +166,7 @@ def test_it_sees_what_keras_builds_of_other_inputs(make):
 @given(st.lists(st.tuples(st.sampled_from(sorted(SEQUENCES)), st.integers(0, 2)), max_size=4))
 def test_it_sees_what_keras_builds_of_models_in_models(parts):
     """Any of them, at any depth, several of one class and of one name."""
-    layers = [L.Dense(4, name="dense")]
+    layers = [L.Dense(4, name="named")]
     for name, depth in parts:
         inner = SEQUENCES[name]()
         for _ in range(depth):

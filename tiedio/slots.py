@@ -210,7 +210,10 @@ def ordered(
 def _known(optimizer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     """Returns the name of an optimizer of Keras, and its config; `None` for others."""
     name, config = optimizer.get("class_name"), optimizer.get("config")
-    if not isinstance(name, str) or optimizer.get("registered_name") is not None:
+    is_registered = optimizer.get("registered_name") is not None
+    # With torch Keras has subclasses of its own for some.
+    is_of_keras = str(optimizer.get("module")).startswith("keras.src.backend.")
+    if not isinstance(name, str) or (is_registered and not is_of_keras):
         return None
     name = name.removeprefix("Custom>")
     return (name, config if isinstance(config, Mapping) else {}) if name in _OPTIMIZERS else None
