@@ -15,7 +15,7 @@ import pytest
 from test_errors import pin
 
 import tiedio
-from tiedio import errors, migration, sources
+from tiedio import batch, errors, migration, sources
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 sys.path.append(str(FIXTURES / "writers"))
@@ -346,6 +346,13 @@ def test_the_newest_of_several_checkpoints_is_read(tmp_path):
     )
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/gone/new"\n')
     assert names_in(tmp_path) == ["new/kernel"]
+
+
+def test_a_folder_of_tensorflow_is_one_file_among_many():
+    for path, _ in WRITTEN:
+        assert not batch.is_many(str(path))
+    folder = MODELS[0][0].parent
+    assert str(MODELS[0][0]) in [path for path, _ in batch.files(str(folder))]
 
 
 def test_what_lies_elsewhere_is_refused():

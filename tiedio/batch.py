@@ -17,6 +17,7 @@ from tiedio.containers import CONFIG, VALUES, WEIGHTS
 from tiedio.errors import MigrationError, TiedioError, listed
 from tiedio.migration import Plan
 from tiedio.progress import shown
+from tiedio.saved_objects import SAVED_MODEL
 
 _SUFFIXES = tuple(suffix for one in archive.FORMATS for suffix in one.suffixes)
 _SHARD = re.compile(r"_\d{5}\.weights\.h5$")
@@ -144,9 +145,10 @@ def migrate(
 
 
 def _is_model(folder: str) -> bool:
-    """Whether a folder is one file of Keras, unpacked."""
+    """Whether a folder is one file of Keras, unpacked, or one of TensorFlow."""
     names = set(os.listdir(folder))
-    return CONFIG in names and not names.isdisjoint((WEIGHTS, VALUES))
+    is_of_keras = CONFIG in names and not names.isdisjoint((WEIGHTS, VALUES))
+    return is_of_keras or any(name == SAVED_MODEL or name.endswith(".index") for name in names)
 
 
 def _below(folder: str) -> list[str]:

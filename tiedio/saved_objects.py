@@ -24,7 +24,7 @@ from tiedio.containers import damaged, parse
 from tiedio.errors import FileFormatError, TiedioError, first_line, listed
 from tiedio.storage import Local, Remote, Storage
 
-_SAVED_MODEL = "saved_model.pb"
+SAVED_MODEL = "saved_model.pb"
 _METADATA = "keras_metadata.pb"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
@@ -61,14 +61,14 @@ def find(source: Storage) -> Found | None:
         FileFormatError: If it is, and lies elsewhere than on disk, or is several.
     """
     if isinstance(source, Remote):
-        names = (f"{source.name.rstrip('/')}/{_SAVED_MODEL}", f"{source.name}.index")
+        names = (f"{source.name.rstrip('/')}/{SAVED_MODEL}", f"{source.name}.index")
         if any(storage.at(name).exists() for name in names):
             raise _refused(source.name, "a path on disk", "a URL", "Copy it to this machine.")
     if not isinstance(source, Local):
         return None
     path = Path(source.name)
-    folder = path.parent if path.name == _SAVED_MODEL else path
-    if (folder / _SAVED_MODEL).is_file():
+    folder = path.parent if path.name == SAVED_MODEL else path
+    if (folder / SAVED_MODEL).is_file():
         return Found(source.name, folder / "variables" / "variables", folder)
     prefix = path.with_name(_DATA.sub("", path.name)) if path.name else path
     if _index(prefix).is_file():
@@ -229,7 +229,7 @@ def metadata(found: Found) -> dict[int, Metadata]:
         nodes = _keras_metadata().FromString(path.read_bytes()).nodes
         told = [(one.node_id, one.identifier, one.metadata) for one in nodes]
     else:
-        content = (found.folder / _SAVED_MODEL).read_bytes()
+        content = (found.folder / SAVED_MODEL).read_bytes()
         graphs = _parsed("saved_model_pb2", "SavedModel", content).meta_graphs
         objects = [one.user_object for one in graphs[0].object_graph_def.nodes]
         told = [(number, one.identifier, one.metadata) for number, one in enumerate(objects)]
