@@ -255,7 +255,13 @@ def stored_ties(model):
     return [paths for paths in held.values() if len(paths) > 1]
 
 
-@pytest.mark.parametrize("name", list(scenarios.SCENARIOS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in scenarios.SLOW else [])
+        for name in scenarios.SCENARIOS
+    ],
+)
 def test_in_no_way_of_sharing_is_anything_tied_that_was_not(name, tmp_path):
     """However the file came about: what needs no option was one when stock Keras saved it."""
     model = scenarios.SCENARIOS[name]()

@@ -24,7 +24,7 @@ FORGOTTEN = ("keras_3_0-diverged.keras", "keras_3_6-diverged.keras")
 # Their optimizers have a state for each use of a variable, and train it once for each.
 PER_USE = ("keras_2_2_4", "keras_2_3_1")
 # The rest of what migrates, loads and trains on is run with the slow tests.
-ALWAYS = ("keras_2_2_4", "tf_2_8", "keras_3_0")
+ALWAYS = ("tf_2_8",)
 
 _spec = importlib.util.spec_from_file_location("models", FIXTURES / "writers" / "models.py")
 models = importlib.util.module_from_spec(_spec)

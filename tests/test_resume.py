@@ -157,14 +157,7 @@ def test_a_second_trip_changes_nothing(runs, name):
 
 
 # One of each kind; the others where slow tests are asked for.
-CONTAINED = (
-    "two_paddings",
-    "gamma_by_hand",
-    "dense_then_inside_a_submodel",
-    "lora_on_both_layers",
-    "loss_scaling",
-    "dropout",
-)
+CONTAINED = ("two_paddings", "dense_then_inside_a_submodel", "dropout")
 
 
 @pytest.mark.parametrize(
