@@ -4,7 +4,7 @@ import collections
 
 import keras
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiedio import outline, state, variables
@@ -206,6 +206,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["class_name", "config"]), JSON))
 def test_no_config_is_too_strange(config):
     assert isinstance(outline.layers(config), dict)
