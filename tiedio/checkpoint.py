@@ -25,8 +25,8 @@ class Evidence(enum.StrEnum):
     LINKS = "hard links"
     FINGERPRINT = "fingerprint"
     GRAPH = "object graph"
-    GIVEN = "given"
     SLOTS = "slots"
+    GIVEN = "given"
     CONTENTS = "contents"
 
 
@@ -155,17 +155,18 @@ class Checkpoint:
 
 def version_numbers(keras_version: str) -> tuple[int, ...]:
     """Returns `(2, 15)` for 2.15.0; `2.2.4-tf` and `2.21.0` start alike."""
-    found = re.match(r"(\d+)\.(\d+)", keras_version)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", keras_version)
     return tuple(map(int, found.groups())) if found else ()
 
 
 def named_once(variables: Iterable[StoredVariable]) -> Iterator[StoredVariable]:
     """Numbers names that several variables would have."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for one in variables:
-        name, number = one.name, 1
+        name, number = one.name, taken.get(one.name, 0) + 1
         while name in taken:
             number += 1
             name = f"{one.name}_{number}"
-        taken.add(name)
+        taken[one.name] = number
+        taken.setdefault(name, 1)
         yield one if name == one.name else dataclasses.replace(one, name=name)

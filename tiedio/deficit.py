@@ -67,8 +67,10 @@ class SlotDeficit:
         trained = [one for one in group if one.trainable is not False]
         frozen = [one for one in group if one.trainable is False]
         is_telling = self._contents.are_telling(group[0])
-        if len(frozen) > 1 and is_telling:
-            yield frozen, None, "equal contents; they are not trained"
+        if frozen and is_telling:
+            several = [*trained[:1], *frozen]
+            if len(several) > 1:
+                yield several, None, f"equal contents; {len(frozen)} of them not trained"
         if len(trained) < 2:
             return
         if self._per_use and self._slots:

@@ -29,12 +29,12 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def find(checkpoint: Checkpoint, given: Mapping[str, str], contents: Contents) -> Findings:
+def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]], contents: Contents) -> Findings:
     """Finds the ties of a checkpoint.
 
     Args:
         checkpoint: The file.
-        given: Names of variables that are one with others, and of those.
+        given: Names of variables, each with that of one that it is one with.
         contents: Its values.
 
     Raises:
@@ -44,21 +44,16 @@ def find(checkpoint: Checkpoint, given: Mapping[str, str], contents: Contents) -
     _check_given(checkpoint, given, by_name)
     ties = stated(checkpoint, contents)
     known = joined(ties)
-    given_ties = [
-        Tie((owner, alias), Evidence.GIVEN, "given by you") for alias, owner in given.items()
-    ]
+    given_ties = [Tie((owner, alias), Evidence.GIVEN, "given by you") for alias, owner in given]
     slots = SlotDeficit(checkpoint, known, contents)
     confirmed, proposed, forbidden = [], [], []
     together = joined([*ties, *given_ties])
     for group in equal_ones(checkpoint, known, contents):
-        names = tuple(one.name for one in group)
-        if len({together.get(name, name) for name in names}) == 1:
-            continue  # said already
         for part, verdict, why in slots.judged(group):
             tie = Tie(tuple(one.name for one in part), Evidence.CONTENTS, why)
             if verdict is True:
                 confirmed.append(dataclasses.replace(tie, evidence=Evidence.SLOTS))
-            else:
+            elif len({together.get(name, name) for name in tie.names}) > 1:  # not said already
                 (proposed if verdict is None else forbidden).append(tie)
     return Findings(
         (*ties, *given_ties, *confirmed, *proposed), tuple(forbidden), tuple(slots.notes)
@@ -93,9 +88,9 @@ def joined(ties: Iterable[Tie]) -> dict[str, str]:
 
 
 def _check_given(
-    checkpoint: Checkpoint, given: Mapping[str, str], by_name: Mapping[str, StoredVariable]
+    checkpoint: Checkpoint, given: Sequence[tuple[str, str]], by_name: Mapping[str, StoredVariable]
 ) -> None:
-    unknown = {name for pair in given.items() for name in pair if name not in by_name}
+    unknown = {name for pair in given for name in pair if name not in by_name}
     if unknown:
         raise TieError(
             f"`{checkpoint.filepath}` has no {listed(unknown)}.\n"
@@ -104,7 +99,7 @@ def _check_given(
         )
     differing = {
         alias: owner
-        for alias, owner in given.items()
+        for alias, owner in given
         if (by_name[alias].shape, by_name[alias].dtype)
         != (by_name[owner].shape, by_name[owner].dtype)
     }
@@ -205,13 +200,11 @@ def owner_given(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
 
 def given_by_name(
     pairs: Iterable[tuple[str, str]], variables: Sequence[StoredVariable]
-) -> dict[str, str]:
-    """Maps variables to those that they are tied to; of two layers, those that both have."""
+) -> list[tuple[str, str]]:
+    """Pairs variables with those that they are tied to; of two layers, those that both have."""
     names = {one.name for one in variables}
-    given = {}
+    given: set[tuple[str, str]] = set()
     for pair in pairs:
         owners = {name: owner_given(name, [pair]) for name in names}
-        given.update(
-            {name: owner for name, owner in owners.items() if owner in names} or {pair[0]: pair[1]}
-        )
-    return dict(sorted(given.items()))
+        given.update({(name, owner) for name, owner in owners.items() if owner in names} or {pair})
+    return sorted(given)

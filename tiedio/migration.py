@@ -5,6 +5,7 @@ says. The source is never changed; the target is replaced whole.
 """
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -181,15 +182,22 @@ def apply(
             f"Expected: one of {listed(RECONCILE)}. Received: {reconcile!r}.\n"
             "Pass one of these as `--reconcile`."
         )
-    destination = storage.at(target)
-    _check_free(destination, overwrite)
+    wanted = storage.at(target)
+    _check_free(wanted, overwrite)
     pairs = evidence.parsed(ties)
     with sources.reading(filepath, config, pairs) as checkpoint:
         planned = _planned(checkpoint, pairs)
         chosen = accepted(planned, accept, reconcile)
         checkpoint.verify()  # what is damaged would get digests that say it is not
-        destination, holds_model, notes = _destination(destination, checkpoint)
-        _check_free(destination, overwrite)  # again: it may have another ending
+        destination, holds_model, notes = _destination(wanted, checkpoint)
+        if destination.name != wanted.name:  # which nobody allowed to be replaced
+            _check_free(destination, overwrite=False)
+        if os.path.realpath(destination.name) == os.path.realpath(storage.at(filepath).name):
+            raise MigrationError(
+                f"`{destination.name}` is the file that is migrated.\n"
+                "Expected: another one, as a source is never changed. Received: the same.\n"
+                "Pass another path."
+            )
         with (
             tempfile.TemporaryDirectory() as assets,
             shown(f"Writing {destination.label}", progress) as advance,

@@ -18,7 +18,7 @@ from tiedio.translation import Translated
 from tiedio.weights_file import WeightsFile
 
 _OPTIMIZER = "optimizer"
-_VARIABLES = re.compile(r"((?P<inner_path>.*)/)?vars/(?P<key>\d+)")
+_VARIABLES = re.compile(r"((?P<inner_path>.*)/)?vars/(?P<key>0|[1-9][0-9]{0,8})")
 # What is no layer's, and what is not stored for Keras 3.
 _NO_LAYERS = re.compile(r"(optimizer|metrics)/|.*/exact/")
 _NOT_FOR_KERAS_3 = re.compile(r"(assets|config\.json|tiedio|(model|optimizer)_weights)(/|$)")
@@ -43,7 +43,7 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
     parts = {p.inner_path: p for held in outline.layers(config or {}).values() for p in held}
     variables = _variables(weights, parts, filter(weights.address, objects), renamed)
     is_ordered = all(one.place and one.place.inner_path in parts for one in variables)
-    optimizer = slots.described(((config or {}).get("compile_config") or {}).get("optimizer"))
+    optimizer = slots.of_model(config)
     of_layers = {one.source for one in variables}
     groups = {path: first for path, first in objects.items() if not weights.address(path)}
     return Checkpoint(

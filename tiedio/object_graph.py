@@ -81,7 +81,7 @@ def _described(
         is_ordered=all(one.place for one in variables),
         ties=list(_ties(variables)),
         slots=_slots(graph, tensors, variables, optimizer, version) if optimizer else None,
-        optimizer=slots.described((translated.config.get("compile_config") or {}).get("optimizer")),
+        optimizer=slots.of_model(translated.config),
         config=translated.config or None,
         notes=(*translated.notes, *([lost] if graph.left_out else ())),
         untranslated=translated.untranslated,

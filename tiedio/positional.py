@@ -111,7 +111,7 @@ def described(
         all(one.place for one in variables),
         ties,
         slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
-        slots.described(((config or {}).get("compile_config") or {}).get("optimizer")),
+        slots.of_model(config),
         config,
         None if opened.record is None else Record.from_json(opened.record),
         notes=translated.notes if translated else (),
@@ -162,14 +162,15 @@ def _assigned(
     Fewer weights than variables were listed once each: what a layer's name leads is its own.
     """
     assigned: dict[_Expected, Weight] = {}
-    left = list(places)
+    left = dict.fromkeys(places)
+    known = {one.name for one in places}
     for number, weight in enumerate(weights):
-        fitting = [one for one in left if one.name == _last(weight)]
+        named = _last(weight) in known
+        fitting = [one for one in left if one.name == _last(weight)] if named else []
         if len(places) == len(weights):
             # A variable that took another's place may be listed behind those of its layer.
             here = places[number]
             near = [one for one in fitting if _kin(one) == _kin(here)]
-            named = _last(weight) in {one.name for one in places}
             own = near if named else [here]
             if not own or own[0] not in left:
                 return None
@@ -178,7 +179,7 @@ def _assigned(
             own = [one for one in fitting if one.part.layer in makers] or fitting
         if own:
             assigned[own[0]] = weight
-            left.remove(own[0])
+            del left[own[0]]
     return assigned
 
 

@@ -93,7 +93,8 @@ def plan(found: "Plan") -> None:
     if not found.proposals:
         _line("Nothing was shared, as far as the file tells.")
     for one in found.forbidden:
-        _line(f"Not tied: {' = '.join(one.names)}: {one.why}")
+        told = f"Not tied: {' = '.join(one.names)}: {one.why}"
+        _line(f"{told}. If they were: {', '.join(one.needs)}")
     _notes(found.notes)
     if found.target:
         _line(f"Wrote {found.target}")

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import datetime
+import itertools
 import posixpath
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -68,6 +69,8 @@ def content(
                 if path != _OPTIMIZER
             }
             record = dataclasses.replace(record, optimizer_variables={**others, **state.trained})
+    elif checkpoint.old_layout and checkpoint.old_layout.optimizer:
+        _, notes = _lost("weights by position are written without it")
     _put_in_order(layout)
     checkpoint.extract_assets(assets)
     known = {place.dataset_path: place for group in record.tie_groups for place in group.places}
@@ -199,7 +202,7 @@ def _sorted(held: dict[str, T]) -> dict[str, T]:
 def _by_number(path: str) -> list[tuple[int, str]]:
     """A key to sort paths by: 10 comes after 9."""
     return [
-        (int(part), "") if part.isdecimal() else (-1, part)
+        (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part)
         for part in re.split(r"(\d+)|/", path)
         if part
     ]
@@ -260,6 +263,11 @@ class _State:
     trained: Mapping[str, tuple[Place, ...] | None]
 
 
+# Whether these were one when saved, or are to be from now on, they do not say.
+_UNSURE = (Evidence.GIVEN, Evidence.CONTENTS)
+# Each may have been or not: so many are tried.
+_MOST_UNSURE = 8
+
 # It was not built, and starts anew.
 _NOT_BUILT = {_OPTIMIZER: None}
 
@@ -269,11 +277,15 @@ def _optimizer_state(
 ) -> tuple[_State | None, list[str]]:
     """Returns the state of the optimizer if it has to be written anew, and what to say of it."""
     kept = checkpoint.slots
+    contents = Contents(checkpoint)
+    by_name = {one.name: one for one in checkpoint.variables}
     if checkpoint.optimizer is None:
         # Keras 3 forgets the optimizer of a model once it has saved it as HDF5.
         is_stored = any(path.startswith(f"{_OPTIMIZER}/") for path in checkpoint.others)
         if is_stored and checkpoint.config and checkpoint.config.get("compile_config"):
             return _lost("the config does not say which optimizer it was")
+        if is_stored and not all(_is_equal(one, by_name, contents) for one in ties):
+            return _lost("nothing says which optimizer it was")
         return None, []
     trained = [one for one in checkpoint.variables if one.trainable is not False]
     distinct = {owners.get(one.name, one.name) for one in trained}
@@ -283,7 +295,7 @@ def _optimizer_state(
         return _lost("it is of a kind that is not known here")
     if not kept.variables:
         return _State(slots.ordered(kept, (), checkpoint.optimizer), _NOT_BUILT), []
-    having = _having_slots(checkpoint, ties, trained, kept)
+    having = _having_slots(checkpoint, ties, trained, kept, contents)
     if having is None:
         if len(distinct) < len(trained):
             return _lost("it does not tell which variables it is of")
@@ -295,7 +307,6 @@ def _optimizer_state(
     for index, one in enumerate(having):
         owner = owners.get(one.name, one.name)
         states[owner].insert(0 if one.name == owner else len(states[owner]), index)
-    contents = Contents(checkpoint)
 
     def digests(index: int) -> tuple[str, ...]:
         return tuple(contents.digest(one.dataset_path) for one in kept.variables[index].values())
@@ -305,7 +316,6 @@ def _optimizer_state(
         f"The optimizer has several states of `{owner}`: that of the variable itself is kept."
         for owner in diverged
     ]
-    by_name = {one.name: one for one in checkpoint.variables}
     places = tuple(place for owner in states if (place := by_name[owner].place))
     order = [held[0] for held in states.values()]
     values = slots.ordered(kept, order, checkpoint.optimizer)
@@ -313,20 +323,38 @@ def _optimizer_state(
 
 
 def _having_slots(
-    checkpoint: Checkpoint, ties: Sequence[Tie], trained: Sequence[StoredVariable], kept: Slots
+    checkpoint: Checkpoint,
+    ties: Sequence[Tie],
+    trained: Sequence[StoredVariable],
+    kept: Slots,
+    contents: Contents,
 ) -> list[StoredVariable] | None:
     """Lists the variables that an optimizer has slots of, in their order, if it can be told.
 
-    What was one when saved has slots once, where it was first used; what is tied since, each.
+    What was one when saved has slots once, where it was first used; what is tied since, each. Of
+    equal contents nothing tells which it was but that the slots fit.
     """
-    for since in ((), (Evidence.GIVEN,), (Evidence.GIVEN, Evidence.CONTENTS), tuple(Evidence)):
-        owners = joined(tie for tie in ties if tie.evidence not in since)
+    if not checkpoint.is_ordered:
+        return None
+    by_name = {one.name: one for one in checkpoint.variables}
+    unsure = [one for one in ties if one.evidence in _UNSURE and _is_equal(one, by_name, contents)]
+    sure = [one for one in ties if one.evidence not in _UNSURE]
+    if checkpoint.has_slots_per_use:
+        unsure, sure = [], []
+    sizes = range(len(unsure) + 1) if len(unsure) <= _MOST_UNSURE else (0, len(unsure))
+    fits: dict[tuple[str, ...], list[StoredVariable]] = {}
+    for some in itertools.chain(*(itertools.combinations(unsure, size) for size in sizes)):
+        owners = joined([*sure, *some])
         having: dict[str, StoredVariable] = {}
         for one in trained:
             having.setdefault(owners.get(one.name, one.name), one)
-        if checkpoint.is_ordered and _fit(having.values(), kept):
-            return list(having.values())
-    return None
+        if _fit(having.values(), kept):
+            fits[tuple(one.name for one in having.values())] = list(having.values())
+    return next(iter(fits.values())) if len(fits) == 1 else None
+
+
+def _is_equal(tie: Tie, variables: Mapping[str, StoredVariable], contents: Contents) -> bool:
+    return contents.equal(*(variables[name] for name in tie.names))
 
 
 def _fit(variables: Collection[StoredVariable], kept: Slots) -> bool:

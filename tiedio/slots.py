@@ -167,8 +167,10 @@ def read(
     )
 
 
-def described(optimizer: Any) -> Mapping[str, Any] | None:
-    """Describes an optimizer by its config; `compile` takes its name alone as well."""
+def of_model(config: Any) -> Mapping[str, Any] | None:
+    """Returns the config of the optimizer in that of a model; `compile` takes its name as well."""
+    compiled = config.get("compile_config") if isinstance(config, Mapping) else None
+    optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
     if isinstance(optimizer, str):
         names = {name.lower(): name for name in _OPTIMIZERS}
         name = names.get(optimizer.lower(), optimizer)
