@@ -138,8 +138,11 @@ def test_a_checkpoint_tells_its_ties_by_names_of_its_own(path, said):
 @each(CHECKPOINTS)
 def test_a_checkpoint_is_migrated_with_a_config(path, said, tmp_path):
     target = tmp_path / "migrated.keras"
-    migration.apply(path, target, config=config_of(path))
+    done = migration.apply(path, target, config=config_of(path))
     assert_same_model(path, said, tiedio.load_tied(target))
+    assert done.notes[-1] == (
+        "The state of the optimizer is left out: nothing says which one it was."
+    )
 
 
 # What is made here

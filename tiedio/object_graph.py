@@ -70,7 +70,11 @@ def _described(
     parts = [part for several in held.values() for part in several]
     variables = list(named_once(_Walk(graph, tensors, metadata).variables(parts)))
     optimizer = training.get("optimizer_config")
-    lost = f"Left out, as they are no numbers: {listed(graph.left_out)}."
+    notes = list(translated.notes)
+    if graph.left_out:
+        notes.append(f"Left out, as they are no numbers: {listed(graph.left_out)}.")
+    if graph.optimizer is not None and not optimizer:
+        notes.append("The state of the optimizer is left out: nothing says which one it was.")
     title = "SavedModel" if found.folder else "TensorFlow checkpoint"
     return Checkpoint(
         found.name,
@@ -83,7 +87,7 @@ def _described(
         slots=_slots(graph, tensors, variables, optimizer, version) if optimizer else None,
         optimizer=slots.of_model(translated.config),
         config=translated.config or None,
-        notes=(*translated.notes, *([lost] if graph.left_out else ())),
+        notes=notes,
         untranslated=translated.untranslated,
         groups={f"{part.inner_path}/vars": {"name": part.layer} for part in parts},
     )
