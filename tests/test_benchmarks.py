@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 ROWS = """\
@@ -32,6 +34,7 @@ Orbax
 """.splitlines()
 
 
+@pytest.mark.slow
 def test_all_figures_are_measured_and_shown(tmp_path):
     command = [sys.executable, BENCHMARKS / "run.py", "--quick", "--markdown"]
     command += ["--folder", tmp_path, "--json", tmp_path / "figures.json"]

@@ -157,7 +157,7 @@ def test_a_second_trip_changes_nothing(runs, name):
 
 
 # One of each kind; the others where slow tests are asked for.
-CONTAINED = ("two_paddings", "dense_then_inside_a_submodel", "dropout")
+CONTAINED = ("two_paddings", "dropout")
 
 
 @pytest.mark.parametrize(
