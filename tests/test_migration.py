@@ -581,6 +581,7 @@ def test_many_names_take_no_time(tmp_path):
             file["a"].attrs[f"weight_names{number}"] = np.array([b"a:0"] * 15000)
     started = time.process_time()
     migration.plan(tmp_path / "x.h5", config=CONFIG_OF_UNKNOWN)
+    migration.plan(tmp_path / "x.h5")
     assert time.process_time() - started < 30  # seconds; it hangs where each is compared with all
 
 
