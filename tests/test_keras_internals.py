@@ -177,12 +177,14 @@ def test_the_compile_config_holds_the_optimizer():
 
 
 def test_compiled_functions_are_these_three():
-    """`train_function`, `test_function`, `predict_function`."""
+    """`train_function`, `test_function`, `predict_function`, and `make_train_function(force)`."""
     model = scenarios.two_paddings()
     scenarios.train(model)
-    assert model.train_function is not None
-    models.forget_functions(model)
-    assert [model.train_function, model.test_function, model.predict_function] == [None] * 3
+    before = model.train_function
+    assert before is not None
+    models.renew_functions(model)
+    assert model.train_function not in (None, before)
+    assert model.test_function is model.predict_function is None
 
 
 def test_torch_parameters_follow_the_variables():

@@ -12,9 +12,11 @@ def test_public_names():
         "find_ties",
         "load_tied",
         "load_tied_weights",
+        "patch",
         "save_tied",
         "save_tied_weights",
         "tie",
+        "unpatch",
         "untie",
     ]
     assert all(getattr(tiedio, name).__doc__ for name in tiedio.__all__)

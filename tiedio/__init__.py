@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tiedio.callbacks import AssertTied
     from tiedio.errors import TiedioError, TiedioWarning
+    from tiedio.patching import patch, unpatch
     from tiedio.saving import load_tied, save_tied
     from tiedio.ties import Place, TieGroup
     from tiedio.tying import assert_tied, tie, untie
@@ -22,9 +23,11 @@ __all__ = [
     "find_ties",
     "load_tied",
     "load_tied_weights",
+    "patch",
     "save_tied",
     "save_tied_weights",
     "tie",
+    "unpatch",
     "untie",
 ]
 __version__ = "0.1.0"
@@ -39,9 +42,11 @@ _HOMES = {
     "find_ties": "variables",
     "load_tied": "saving",
     "load_tied_weights": "weights",
+    "patch": "patching",
     "save_tied": "saving",
     "save_tied_weights": "weights",
     "tie": "tying",
+    "unpatch": "patching",
     "untie": "tying",
 }
 

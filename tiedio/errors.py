@@ -4,8 +4,8 @@
     ├── TieError                (ValueError)  variables cannot be tied, untied or retied
     ├── ModelNotBuiltError      (ValueError)  a layer or model has no variables yet
     ├── MissingFileError        (FileNotFoundError, ValueError)  no such file
-    ├── FileFormatError         (ValueError)  not a file Keras wrote, or a damaged one
-    │   └── RecordError         (ValueError)  the record of a file cannot be honoured
+    ├── FileFormatError  (OSError, ValueError)  not a file Keras wrote, or a damaged one
+    │   └── RecordError                       the record of a file cannot be honoured
     ├── MissingPackageError     (ImportError) an optional package is needed
     ├── MigrationError          (ValueError)  a migration has to be allowed something
     ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
@@ -36,8 +36,12 @@ class MissingFileError(TiedioError, FileNotFoundError, ValueError):
     """There is no file at the path (Keras raises `ValueError` for it)."""
 
 
-class FileFormatError(TiedioError, ValueError):
-    """The file is not one that Keras or tiedio wrote, or it is damaged."""
+class FileFormatError(TiedioError, OSError, ValueError):
+    """The file is not one that Keras or tiedio wrote, or it is damaged.
+
+    Keras raises `OSError` for what HDF5 cannot read, and its `BackupAndRestore` then goes back
+    to the backup before; `ValueError` for what is no archive.
+    """
 
 
 class RecordError(FileFormatError):

@@ -39,7 +39,7 @@ def apply(
     for one in pending:
         substitute(one.layer, one.old, one.new)
     for model in models if pending else ():
-        forget_functions(model)
+        renew_functions(model)
     kept = {id(model) for model in resumed}
     trained = [
         model.name
@@ -59,9 +59,14 @@ def apply(
         )
 
 
-def forget_functions(model: keras.Model) -> None:
-    """Drops what a model and its layers derived from their variables."""
-    model.train_function = model.test_function = model.predict_function = None
+def renew_functions(model: keras.Model) -> None:
+    """Makes anew what a model and its layers derived from their variables.
+
+    Functions are not only dropped: a callback may be what loads, and `fit` goes on with them.
+    """
+    for name in ("train", "test", "predict"):
+        if getattr(model, f"{name}_function") is not None:
+            getattr(model, f"make_{name}_function")(force=True)
     for layer in model._flatten_layers():
         track_parameters(layer)
 

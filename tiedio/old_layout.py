@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 _OWN = ""
 
 
-def capture(model: keras.Model, layout: hdf5.Layout) -> OldLayout:
+def capture(model: keras.Model, layout: hdf5.Layout, include_optimizer: bool = True) -> OldLayout:
     """Describes a model in the layout of Keras 2, by the tensors that `layout` has.
 
     Raises:
         SaveError: If Keras could not read that. All that is in the way is named.
     """
-    about = _metadata(model)
+    about = _metadata(model, include_optimizer)
     stored = {id(t.source): (path, t) for path, t in layout.tensors.items() if t.source is not None}
     lists = _lists_once_built(model, about["model_config"]) or _lists(model)
     optimizer = model.optimizer.variables if about.get("training_config") else []
@@ -57,7 +57,7 @@ def capture(model: keras.Model, layout: hdf5.Layout) -> OldLayout:
     )
 
 
-def _metadata(model: keras.Model) -> dict[str, Any]:
+def _metadata(model: keras.Model, include_optimizer: bool) -> dict[str, Any]:
     """Returns the configs of a model as Keras writes them in this layout."""
     names = collections.Counter(layer.name for layer in model.layers)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -66,7 +66,7 @@ def _metadata(model: keras.Model) -> dict[str, Any]:
     before = dict(compiled)
     try:
         with variables.keras_option_scope(use_legacy_config=True):
-            about = variables.saving_utils.model_metadata(model)
+            about = variables.saving_utils.model_metadata(model, include_optimizer)
         about = json.loads(json.dumps(about, default=variables.json_utils.get_json_type))
     except Exception as error:  # the code of layers may raise anything
         raise _unsaved(model, "its config", first_line(error)) from error

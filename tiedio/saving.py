@@ -39,6 +39,7 @@ def save_tied(
     overwrite: bool = True,
     zipped: bool | None = None,
     *,
+    include_optimizer: bool = True,
     durable: bool = True,
     progress: bool = False,
 ) -> None:
@@ -58,6 +59,7 @@ def save_tied(
             prompt, as in Keras.
         zipped: `False` saves to a folder, whose other files are kept. `None` does so on the
             Hugging Face Hub only.
+        include_optimizer: Whether the optimizer is saved, and how the model was compiled.
         durable: Whether to wait until the file is on disk. Without, saving is quicker, and
             a crash of the process still leaves the old file or the new one, but after a
             power failure the file may be incomplete, or missing.
@@ -90,12 +92,15 @@ def save_tied(
     check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
-    visits = variables.walk(model)
+    visits = variables.walk(model, () if include_optimizer else [model.optimizer])
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
-        content = Content(layout, record, metadata(), configs.write(model), Path(assets))
+        config = configs.write(model)
+        if not include_optimizer:
+            config.pop("compile_config", None)
+        content = Content(layout, record, metadata(), config, Path(assets))
         if container.has_old_layout:
-            old = old_layout.capture(model, layout)
+            old = old_layout.capture(model, layout, include_optimizer)
             content = dataclasses.replace(content, old_layout=old)
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
@@ -169,7 +174,7 @@ def load_tied(
         if source.old_layout and source.old_layout.model_config:
             with Deferral(source.weights.size) as deferral:
                 model = old_model.load(source, deferral, custom_objects, compile, safe_mode, strict)
-            models.forget_functions(model)
+            models.renew_functions(model)
             return model
         if source.config is None:
             raise FileFormatError(
@@ -208,7 +213,7 @@ def load_tied(
             if record:
                 error = inference.unrecorded_links(saveables(), source.weights, inferred)
                 state.report(error, strict)
-        models.forget_functions(model)
+        models.renew_functions(model)
     return model
 
 

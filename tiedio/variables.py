@@ -28,6 +28,10 @@ from keras.src.legacy.saving import json_utils as json_utils
 from keras.src.legacy.saving import saving_utils as saving_utils
 from keras.src.legacy.saving.saving_options import keras_option_scope as keras_option_scope
 
+# All that Keras saves and loads in public goes through this module: `patching` replaces what it
+# calls, and reaches so whoever imported its functions by name.
+from keras.src.saving import saving_api as saving_api
+
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
 from keras.src.saving.keras_saveable import KerasSaveable
 

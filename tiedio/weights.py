@@ -219,7 +219,7 @@ def load_tied_weights(
                 ]
             )
             restoration.finish(strict)
-        models.forget_functions(model)
+        models.renew_functions(model)
 
 
 def _load_old_layout(
@@ -271,4 +271,4 @@ def _load_old_layout(
     with Deferral(weights.size) as deferral:
         retying.retie(model, shared, weights, deferral, in_use=True)
     old_layout.finalize(model)
-    models.forget_functions(model)
+    models.renew_functions(model)

@@ -1,0 +1,185 @@
+"""Route Keras' own saving and loading through tiedio, for code that is not yours.
+
+The functions of Keras check their arguments, choose a format, and let another module do the work.
+That module is replaced, where they look it up: so code that imported one of them by name is routed
+too, and messages and prompts stay those of Keras.
+"""
+
+import contextlib
+import contextvars
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from tiedio import saving, weights
+from tiedio.ties import METADATA_KEY
+from tiedio.variables import saving_api
+
+_Function = Callable[..., Any]
+
+_lock = threading.Lock()
+_undo = contextlib.ExitStack()  # gives Keras its own back
+_uses: list["patch"] = []  # what wants it replaced
+_here = contextvars.ContextVar("tiedio_routed", default=False)
+
+
+class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as a function
+    """Lets Keras' own functions save and load tied variables, for code that is not yours.
+
+    From the call on, `model.save`, `keras.saving.save_model` and `load_model`,
+    `model.save_weights` and `load_weights` and the callbacks of Keras do what `save_tied`,
+    `load_tied`, `save_tied_weights` and `load_tied_weights` do, in all threads, and also where they
+    were imported by name before. In a `with` statement until its end, otherwise until
+    `unpatch`; several may hold at once. Arguments, prompts and messages about paths stay those
+    of Keras.
+
+    What tiedio does not save goes on to Keras: models that are not built, layers that are not
+    models, and Orbax checkpoints.
+
+    Raises:
+        TiedioError: From Keras' functions, where those of tiedio raise it.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
+    >>> _ = tiedio.tie(decoder, to=encoder)
+    >>> with tiedio.patch():
+    ...     model.save("model.keras")
+    ...     loaded = keras.saving.load_model("model.keras")
+    >>> loaded.layers[0].kernel is loaded.layers[1].kernel
+    True
+    """
+
+    everywhere = True
+
+    def __init__(self):
+        with _lock:
+            if not _uses:
+                for holder, name, replacement in _replacements():
+                    _undo.callback(setattr, holder, name, getattr(holder, name))
+                    setattr(holder, name, replacement)
+            _uses.append(self)
+
+    def __exit__(self, *exception: Any) -> None:
+        with _lock:
+            if self in _uses:
+                _uses.remove(self)
+                if not _uses:
+                    _undo.close()
+
+
+def unpatch() -> None:
+    """Gives Keras its own functions back, however often it was patched.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> save = keras.Model.save
+    >>> _ = tiedio.patch()
+    >>> tiedio.unpatch()
+    >>> keras.Model.save is save
+    True
+    """
+    for use in [use for use in _uses if use.everywhere]:
+        use.__exit__()
+
+
+class routed(patch):  # noqa: N801
+    """Routes what this thread saves and loads, and no other."""
+
+    everywhere = False
+
+    def __enter__(self) -> "routed":
+        self._token = _here.set(True)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _here.reset(self._token)
+        super().__exit__(*exception)
+
+
+def _is_routed() -> bool:
+    return _here.get() or any(use.everywhere for use in _uses)
+
+
+class _Overlay:
+    """A module of Keras, with other functions in the place of some."""
+
+    def __init__(self, module: Any, **functions: _Function):
+        self._module = module
+        for name, function in functions.items():
+            setattr(self, name, _either(function, getattr(module, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _either(ours: _Function, stock: _Function) -> _Function:
+    """Calls `ours` where calls are routed, unless it is about something that only Keras saves."""
+
+    @functools.wraps(stock)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        models = [arg for arg in args if isinstance(arg, keras.Layer)]
+        saved = all(isinstance(model, keras.Model) and model.built for model in models)
+        return (ours if _is_routed() and saved else stock)(*args, **kwargs)
+
+    return either
+
+
+def _replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Lists what is replaced in Keras: where, its name, and by what."""
+    containers = _Overlay(
+        saving_api.saving_lib,
+        save_model=saving.save_tied,
+        load_model=saving.load_tied,
+        save_weights_only=_save_weights,
+        load_weights_only=weights.load_tied_weights,
+    )
+    old_layout = _Overlay(
+        saving_api.legacy_h5_format,
+        save_model_to_hdf5=_save_hdf5,
+        load_model_from_hdf5=saving.load_tied,
+        load_weights_from_hdf5_group=_load_hdf5,
+        load_weights_from_hdf5_group_by_name=functools.partial(_load_hdf5, by_name=True),
+    )
+    yield saving_api, "saving_lib", containers
+    yield saving_api, "legacy_h5_format", old_layout
+    editor = keras.saving.KerasFileEditor
+    yield editor, "__init__", _without_record(editor.__init__)
+
+
+def _save_weights(
+    model: keras.Model, filepath: Any, max_shard_size: Any = None, objects_to_skip: Any = None
+) -> None:
+    weights.save_tied_weights(
+        model, filepath, max_shard_size=max_shard_size, objects_to_skip=objects_to_skip
+    )
+
+
+def _save_hdf5(
+    model: keras.Model, filepath: Any, overwrite: bool = True, include_optimizer: bool = True
+) -> None:
+    # Keras has asked at the prompt already.
+    saving.save_tied(model, filepath, include_optimizer=include_optimizer)
+
+
+def _load_hdf5(
+    file: Any, model: keras.Model, skip_mismatch: bool = False, by_name: bool = False
+) -> None:
+    weights.load_tied_weights(model, file.file.filename, skip_mismatch, by_name=by_name)
+
+
+def _without_record(initialize: _Function) -> _Function:
+    """Keras' editor takes every dataset of a file for weights."""
+
+    @functools.wraps(initialize)
+    def init(editor: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(editor, *args, **kwargs)
+        editor.weights_dict.pop(METADATA_KEY, None)
+
+    return init
