@@ -1,4 +1,4 @@
-"""What README says of the command line: the help of every command, as it is printed.
+"""What the documentation says of the command line: the help of every command, as it is printed.
 
 `python tests/command_line.py` writes it there.
 """
@@ -10,7 +10,7 @@ import click
 
 from tiedio.cli import main
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
 BEGIN, END = "<!-- begin: python tests/command_line.py -->", "<!-- end -->"
 WIDTH = 80
 
@@ -25,12 +25,12 @@ def helps():
     return [context.get_help() for context in (program, *commands)]
 
 
-def written(readme):
-    """Returns README with its helps as they are now."""
+def written(page):
+    """Returns the page with its helps as they are now."""
     blocks = "\n\n".join(f"```text\n{text}\n```" for text in helps())
     between = re.escape(BEGIN) + ".*?" + re.escape(END)
-    return re.sub(between, lambda _: f"{BEGIN}\n\n{blocks}\n\n{END}", readme, flags=re.DOTALL)
+    return re.sub(between, lambda _: f"{BEGIN}\n\n{blocks}\n\n{END}", page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    PAGE.write_text(written(PAGE.read_text()))

@@ -1,5 +1,8 @@
-"""Every example in README and docstrings runs, and shows what it says."""
+"""Every example in README, docs and docstrings runs, and shows what it says."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import command_line
@@ -8,12 +11,27 @@ import pytest
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.doctest import DocTestParser
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 import tiedio
 
 ROOT = Path(__file__).parent.parent
-README = Sybil([PythonCodeBlockParser()], path=str(ROOT), patterns=["README.md"])
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+def run_commands(example):
+    """Runs each line of a block as a user would."""
+    for command in example.parsed.splitlines():
+        program = command.replace("tiedio", f"{sys.executable} -m tiedio", 1)
+        subprocess.run(["bash", "-euc", program], check=True)  # noqa: S607
+
+
+MARKDOWN = Sybil([PythonCodeBlockParser()], path=str(ROOT), patterns=["*.md"])
+RECIPES = Sybil(
+    [PythonCodeBlockParser(), CodeBlockParser("shell", run_commands)],
+    path=str(ROOT),
+    patterns=["*.md"],
+)
 DOCSTRINGS = Sybil(
     [DocTestParser()],
     path=str(ROOT),
@@ -24,7 +42,8 @@ DOCSTRINGS = Sybil(
 
 def examples():
     for sybil, paths in (
-        (README, [ROOT / "README.md"]),
+        (MARKDOWN, [page for page in PAGES if page.name != "recipes.md"]),
+        (RECIPES, [ROOT / "docs" / "recipes.md"]),
         (DOCSTRINGS, (ROOT / "tiedio").glob("*.py")),
     ):
         for path in sorted(paths):
@@ -51,8 +70,14 @@ def test_every_public_function_has_an_example(name):
     assert ">>> " in getattr(tiedio, name).__doc__
 
 
-def test_readme_has_the_help_of_every_command():
-    readme = command_line.README.read_text()
-    renew = "README shows other helps: renew them by `python tests/command_line.py`"
-    assert command_line.written(readme) == readme, renew
-    assert all(text in readme for text in command_line.helps()), renew
+def test_every_command_is_documented_by_its_help():
+    page = command_line.PAGE.read_text()
+    renew = f"{command_line.PAGE.name} shows other helps: run `python tests/command_line.py`"
+    assert command_line.written(page) == page, renew
+    assert all(text in page for text in command_line.helps()), renew
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert links == [link for link in links if (page.parent / link).exists()]
