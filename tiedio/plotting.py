@@ -114,7 +114,7 @@ def plot_ties(
         target.write_text(graph.to_string(), encoding="utf-8")
         return None
     done = subprocess.run(
-        [program, f"-T{kind}"], input=graph.to_string().encode(), capture_output=True
+        [str(program), f"-T{kind}"], input=graph.to_string().encode(), capture_output=True
     )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
@@ -124,17 +124,18 @@ def plot_ties(
             "Draw to such a file, or write a `.dot` file."
         )
     target.write_bytes(done.stdout)
-    return _shown(target, kind)
+    return _shown(done.stdout, kind)
 
 
-def _shown(target: Path, kind: str) -> Any:
+def _shown(picture: bytes, kind: str) -> Any:
     """Returns what a notebook shows of a picture."""
     try:
         from IPython import display  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    shows = {"png": display.Image, "jpg": display.Image, "gif": display.Image, "svg": display.SVG}
-    return shows[kind](filename=str(target)) if kind in shows else None
+    if kind == "svg":
+        return display.SVG(picture)
+    return display.Image(picture) if kind in ("png", "jpg", "jpeg", "gif") else None
 
 
 class _Drawing:
