@@ -233,6 +233,20 @@ def test_pictures(pair, tmp_path, name, starts):
 
 
 @needs_dot
+def test_boxes_of_one_height(tmp_path):
+    """`dot` fails to connect them in the shape that Keras gives to boxes."""
+    inputs = [keras.Input((4,), name=name) for name in ("source", "target")]
+    embeddings = [layers.Embedding(9, 4, name=f"{one.name}_embedding") for one in inputs]
+    recurrent = [layers.GRU(4, name=name) for name in ("encoder", "decoder")]
+    ends = [r(e(i)) for r, e, i in zip(recurrent, embeddings, inputs, strict=True)]
+    model = keras.Model(inputs, layers.Dot(1)(ends))
+    tiedio.tie(embeddings[1], to=embeddings[0])
+    tiedio.tie(recurrent[1], to=recurrent[0])
+    tiedio.plot_ties(model, tmp_path / "ties.svg")
+    assert (tmp_path / "ties.svg").read_text().count("stroke-dasharray") == 2
+
+
+@needs_dot
 def test_names_that_are_markup(tmp_path):
     model = chain([layers.Dense(4, name=name) for name in ("a<b>&c", 'd"e')])
     tiedio.tie(model.layers[1], to=model.layers[0])
