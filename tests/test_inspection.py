@@ -26,7 +26,9 @@ def test_a_tied_file(folder):
     assert found.date_saved.startswith("20")
     assert found.record_version == 1
     assert found.variables == 4
-    assert found.tie_groups == (Group(KERNELS, (8, 8), "float32", ("record", "hard links"), 256),)
+    assert found.tie_groups == (
+        Group(KERNELS, (8, 8), "float32", ("record", "hard links"), 256, True),
+    )
     assert found.copies == ()
     assert (found.bytes_shared, found.bytes_wasted) == (256, 0)
     assert found.bytes_stored == stored_in(folder / "tied.keras")
@@ -68,7 +70,7 @@ def test_copies_that_keras_stored(folder):
     assert found.record_version is None
     assert found.tie_groups == ()
     # Biases are equal too, but zero.
-    assert found.copies == (Group(KERNELS, (8, 8), "float32", (), 256),)
+    assert found.copies == (Group(KERNELS, (8, 8), "float32", (), 256, True),)
     assert (found.bytes_shared, found.bytes_wasted) == (0, 256)
 
 
@@ -99,8 +101,8 @@ def test_hard_links_without_a_record(folder, tmp_path):
 
 def test_a_record_without_links_wastes_what_it_could_share(folder, tmp_path):
     found = inspect(sample_files.edited(folder / "tied.keras", tmp_path / "a.keras", unlink))
-    assert found.tie_groups == (Group(KERNELS, (8, 8), "float32", ("record",), 0),)
-    assert found.copies == (Group(KERNELS, (8, 8), "float32", (), 256),)
+    assert found.tie_groups == (Group(KERNELS, (8, 8), "float32", ("record",), 0, True),)
+    assert found.copies == (Group(KERNELS, (8, 8), "float32", (), 256, True),)
     assert (found.bytes_shared, found.bytes_wasted) == (0, 256)
 
 

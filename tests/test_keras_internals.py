@@ -230,3 +230,13 @@ def test_shared_objects_and_safe_mode_have_scopes(tmp_path):
         pytest.raises(ValueError, match=r"unsafe|arbitrary code"),
     ):
         keras.saving.deserialize_keras_object(lambda_layer, safe_mode=False)
+
+
+def test_boxes_of_a_plot():
+    """`plot_ties` finds them by the `id` of a layer, and paints what is black in their labels."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="dense")])
+    graph = keras.utils.model_to_dot(model)
+    (node,) = graph.get_node(str(id(model.layers[0])))
+    label = node.get("label")
+    assert label.count('bgcolor="black"') == 2
+    assert label.index('color="white"') < label.index("<b>dense</b>")

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from tiedio.callbacks import AssertTied
     from tiedio.errors import TiedioError, TiedioWarning
     from tiedio.patching import patch, unpatch
+    from tiedio.plotting import plot_ties
     from tiedio.saving import load_tied, save_tied
+    from tiedio.summaries import summary
     from tiedio.ties import Place, TieGroup
     from tiedio.tying import assert_tied, tie, untie
     from tiedio.variables import find_ties
@@ -24,8 +26,10 @@ __all__ = [
     "load_tied",
     "load_tied_weights",
     "patch",
+    "plot_ties",
     "save_tied",
     "save_tied_weights",
+    "summary",
     "tie",
     "unpatch",
     "untie",
@@ -43,8 +47,10 @@ _HOMES = {
     "load_tied": "saving",
     "load_tied_weights": "weights",
     "patch": "patching",
+    "plot_ties": "plotting",
     "save_tied": "saving",
     "save_tied_weights": "weights",
+    "summary": "summaries",
     "tie": "tying",
     "unpatch": "patching",
     "untie": "tying",

@@ -25,6 +25,7 @@ class Group:
         dtype: Their dtype.
         evidence: What says that they are one, as in `Evidence`; nothing for copies.
         nbytes: Bytes that are saved by storing the value once, or wasted by not doing so.
+        trainable: Whether optimizers train them; `None` if unknown.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Group:
     dtype: str
     evidence: tuple[str, ...]
     nbytes: int
+    trainable: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,12 @@ def inspect(filepath: Any) -> Inspection:
         )
 
 
+def tie_groups(filepath: Any) -> tuple[Group, ...]:
+    """Returns the tie groups of a file without looking for equal copies."""
+    with sources.reading(filepath) as checkpoint:
+        return tuple(_tie_groups(checkpoint, Contents(checkpoint)))
+
+
 def _class_name(optimizer: Mapping[str, Any] | None) -> str:
     name = (optimizer or {}).get("class_name")
     return name.rpartition(">")[2] if isinstance(name, str) else ""
@@ -127,6 +135,8 @@ def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
     ties = evidence.stated(checkpoint, contents)
     owners = evidence.joined(ties)
     said = collections.defaultdict(set)
+    recorded = checkpoint.record.tie_groups if checkpoint.record else ()
+    flags = {path: group.trainable for group in recorded for path in group.dataset_paths}
     for tie in ties:
         said[owners[tie.names[0]]].add(tie.evidence)
     for owner, members in _gathered(checkpoint, owners).items():
@@ -137,6 +147,7 @@ def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
             members[0],
             (len(members) - distinct) * members[0].nbytes,
             tuple(kind.value for kind in Evidence if kind in said[owner]),
+            next((flags[one.source] for one in members if one.source in flags), None),
         )
 
 
@@ -167,9 +178,14 @@ def _copies(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
 
 
 def _group(
-    names: Sequence[str], one: StoredVariable, nbytes: int, said: tuple[str, ...] = ()
+    names: Sequence[str],
+    one: StoredVariable,
+    nbytes: int,
+    said: tuple[str, ...] = (),
+    trainable: bool | None = None,
 ) -> Group:
-    return Group(tuple(names), one.shape, one.dtype.name, said, nbytes)
+    known = one.trainable if trainable is None else trainable
+    return Group(tuple(names), one.shape, one.dtype.name, said, nbytes, known)
 
 
 def _addresses(checkpoint: Checkpoint, variables: Sequence[StoredVariable]) -> set[Any]:

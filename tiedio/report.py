@@ -3,9 +3,10 @@
 How results look is decided here, and nothing else.
 """
 
+import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Wider than any table: what is read by a program is not folded.
 _UNBOUND = 1 << 20
+
+# Names are no markup, and a line is folded by whoever shows it.
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def as_json(content: Any) -> None:
@@ -41,9 +45,37 @@ def inspection(found: "Inspection") -> None:
         f"Stores {_bytes(found.bytes_stored)}; sharing saves {_bytes(found.bytes_shared)}, "
         f"equal copies waste {_bytes(found.bytes_wasted)}"
     )
-    _groups("Tied", "saves", found.tie_groups)
-    _groups("Equal copies", "waste", found.copies)
+    for title, verb, groups in (
+        ("tied", "saves", found.tie_groups),
+        ("equal copies", "waste", found.copies),
+    ):
+        if groups:
+            _console().print(_groups(title, verb, groups, with_evidence=True))
     _notes(found.notes)
+
+
+def ties(
+    name: str,
+    groups: "Sequence[Group]",
+    line_length: int | None,
+    print_fn: Callable[[str], Any] | None,
+) -> None:
+    """Prints what a model, or a file, shares."""
+    console = _console(line_length, print_fn)
+    if groups:
+        total = sum(len(group.names) for group in groups)
+        console.print(f'Tied variables of "{shown(name)}"', **_PLAIN)
+        console.print(_groups("tied", "saves", groups))
+        console.print(
+            f"{len(groups)} tie group{'s'[: len(groups) > 1]} of {total:,} variables; to store and "
+            f"hold them once saves {_bytes(sum(group.nbytes for group in groups))}.",
+            **_PLAIN,
+        )
+    else:
+        console.print(f'"{shown(name)}" has no tied variables.', **_PLAIN)
+    if print_fn:
+        for line in console.file.getvalue().splitlines():
+            print_fn(line)
 
 
 def verification(found: "Verification") -> None:
@@ -146,20 +178,20 @@ def _notes(notes: Iterable[str], about: str = "") -> None:
         _line(f"Note: {about}{note}")
 
 
-def _groups(title: str, verb: str, groups: "Sequence[Group]") -> None:
-    _table(
-        (title, "shape", "dtype", verb, "by"),
-        [
-            (
-                " = ".join(group.names),
-                str(group.shape),
-                group.dtype,
-                _bytes(group.nbytes),
-                ", ".join(group.evidence) or "equal contents",
-            )
-            for group in groups
-        ],
-    )
+def _groups(title: str, verb: str, groups: "Sequence[Group]", with_evidence: bool = False) -> Any:
+    """Makes a table of groups. Those have two variables at least, and so a row has two lines."""
+    titles = [title, "shape, dtype", verb, "trainable", *["by"] * with_evidence]
+    rows = [
+        (
+            " =\n".join(group.names),
+            f"{group.shape}\n{group.dtype}",
+            _bytes(group.nbytes),
+            {True: "yes", False: "no", None: "unknown"}[group.trainable],
+            ",\n".join(group.evidence) or "equal contents",
+        )[: len(titles)]
+        for group in groups
+    ]
+    return _made(titles, rows, lines=True)
 
 
 def _proposal(one: "Proposal") -> tuple[str, ...]:
@@ -191,21 +223,30 @@ def _bytes(count: int) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    from rich.console import Console
+    if rows:
+        _console().print(_made(titles, rows))
+
+
+def _made(titles: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = _UNBOUND
-    made = Table(*titles)
+    made = Table(*titles, show_lines=lines)
     for column in made.columns:
         column.overflow = "fold"  # a narrow terminal shows long names on several lines
     for row in rows:
         made.add_row(*(Text(shown(cell)) for cell in row))
-    console.print(made)
+    return made
+
+
+def _console(line_length: int | None = None, print_fn: Any = None) -> Any:
+    """Returns where to print; with `print_fn` that is a text without colours."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), color_system=None) if print_fn else Console()
+    if line_length or print_fn or not console.is_terminal:
+        console.width = line_length or _UNBOUND
+    return console
 
 
 def _finite(content: Any) -> Any:

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tiedio import markup
 from tiedio.errors import RecordError, listed
 
 METADATA_KEY = "tiedio"
@@ -95,6 +96,9 @@ class TieGroup:
         frozen = "" if self.trainable else ", not trainable"
         return f"{self.owner} = {aliases}  {self.shape} {self.dtype}{frozen}"
 
+    def _repr_html_(self) -> str:
+        return markup.tie_groups([self])
+
     def to_json(self) -> dict[str, Any]:
         return {
             "owner": self.owner.to_json(),
@@ -114,6 +118,15 @@ class TieGroup:
             fields.get("dtype", str),
             fields.get("trainable", bool),
         )
+
+
+class Ties(tuple[TieGroup, ...]):
+    """Tie groups; a notebook shows them as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return markup.tie_groups(self)
 
 
 @dataclasses.dataclass(frozen=True)

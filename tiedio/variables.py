@@ -44,7 +44,7 @@ from keras.src.saving.serialization_lib import ObjectSharingScope as ObjectShari
 from keras.src.saving.serialization_lib import SafeModeScope as SafeModeScope
 from keras.src.utils.naming import to_snake_case
 
-from tiedio.ties import HeldVariable, LayerState, Place, TieGroup
+from tiedio.ties import HeldVariable, LayerState, Place, TieGroup, Ties
 
 # The two lists in which a layer tracks its variables (there is no public way
 # to put another variable into a given place of them).
@@ -300,7 +300,7 @@ def find_ties(model: keras.Layer) -> tuple[TieGroup, ...]:
     ...     print(group)
     layers/dense/_kernel = layers/dense_1/_kernel  (4, 4) float32
     """
-    return tuple(group for group, _ in find_shared(walk(model)))
+    return Ties(group for group, _ in find_shared(walk(model)))
 
 
 def find_shared(visits: Iterable[Visit]) -> list[tuple[TieGroup, Any]]:

@@ -1,0 +1,102 @@
+"""`summary`: what a live model, or a file, shares, as a table."""
+
+import collections
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiedio import inspection, report, storage
+
+if TYPE_CHECKING:
+    import keras
+
+
+def summary(
+    model_or_filepath: Any,
+    line_length: int | None = None,
+    print_fn: Callable[[str], Any] | None = None,
+) -> None:
+    """Prints which variables a model, or a file, shares, and what that saves.
+
+    Each tie group has a row, with the owner first; variables are named by the layers that lead
+    to them. `tiedio.find_ties` returns what is printed here of a model.
+
+    Args:
+        model_or_filepath: A model or any layer; or a file that any version of Keras from
+            2.2 on wrote: a path, a URL or an open file. That is read without Keras. Equal
+            copies in it are not looked for, as by `tiedio inspect`.
+        line_length: Columns of the table, as in `keras.Model.summary`. Default: those of the
+            terminal; elsewhere, lines are as long as names are.
+        print_fn: Called with each line, instead of printing it.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        FileFormatError: If the file is not one of Keras, or damaged.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder], name="autoencoder")
+    >>> _ = tiedio.tie(decoder, to=encoder, weights=("kernel",))
+    >>> tiedio.summary(model)
+    Tied variables of "autoencoder"
+    ┏━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━━┓
+    ┃ tied             ┃ shape, dtype ┃ saves    ┃ trainable ┃
+    ┡━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━━┩
+    │ encoder/kernel = │ (4, 4)       │ 64 bytes │ yes       │
+    │ decoder/kernel   │ float32      │          │           │
+    └──────────────────┴──────────────┴──────────┴───────────┘
+    1 tie group of 2 variables; to store and hold them once saves 64 bytes.
+    """
+    if _is_layer(model_or_filepath):
+        name, groups = model_or_filepath.name, tuple(_tie_groups(model_or_filepath))
+    else:
+        name = storage.at(model_or_filepath).name
+        groups = inspection.tie_groups(model_or_filepath)
+    report.ties(name, groups, line_length, print_fn)
+
+
+def layer_name(layers: "Mapping[str, keras.Layer]", inner_path: str) -> str:
+    """Names a layer by those that lead to it, as `encoder/attention/query`.
+
+    Args:
+        layers: The layers of a model by their inner_paths.
+        inner_path: That of the layer.
+    """
+    ends = [*(slash.start() for slash in re.finditer("/", inner_path)), len(inner_path)]
+    leading = (layers.get(inner_path[:end]) for end in ends)
+    return "/".join(layer.name for layer in leading if layer is not None)
+
+
+def _is_layer(model_or_filepath: Any) -> bool:
+    # Who has a layer has imported Keras, which takes seconds.
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model_or_filepath, keras.Layer)
+
+
+def _tie_groups(model: "keras.Layer") -> Iterator[inspection.Group]:
+    from tiedio import variables
+
+    visits = variables.walk(model)
+    layers = dict(variables.layers_of(visits))
+    groups = [group for group, _ in variables.find_shared(visits)]
+    places = [place for group in groups for place in group.places]
+    names = {
+        place: f"{layer_name(layers, place.inner_path)}/{place.attribute.lstrip('_')}"
+        for place in places
+    }
+    times = collections.Counter(names.values())
+    for group in groups:
+        # Layers of a model may have one name.
+        named = (names[p] if times[names[p]] == 1 else str(p) for p in group.places)
+        # A layer that knows its variable by two attributes would hold it once anyway.
+        spared = len({place.inner_path for place in group.places}) - 1
+        size = math.prod(group.shape) * np.dtype(group.dtype).itemsize
+        yield inspection.Group(
+            tuple(named), group.shape, group.dtype, (), spared * size, group.trainable
+        )
