@@ -19,6 +19,7 @@ import tiedio
 from tiedio.errors import FileFormatError
 
 STEP_BY_STEP, BY_TWO_STEPS = {}, {"steps_per_execution": 2}
+EAGERLY = {"run_eagerly": True}  # quicker for a few steps
 
 not_on_torch = pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="torch has one step per execution"
@@ -277,7 +278,7 @@ def names_in(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def run_with(kind, folder, path, options, capsys, compiled=STEP_BY_STEP):
+def run_with(kind, folder, path, options, capsys, compiled=EAGERLY):
     """Trains with a callback; returns the files that it leaves, and what it said."""
     folder = folder / kind.__name__
     folder.mkdir()
@@ -331,7 +332,7 @@ OFTEN = ("pattern of batches", "best", "weights")
 @pytest.mark.parametrize(
     ("name", "compiled"),
     [
-        pytest.param(name, STEP_BY_STEP, marks=[] if name in OFTEN else [pytest.mark.slow])
+        pytest.param(name, EAGERLY, marks=[] if name in OFTEN else [pytest.mark.slow])
         for name in CHECKPOINTS
     ]
     + [
@@ -396,14 +397,14 @@ def test_errors_are_those_of_keras(tmp_path, filepath, options):
         if filepath.startswith("folder"):
             (tmp_path / filepath).mkdir(exist_ok=True)
         with pytest.raises((ValueError, KeyError, OSError)) as error:
-            fit(build(), [kind(tmp_path / filepath, **options)], epochs=1)
+            fit(build(**EAGERLY), [kind(tmp_path / filepath, **options)], epochs=1)
         raised.append((error.type, str(error.value)))
     theirs, ours = raised
     assert ours == theirs
 
 
 def test_calls_outside_of_the_callback_are_those_of_keras(tmp_path):
-    model = build()
+    model = build(**EAGERLY)
     fit(model, [tiedio.TiedModelCheckpoint(tmp_path / "tied.keras")], epochs=1)
     model.save(tmp_path / "stock.keras")
     assert is_tied(tiedio.load_tied(tmp_path / "tied.keras"))
@@ -478,8 +479,8 @@ def test_averages_are_saved_in_the_place_of_the_weights(tmp_path):
 
 
 def test_stock_keras_loses_the_averages_of_tied_variables(tmp_path):
-    model = build(optimizer=averaging())
-    fit(model)
+    model = build(optimizer=averaging(), **EAGERLY)
+    fit(model, epochs=1)
     model.save(tmp_path / "stock.keras")
     tiedio.save_tied(model, tmp_path / "tied.keras")
     with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
