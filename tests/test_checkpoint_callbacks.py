@@ -76,9 +76,10 @@ def backup(one_interrupted, tmp_path):
     return Path(shutil.copytree(one_interrupted, tmp_path / "backup"))
 
 
-def resumed(folder, tie=False, compiled=STEP_BY_STEP, **options):
+def resumed(folder, tie=False, compiled=STEP_BY_STEP, epochs_before=0, **options):
     """Goes on with a backup, by default of a model that is built without its ties."""
     model = build(tie, **compiled)
+    fit(model, epochs=epochs_before)
     history = fit(model, [tiedio.TiedBackupAndRestore(str(folder / "backup"), **options)])
     assert is_tied(model)
     return model, history.epoch
@@ -95,9 +96,15 @@ def from_the_middle(epoch, batch):
 # Resuming in one process
 
 
-@pytest.mark.parametrize("tie", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path, backup, tie):
-    model, epochs = resumed(tmp_path, tie)
+@pytest.mark.parametrize(
+    ("tie", "epochs_before"),
+    [(False, 0), (False, 1), pytest.param(True, 0, marks=pytest.mark.slow)],
+)
+def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path, backup, tie, epochs_before):
+    """Also with a model that was trained before, untied: its compiled functions, which `fit` has
+    at hand when the backup is loaded, know variables that are gone then.
+    """
+    model, epochs = resumed(tmp_path, tie, epochs_before=epochs_before)
     assert epochs == [2, 3]
     assert bit_equal(scenarios.state_of(model), uninterrupted())
 

@@ -230,3 +230,14 @@ def test_shared_objects_and_safe_mode_have_scopes(tmp_path):
         pytest.raises(ValueError, match=r"unsafe|arbitrary code"),
     ):
         keras.saving.deserialize_keras_object(lambda_layer, safe_mode=False)
+
+
+def test_where_a_backup_is_read(tmp_path):
+    """`BackupAndRestore._load_model`, `._training_metadata_path`."""
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path))
+    with open(backup._training_metadata_path, "w") as file:
+        json.dump({"epoch": 2}, file)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    backup.set_model(model)
+    backup._load_model()
+    assert model._initial_epoch == 2
