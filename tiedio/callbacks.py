@@ -116,8 +116,9 @@ class TiedBackupAndRestore(_Routed, keras.callbacks.BackupAndRestore):
     `save_tied_weights`, with the state of the optimizer and of random generators: what was
     saved at the end of an epoch goes on as if it had not stopped.
 
-    With `double_checkpoint=True`, the backup before is taken if the files of the newest one are
-    damaged, also if the run was killed before Keras had written which epoch that was.
+    With `double_checkpoint=True`, the backup before is taken if a file of the newest one is
+    damaged: the weights, or the JSON beside them that says which epoch it was. That is written
+    after them: a run that is killed in between trains an epoch again, as with Keras.
 
     Raises:
         FileFormatError: From `fit`, if the backup is damaged, and there is none before it.
