@@ -63,7 +63,9 @@ def test_examples(anywhere, sybil, path):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in tiedio.__all__ if name[0].islower()] + ["AssertTied"]
+    "name",
+    [name for name in tiedio.__all__ if name[0].islower()]
+    + ["AssertTied", "TiedBackupAndRestore", "TiedModelCheckpoint"],
 )
 def test_every_public_function_has_an_example(name):
     assert "Example:\n\n" in getattr(tiedio, name).__doc__

@@ -240,3 +240,14 @@ def test_boxes_of_a_plot():
     label = node.get("label")
     assert label.count('bgcolor="black"') == 2
     assert label.index('color="white"') < label.index("<b>dense</b>")
+
+
+def test_where_a_backup_is_read(tmp_path):
+    """`BackupAndRestore._load_model`, `._training_metadata_path`."""
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path))
+    with open(backup._training_metadata_path, "w") as file:
+        json.dump({"epoch": 2}, file)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    backup.set_model(model)
+    backup._load_model()
+    assert model._initial_epoch == 2

@@ -6,6 +6,8 @@ def test_public_names():
         "AssertTied",
         "Place",
         "TieGroup",
+        "TiedBackupAndRestore",
+        "TiedModelCheckpoint",
         "TiedioError",
         "TiedioWarning",
         "assert_tied",

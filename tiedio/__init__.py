@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiedio.callbacks import AssertTied
+    from tiedio.callbacks import AssertTied, TiedBackupAndRestore, TiedModelCheckpoint
     from tiedio.errors import TiedioError, TiedioWarning
     from tiedio.patching import patch, unpatch
     from tiedio.plotting import plot_ties
@@ -19,6 +19,8 @@ __all__ = [
     "AssertTied",
     "Place",
     "TieGroup",
+    "TiedBackupAndRestore",
+    "TiedModelCheckpoint",
     "TiedioError",
     "TiedioWarning",
     "assert_tied",
@@ -40,6 +42,8 @@ _HOMES = {
     "AssertTied": "callbacks",
     "Place": "ties",
     "TieGroup": "ties",
+    "TiedBackupAndRestore": "callbacks",
+    "TiedModelCheckpoint": "callbacks",
     "TiedioError": "errors",
     "TiedioWarning": "errors",
     "assert_tied": "tying",
