@@ -159,7 +159,7 @@ def test_other_shapes_are_named_before_anything_is_changed(tmp_path):
     with pytest.raises(errors.LoadError) as error:
         tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
     assert str(error.value) == (
-        "Cannot load the weights of `layers/dense_1`: other shapes than in the model.\n"
+        "Cannot load the weights of `layers/dense_1`: their shapes must match the model.\n"
         "Received: `layers/dense_1`: expected [(2, 5), (5,)], received [(2, 3), (3,)].\n"
         "Build the model as it was when saved, or pass `skip_mismatch=True`."
     )

@@ -34,11 +34,13 @@ def write(model: keras.Model) -> dict[str, Any]:
     """Returns the config of a model, and of how it was compiled."""
     with variables.ObjectSharingScope():
         config = _without_marks(keras.saving.serialize_keras_object(model))
-        if (config.get("compile_config") or {}).get("optimizer"):
-            # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps
-            # it again only where the policy in force is the same.
+    if (config.get("compile_config") or {}).get("optimizer"):
+        # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
+        # only where the policy in force is the same. In a scope of its own, as Keras would mark
+        # what it meets a second time.
+        with variables.ObjectSharingScope():
             optimizer = keras.saving.serialize_keras_object(model.optimizer)
-            config["compile_config"]["optimizer"] = optimizer
+        config["compile_config"]["optimizer"] = optimizer
     return config
 
 

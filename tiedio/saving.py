@@ -191,12 +191,12 @@ def load_tied(
             state.make_room(source.weights, model)
 
             def saveables() -> Sequence[variables.Visit]:
-                return inference.located(variables.walk(model), source.weights, record)
+                return inference.located(variables.walk(model), source.weights)
 
             inferred = inference.of_model(record, saveables(), source.weights)
-            error = retying.retie(model, inferred, source.weights, deferral)
+            error = retying.retie(saveables, inferred, source.weights, deferral)
             state.report(error, strict)
-            visits = variables.walk(model)
+            visits = saveables()
             state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
