@@ -312,6 +312,19 @@ def test_compile_false_leaves_the_model_uncompiled(tmp_path):
     assert scenarios.ties_of(loaded) == scenarios.ties_of(model)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_the_config_marks_no_optimizer_as_shared(tmp_path, policy):
+    dense = keras.layers.Dense(2, dtype=policy)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    model.compile("adam", "mse", auto_scale_loss=True)
+    model.optimizer.build(model.trainable_variables)
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        config = archive.read("config.json").decode()
+    assert type(model.optimizer).__name__ in config
+    assert "shared_object_id" not in config
+
+
 def test_assets_travel(tmp_path):
     model = keras.Sequential([keras.Input((1,)), scenarios.Motto()])
     model.layers[0].text = "ties that bind"

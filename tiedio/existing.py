@@ -223,7 +223,7 @@ def _nothing_stored(
     """The error for what has variables, and nothing in the file."""
     by_record = state.read_by_record(record)
     lacking = {
-        visit.inner_path or "the model": f"{count} variables"
+        visit.inner_path or "the model": f"{count} variables, received 0 variables"
         for visit in visits
         if visit.inner_path not in by_record
         and not len(weights.store(visit.inner_path))
@@ -235,7 +235,7 @@ def _nothing_stored(
     told = "; ".join(f"`{name}`: expected {lacking[name]}" for name in sorted(lacking))
     return LoadError(
         f"Cannot load the weights of {listed(lacking)}: `{weights.filepath}` has none for them.\n"
-        f"Received 0 variables, for {told}.\n"
+        f"Received: {told}.\n"
         "Build the model as it was when saved, or pass `skip_mismatch=True`."
     )
 
