@@ -1,5 +1,6 @@
 """Train, save, load in a new process, train on: nothing differs from never stopping."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -302,6 +303,31 @@ def test_an_optimizer_that_was_never_built_comes_back_unbuilt(tmp_path):
     loaded = tiedio.load_tied(tmp_path / "new.keras")
     assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
     assert float(loaded.optimizer.learning_rate) == 0.125
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "folder"])
+def test_the_optimizer_may_be_left_out(tmp_path, name):
+    model = scenarios.two_paddings()
+    scenarios.train(model)
+    before = scenarios.state_of(model)
+    filepath = tmp_path / name
+    options = {"zipped": "." in name, "include_optimizer": False}
+    tiedio.save_tied(model, filepath, **options)
+    loaded = tiedio.load_tied(filepath)
+    assert not loaded.compiled
+    tiedio.save_tied(loaded, filepath, **options)  # where there is none
+    assert scenarios.ties_of(loaded) == scenarios.ties_of(model)
+    assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+    assert not keras.saving.load_model(filepath).compiled
+    assert all(map(np.array_equal, scenarios.state_of(model), before))
+    loaded.compile("adam", "mse")
+    tiedio.save_tied(loaded, filepath, **options)  # which is in a folder, and replaced
+    with contextlib.ExitStack() as opened:
+        file = filepath if name != "folder" else filepath / "model.weights.h5"
+        if name == "model.keras":
+            file = opened.enter_context(zipfile.ZipFile(filepath)).open("model.weights.h5")
+        file = opened.enter_context(h5py.File(file))
+        assert "layers" in file and not {"optimizer", "optimizer_weights"} & {*file}
 
 
 def test_compile_false_leaves_the_model_uncompiled(tmp_path):

@@ -10,7 +10,14 @@ import keras
 
 from tiedio import models, variables, versions
 from tiedio.deferral import Deferral
-from tiedio.errors import CustomObjectsError, LoadError, TiedioError, first_line, listed
+from tiedio.errors import (
+    CustomObjectsError,
+    LoadError,
+    NoModelError,
+    TiedioError,
+    first_line,
+    listed,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +117,7 @@ class Config:
 def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:
     """Refuses what a config may be of and is no model."""
     if not isinstance(model, kind):
-        raise LoadError(
+        raise NoModelError(
             f"`{path}` holds no model.\n"
             f"Expected: a model. Received: {type(model).__name__}.\n"
             "Load it with `keras.saving.load_model`."

@@ -92,7 +92,9 @@ def save_tied(
     check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
-    visits = variables.walk(model, () if include_optimizer else [model.optimizer])
+    # A model that was never compiled has no such attribute.
+    left_out = [] if include_optimizer else [getattr(model, "optimizer", None)]
+    visits = variables.walk(model, left_out)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
         config = configs.write(model)

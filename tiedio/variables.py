@@ -33,7 +33,7 @@ from keras.src.legacy.saving.saving_options import keras_option_scope as keras_o
 from keras.src.saving import saving_api as saving_api
 
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
-from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.saving.keras_saveable import KerasSaveable as KerasSaveable
 
 # The attributes it does not visit, their order, and how it names the members of lists
 # (below): paths made from anything else would not be where stock Keras looks for them.
