@@ -132,15 +132,13 @@ def main():
     stock, calls_of_stock, _ = run(files, root, patched=False)
     patched, calls, output = run(files, root, patched=True)
     problems = problems_of(stock, patched, calls_of_stock, calls)
-    if problems:
-        print(output)
-    print(*problems, sep="\n")
-    failed = [name for name in patched if patched[name] == stock.get(name) == "failed"]
-    print(*(f"{name}: failed in both runs" for name in failed), sep="\n")
+    for name, outcome in stock.items():
+        if outcome == patched.get(name) == "failed":
+            print(f"{name}: failed in both runs")
     print("Under the patch:", ", ".join(f"{name} {count}" for name, count in sorted(calls.items())))
-    same = len(stock.keys() | patched.keys()) - sum(
-        stock.get(name) != patched.get(name) for name in stock.keys() | patched.keys()
-    )
+    if problems:
+        print(output, *problems, sep="\n")
+    same = sum(outcome == patched.get(name) for name, outcome in stock.items())
     print(f"{same} passed, {len(problems)} failed")
     return 1 if problems else 0
 

@@ -8,8 +8,6 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
-
 from tiedio import models, retying, state, variables
 from tiedio.deferral import Deferral, loads_as_keras
 from tiedio.errors import LoadError, first_line, listed

@@ -58,9 +58,7 @@ def _by_attribute(record: Record, visits: Sequence[variables.Visit]) -> Record:
     )
 
 
-def located(
-    visits: Sequence[variables.Visit], weights: WeightsFile
-) -> Sequence[variables.Visit]:
+def located(visits: Sequence[variables.Visit], weights: WeightsFile) -> Sequence[variables.Visit]:
     """Lists saveables with the path first under which the file stores them.
 
     Another class may reach a layer by other paths before, and versions of Keras differ, where
