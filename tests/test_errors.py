@@ -202,8 +202,13 @@ def test_save_an_unbuilt_model(tmp_path):
             "a path ending in `.keras`, `.h5`, `.hdf5`",
             ", or pass `zipped=False` to save to a folder",
         ),
-        ("model.keras", False, "the path of a folder", ""),
-        ("model.h5", False, "the path of a folder", ""),
+        (
+            "model.keras",
+            False,
+            "the path of a folder, which should not end in `.keras`",
+            "",
+        ),
+        ("model.h5", False, "the path of a folder, which should not end in `.h5`", ""),
     ],
 )
 def test_a_name_of_no_format(tmp_path, name, zipped, expected, advice):

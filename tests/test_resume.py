@@ -1,5 +1,6 @@
 """Train, save, load in a new process, train on: nothing differs from never stopping."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -304,12 +305,50 @@ def test_an_optimizer_that_was_never_built_comes_back_unbuilt(tmp_path):
     assert float(loaded.optimizer.learning_rate) == 0.125
 
 
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "folder"])
+def test_the_optimizer_may_be_left_out(tmp_path, name):
+    model = scenarios.two_paddings()
+    scenarios.train(model)
+    before = scenarios.state_of(model)
+    filepath = tmp_path / name
+    options = {"zipped": "." in name, "include_optimizer": False}
+    tiedio.save_tied(model, filepath, **options)
+    loaded = tiedio.load_tied(filepath)
+    assert not loaded.compiled
+    tiedio.save_tied(loaded, filepath, **options)  # where there is none
+    assert scenarios.ties_of(loaded) == scenarios.ties_of(model)
+    assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+    assert not keras.saving.load_model(filepath).compiled
+    assert all(map(np.array_equal, scenarios.state_of(model), before))
+    loaded.compile("adam", "mse")
+    tiedio.save_tied(loaded, filepath, **options)  # which is in a folder, and replaced
+    with contextlib.ExitStack() as opened:
+        file = filepath if name != "folder" else filepath / "model.weights.h5"
+        if name == "model.keras":
+            file = opened.enter_context(zipfile.ZipFile(filepath)).open("model.weights.h5")
+        file = opened.enter_context(h5py.File(file))
+        assert "layers" in file and not {"optimizer", "optimizer_weights"} & {*file}
+
+
 def test_compile_false_leaves_the_model_uncompiled(tmp_path):
     model = scenarios.two_paddings()
     tiedio.save_tied(model, tmp_path / "model.keras")
     loaded = tiedio.load_tied(tmp_path / "model.keras", compile=False)
     assert not loaded.compiled
     assert scenarios.ties_of(loaded) == scenarios.ties_of(model)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_the_config_marks_no_optimizer_as_shared(tmp_path, policy):
+    dense = keras.layers.Dense(2, dtype=policy)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    model.compile("adam", "mse", auto_scale_loss=True)
+    model.optimizer.build(model.trainable_variables)
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        config = archive.read("config.json").decode()
+    assert type(model.optimizer).__name__ in config
+    assert "shared_object_id" not in config
 
 
 def test_assets_travel(tmp_path):

@@ -95,7 +95,7 @@ def emptied():
 def test_stock_keras_loads_the_set(tmp_path):
     filepath, model = tmp_path / "model.weights.json", tables(compiled=False)
     tiedio.save_tied_weights(model, filepath, max_shard_size=SHARD)
-    assert len(names_beside(filepath)) > 3
+    assert len(names_beside(filepath)) > 2
     other = emptied()
     other.load_weights(filepath)
     assert all(map(np.array_equal, other.get_weights(), model.get_weights()))
@@ -129,9 +129,80 @@ def test_shards_of_the_set_before_are_gone_after_a_save(filepath, model):
     before = names_beside(filepath)
     tiedio.save_tied_weights(model, filepath, max_shard_size=SHARD)
     after = names_beside(filepath)
-    assert len(after) == len(before)
+    assert len(after) == len(before) + 1  # the first shard had the name that Keras opens
     assert set(after) & set(before) == {"model.weights.json", "model_00000.weights.h5"}
+    assert filepath.with_name("model_00000.weights.h5").stat().st_size < 3000  # nothing is in it
     assert_loads(filepath, model)
+
+
+def one_shard(filepath):
+    model = tables(compiled=False)
+    tiedio.save_tied_weights(model, filepath, max_shard_size=1)
+    return model
+
+
+def assert_keras_loads(filepath, model):
+    other = emptied()
+    other.load_weights(filepath)
+    assert all(map(np.array_equal, other.get_weights(), model.get_weights()))
+
+
+def test_the_first_shard_is_the_one_that_keras_opens_if_there_is_none(tmp_path):
+    filepath = tmp_path / "model.weights.json"
+    for token in ("", "_[0-9a-f]{8}", "_[0-9a-f]{8}"):
+        model = one_shard(filepath)
+        assert_keras_loads(filepath, model)
+        (name,) = set(json.loads(filepath.read_text())["weight_map"].values())
+        assert re.fullmatch(f"model{token}_00000.weights.h5", name)
+        first = filepath.with_name("model_00000.weights.h5")
+        assert set(names_beside(filepath)) == {filepath.name, first.name, name}
+        assert (first.stat().st_size < 3000) == bool(token)  # an empty one takes its place
+
+
+def test_without_hard_links_all_shards_have_a_token(tmp_path, monkeypatch):
+    def link(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    filepath = tmp_path / "model.weights.json"
+    assert_keras_loads(filepath, one_shard(filepath))
+    assert len(names_beside(filepath)) == 3
+
+
+def test_a_crash_after_the_shards_leaves_nothing(tmp_path, monkeypatch):
+    filepath = tmp_path / "model.weights.json"
+    monkeypatch.setattr(shards, "_weight_map", crash)
+    with pytest.raises(KeyboardInterrupt):
+        one_shard(filepath)
+    assert names_beside(filepath) == []
+
+
+def test_a_crash_leaves_what_somebody_else_saved_meanwhile(tmp_path, monkeypatch):
+    filepath, others = tmp_path / "model.weights.json", []
+
+    def save_and_crash(*arguments):
+        monkeypatch.undo()
+        others.append(one_shard(filepath))
+        crash()
+
+    monkeypatch.setattr(shards, "_weight_map", save_and_crash)
+    with pytest.raises(KeyboardInterrupt):
+        tiedio.save_tied_weights(tables(), filepath, max_shard_size=SHARD)
+    assert_keras_loads(filepath, *others)
+    assert len(names_beside(filepath)) == 3
+
+
+def test_a_first_shard_of_a_save_that_was_killed_is_emptied(tmp_path):
+    filepath = tmp_path / "model.weights.json"
+    left = filepath.with_name("model_00000.weights.h5")
+    with h5py.File(left, "w") as file:
+        file["left"] = np.zeros(9999)
+    assert_keras_loads(filepath, one_shard(filepath))
+    assert left.stat().st_size < 3000
+
+
+def crash(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_the_set_of_stock_keras_is_replaced(tmp_path, model):

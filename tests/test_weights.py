@@ -159,7 +159,7 @@ def test_other_shapes_are_named_before_anything_is_changed(tmp_path):
     with pytest.raises(errors.LoadError) as error:
         tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
     assert str(error.value) == (
-        "Cannot load the weights of `layers/dense_1`: other shapes than in the model.\n"
+        "Cannot load the weights of `layers/dense_1`: their shapes must match the model.\n"
         "Received: `layers/dense_1`: expected [(2, 5), (5,)], received [(2, 3), (3,)].\n"
         "Build the model as it was when saved, or pass `skip_mismatch=True`."
     )
@@ -646,3 +646,122 @@ def test_shards_of_an_open_file(tied, tmp_path):
     filepath = save(tied, tmp_path, "shards")
     with open(filepath, "rb") as file, pytest.raises(errors.FileFormatError, match="needs other"):
         tiedio.load_tied_weights(two_convolutions(), file)
+
+
+class InItsOwnWay(keras.layers.Dense):
+    """Loads whatever is there."""
+
+    def load_own_variables(self, store):
+        for number in store:
+            self.weights[int(number)].assign(store[number])
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class Named(keras.Model):
+    """Layers under these names, the third of which loads in its own way."""
+
+    def __init__(self, names=("first", "second"), **options):
+        super().__init__(**options)
+        self._names = names
+        for name in names:
+            kind = InItsOwnWay if name == "third" else keras.layers.Dense
+            setattr(self, name, kind(6))
+
+    def call(self, inputs):
+        for name in self._names:
+            inputs = getattr(self, name)(inputs)
+        return inputs
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class Renamed(Named):
+    """The layers of `Named`, which other attributes reach first."""
+
+    def __init__(self):
+        super().__init__(("a_first", "a_second"))
+
+    first = property(lambda self: self.a_first)
+    second = property(lambda self: self.a_second)
+
+
+def named(kind=Named, tie=False, **options):
+    model = kind(**options)
+    model(np.ones((1, 6)))
+    if tie:
+        tiedio.tie(model.second, to=model.first)
+    model.compile("adam", "mse")
+    return model
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_layer_that_another_path_reaches_first(tmp_path, stock):
+    model, filepath = named(tie=not stock), tmp_path / "model.weights.h5"
+    scenarios.train(model)
+    model.save_weights(filepath) if stock else tiedio.save_tied_weights(model, filepath)
+    other = named(Renamed)
+    tiedio.load_tied_weights(other, filepath)
+    assert (other.first.kernel is other.second.kernel) == (not stock)
+    assert np.array_equal(other.second.kernel, model.second.kernel)
+    for ours, theirs in zip(scenarios.state_of(other), scenarios.state_of(model), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("option", ["strict", "skip_mismatch", None])
+def test_nothing_is_left_out_in_silence(tmp_path, stock, option):
+    model, filepath = named(names=("first",)), tmp_path / "model.weights.h5"
+    model.save_weights(filepath) if stock else tiedio.save_tied_weights(model, filepath)
+    other = named(names=("first", "second", "third"))
+    before = values(other)
+    if option is None:
+        with pytest.raises(errors.LoadError) as error:
+            tiedio.load_tied_weights(other, filepath)
+        assert str(error.value) == (
+            f"Cannot load the weights of `layers/dense_1`, `layers/in_its_own_way`: "
+            f"`{filepath}` has none for them.\n"
+            "Received: `layers/dense_1`: expected 2 variables, received 0 variables; "
+            "`layers/in_its_own_way`: expected 2 variables, received 0 variables.\n"
+            "Build the model as it was when saved, or pass `skip_mismatch=True`."
+        )
+        assert all(map(np.array_equal, values(other), before))
+        return
+    with pytest.warns(tiedio.TiedioWarning) as caught:
+        tiedio.load_tied_weights(other, filepath, **{option: option != "strict"})
+    named_all = f"`layers/dense_1`, `layers/in_its_own_way`: `{filepath}` has none for them."
+    assert named_all in str(caught[0].message)
+    assert np.array_equal(other.first.kernel, model.first.kernel)
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class InsideItself(keras.Model):
+    """Layers in a list and a dict that are inside themselves."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.blocks = [keras.layers.Dense(6), keras.layers.Dense(6)]
+        self.blocks.append(self.blocks)
+        self.by_name = {"first": self.blocks[0]}
+        self.by_name["all"] = self.by_name
+
+    def call(self, inputs):
+        return self.blocks[1](self.blocks[0](inputs))
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_containers_that_are_inside_themselves(tmp_path, weights_only):
+    model = InsideItself()
+    model(np.ones((1, 6)))
+    tiedio.tie(model.blocks[1], to=model.blocks[0])
+    model.compile("adam", "mse")
+    scenarios.train(model)
+    if weights_only:
+        tiedio.save_tied_weights(model, tmp_path / "model.weights.h5")
+        loaded = InsideItself()
+        loaded(np.ones((1, 6)))
+        loaded.compile("adam", "mse")
+        tiedio.load_tied_weights(loaded, tmp_path / "model.weights.h5")
+    else:
+        tiedio.save_tied(model, tmp_path / "model.keras")
+        loaded = tiedio.load_tied(tmp_path / "model.keras")
+    assert loaded.blocks[0].kernel is loaded.blocks[1].kernel
+    assert_equal(loaded, model)

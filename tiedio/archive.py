@@ -73,9 +73,13 @@ def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> F
     for one in fit:
         if target.name.endswith(one.suffixes) and zipped == bool(one.suffixes):
             return one
-    if not zipped and not target.name.endswith(tuple(s for one in FORMATS for s in one.suffixes)):
+    suffixes = (suffix for one in FORMATS for suffix in one.suffixes)
+    ending = next(filter(target.name.endswith, suffixes), None)
+    if not zipped and not ending:
         return _FOLDER
-    expected = f"a path ending in {endings}" if zipped else "the path of a folder"
+    expected = f"a path ending in {endings}"
+    if not zipped:
+        expected = f"the path of a folder, which should not end in `{ending}`"
     raise SaveError(
         f"`{target.name}` names no format in which {'models' if holds_model else 'weights'} "
         "are saved.\n"

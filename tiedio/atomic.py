@@ -78,6 +78,18 @@ def replacing(filepath: Path, durable: bool = True) -> Iterator[BinaryIO]:
         _flush_folder(target.parent)
 
 
+def rename(filepath: Path, new: Path, durable: bool = True) -> bool:
+    """Gives a file a new name, unless another has it; whether it was done."""
+    try:
+        os.link(filepath, new)  # unlike a renaming, it replaces nothing
+    except OSError:  # there is one, or there are no links
+        return False
+    filepath.unlink()
+    if durable:
+        _flush_folder(new.parent)
+    return True
+
+
 @contextlib.contextmanager
 def replacing_folder(
     filepath: Path, replaced: Collection[str], durable: bool = True

@@ -10,7 +10,14 @@ import keras
 
 from tiedio import models, variables, versions
 from tiedio.deferral import Deferral
-from tiedio.errors import CustomObjectsError, LoadError, TiedioError, first_line, listed
+from tiedio.errors import (
+    CustomObjectsError,
+    LoadError,
+    NoModelError,
+    TiedioError,
+    first_line,
+    listed,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +41,13 @@ def write(model: keras.Model) -> dict[str, Any]:
     """Returns the config of a model, and of how it was compiled."""
     with variables.ObjectSharingScope():
         config = _without_marks(keras.saving.serialize_keras_object(model))
-        if (config.get("compile_config") or {}).get("optimizer"):
-            # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps
-            # it again only where the policy in force is the same.
+    if (config.get("compile_config") or {}).get("optimizer"):
+        # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
+        # only where the policy in force is the same. In a scope of its own, as Keras would mark
+        # what it meets a second time.
+        with variables.ObjectSharingScope():
             optimizer = keras.saving.serialize_keras_object(model.optimizer)
-            config["compile_config"]["optimizer"] = optimizer
+        config["compile_config"]["optimizer"] = optimizer
     return config
 
 
@@ -108,7 +117,7 @@ class Config:
 def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:
     """Refuses what a config may be of and is no model."""
     if not isinstance(model, kind):
-        raise LoadError(
+        raise NoModelError(
             f"`{path}` holds no model.\n"
             f"Expected: a model. Received: {type(model).__name__}.\n"
             "Load it with `keras.saving.load_model`."

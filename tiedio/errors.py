@@ -11,6 +11,7 @@
     ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
     ├── SaveError               (ValueError)  a state cannot be saved without loss
     └── LoadError               (ValueError)  a state cannot be restored without loss
+        └── NoModelError                      the file holds something else
 
 Each leaf is also the builtin that code written for Keras already catches. A
 message has at most three lines: what failed and for which variables (all of
@@ -66,6 +67,10 @@ class SaveError(TiedioError, ValueError):
 
 class LoadError(TiedioError, ValueError):
     """Loading would lose something."""
+
+
+class NoModelError(LoadError):
+    """The file is one of Keras, and what it holds is no model."""
 
 
 class TiedioWarning(UserWarning):

@@ -8,8 +8,6 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
-
 from tiedio import models, retying, state, variables
 from tiedio.deferral import Deferral, loads_as_keras
 from tiedio.errors import LoadError, first_line, listed
@@ -107,6 +105,8 @@ def check(
         weights: The file.
         visits: The saveables to be loaded.
     """
+    if error := _nothing_stored(models.without_optimizers(visits), record, weights):
+        yield error
     if error := retying.error_of(retying.find_problems(visits, record)):
         yield error
     if error := _mismatch(models.without_optimizers(visits), record, weights):
@@ -144,19 +144,25 @@ def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadErro
 
 
 def find_unresumable(
-    model: keras.Layer,
     record: Record,
     weights: WeightsFile,
     visits: Sequence[variables.Visit],
+    everything: Sequence[variables.Visit],
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
+
+    Args:
+        record: What to restore, as from `fitted`.
+        weights: The file.
+        visits: The saveables to be loaded.
+        everything: All saveables of the model.
 
     Returns:
         An error for each; `None` for one that was not built when saved, and is now: the file
         says nothing of how it goes on.
     """
     found: dict[str, LoadError | None] = {}
-    places = variables.find_places(variables.walk(model))
+    places = variables.find_places(everything)
     by_path = {visit.inner_path: visit.saveable for visit in visits}
     owner_of = {
         id(places[place][1]): id(places[group.owner][1])
@@ -209,6 +215,29 @@ def _slots_error(
     return state.slots_error(inner_path, built, store)
 
 
+def _nothing_stored(
+    visits: Iterable[variables.Visit], record: Record, weights: WeightsFile
+) -> LoadError | None:
+    """The error for what has variables, and nothing in the file."""
+    by_record = state.read_by_record(record)
+    lacking = {
+        visit.inner_path or "the model": f"{count} variables, received 0 variables"
+        for visit in visits
+        if visit.inner_path not in by_record
+        and not len(weights.store(visit.inner_path))
+        and hasattr(visit.saveable, "save_own_variables")
+        and (count := len(state.shapes_to_store(visit.saveable)))
+    }
+    if not lacking:
+        return None
+    told = "; ".join(f"`{name}`: expected {lacking[name]}" for name in sorted(lacking))
+    return LoadError(
+        f"Cannot load the weights of {listed(lacking)}: `{weights.filepath}` has none for them.\n"
+        f"Received: {told}.\n"
+        "Build the model as it was when saved, or pass `skip_mismatch=True`."
+    )
+
+
 def _mismatch(
     visits: Iterable[variables.Visit], record: Record, weights: WeightsFile
 ) -> LoadError | None:
@@ -221,6 +250,8 @@ def _mismatch(
             continue
         expected = state.shapes_to_store(visit.saveable)
         received = weights.store(visit.inner_path).shapes()
+        if expected and not received:  # which is an error of its own
+            continue
         if visit.inner_path in record.layers:  # which says in which order they are
             expected, received = sorted(expected), sorted(received)
         if received != expected:
@@ -229,7 +260,7 @@ def _mismatch(
         return None
     told = "; ".join(f"`{name}`: expected {differing[name]}" for name in sorted(differing))
     return LoadError(
-        f"Cannot load the weights of {listed(differing)}: other shapes than in the model.\n"
+        f"Cannot load the weights of {listed(differing)}: their shapes must match the model.\n"
         f"Received: {told}.\n"
         "Build the model as it was when saved, or pass `skip_mismatch=True`."
     )

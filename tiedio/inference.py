@@ -58,16 +58,12 @@ def _by_attribute(record: Record, visits: Sequence[variables.Visit]) -> Record:
     )
 
 
-def located(
-    visits: Sequence[variables.Visit], weights: WeightsFile, record: Record | None
-) -> Sequence[variables.Visit]:
+def located(visits: Sequence[variables.Visit], weights: WeightsFile) -> Sequence[variables.Visit]:
     """Lists saveables with the path first under which the file stores them.
 
-    With a record that is the first path. Versions of Keras differ, where some visit a part of
-    the model that others do not.
+    Another class may reach a layer by other paths before, and versions of Keras differ, where
+    some visit a part of the model that others do not.
     """
-    if record and record.is_complete:
-        return visits
     found: list[variables.Visit] = []
     moved: dict[str, str] = {}
     for visit in visits:
@@ -80,7 +76,8 @@ def located(
         stored = next((one for one in candidates if weights.names(one)), visit.inner_path)
         if stored != visit.inner_path:
             moved[visit.inner_path] = stored
-        found.append(dataclasses.replace(visit, inner_paths=[stored, *visit.inner_paths[1:]]))
+        others = [one for one in visit.inner_paths if one != stored]
+        found.append(dataclasses.replace(visit, inner_paths=[stored, *others]))
     return found
 
 

@@ -65,7 +65,7 @@ def renew_functions(model: keras.Model) -> None:
     Functions are not only dropped: a callback may be what loads, and `fit` goes on with them.
     """
     for name in ("train", "test", "predict"):
-        if getattr(model, f"{name}_function") is not None:
+        if getattr(model, f"{name}_function", None) is not None:  # a layer has none
             getattr(model, f"make_{name}_function")(force=True)
     for layer in model._flatten_layers():
         track_parameters(layer)

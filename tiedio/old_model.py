@@ -61,7 +61,9 @@ def load(
             places[id(variable)][0]: weight for one in matches for variable, weight in one.pairs
         }
         ties = old_ties.find(model, old, matches, places, weights)
-        error = retying.retie(model, Record(tie_groups=ties), weights, deferral)
+        error = retying.retie(
+            lambda: variables.walk(model), Record(tie_groups=ties), weights, deferral
+        )
         state.report(error, strict)
         _restore_order(model, old, stored)
         compiled = compile and _compile(model, old)

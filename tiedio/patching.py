@@ -15,14 +15,15 @@ from typing import Any
 import keras
 
 from tiedio import saving, weights
+from tiedio.errors import NoModelError
 from tiedio.ties import METADATA_KEY
-from tiedio.variables import saving_api
+from tiedio.variables import KerasSaveable, saving_api
 
 _Function = Callable[..., Any]
 
 _lock = threading.Lock()
 _undo = contextlib.ExitStack()  # gives Keras its own back
-_uses: list["patch"] = []  # what wants it replaced
+_uses: tuple["patch", ...] = ()  # what wants it replaced; others read it without the lock
 _here = contextvars.ContextVar("tiedio_routed", default=False)
 
 
@@ -36,8 +37,8 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     `unpatch`; several may hold at once. Arguments, prompts and messages about paths stay those
     of Keras.
 
-    What tiedio does not save goes on to Keras: models that are not built, layers that are not
-    models, and Orbax checkpoints.
+    What tiedio does not save goes on to Keras: models that are not built, layers and optimizers
+    that are not in a model, and Orbax checkpoints.
 
     Raises:
         TiedioError: From Keras' functions, where those of tiedio raise it.
@@ -58,19 +59,28 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     everywhere = True
 
     def __init__(self):
+        self._begin()
+
+    def _begin(self) -> None:
+        global _uses
         with _lock:
             if not _uses:
                 for holder, name, replacement in _replacements():
                     _undo.callback(setattr, holder, name, getattr(holder, name))
                     setattr(holder, name, replacement)
-            _uses.append(self)
+            if self not in _uses:
+                _uses = (*_uses, self)
+
+    def __enter__(self) -> Any:
+        self._begin()  # if it has ended before
+        return self
 
     def __exit__(self, *exception: Any) -> None:
+        global _uses
         with _lock:
-            if self in _uses:
-                _uses.remove(self)
-                if not _uses:
-                    _undo.close()
+            _uses = tuple(use for use in _uses if use is not self)
+            if not _uses:
+                _undo.close()
 
 
 def unpatch() -> None:
@@ -85,8 +95,9 @@ def unpatch() -> None:
     >>> keras.Model.save is save
     True
     """
-    for use in [use for use in _uses if use.everywhere]:
-        use.__exit__()
+    for use in _uses:
+        if use.everywhere:
+            use.__exit__()
 
 
 class routed(patch):  # noqa: N801
@@ -94,9 +105,9 @@ class routed(patch):  # noqa: N801
 
     everywhere = False
 
-    def __enter__(self) -> "routed":
+    def __enter__(self) -> Any:
         self._token = _here.set(True)
-        return self
+        return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         _here.reset(self._token)
@@ -124,9 +135,11 @@ def _either(ours: _Function, stock: _Function) -> _Function:
 
     @functools.wraps(stock)
     def either(*args: Any, **kwargs: Any) -> Any:
-        models = [arg for arg in args if isinstance(arg, keras.Layer)]
-        saved = all(isinstance(model, keras.Model) and model.built for model in models)
-        return (ours if _is_routed() and saved else stock)(*args, **kwargs)
+        saved = [arg for arg in args if isinstance(arg, KerasSaveable)]
+        if _is_routed() and all(isinstance(one, keras.Model) and one.built for one in saved):
+            with contextlib.suppress(NoModelError):  # a file of an optimizer, say
+                return ours(*args, **kwargs)
+        return stock(*args, **kwargs)
 
     return either
 
@@ -180,6 +193,7 @@ def _without_record(initialize: _Function) -> _Function:
     @functools.wraps(initialize)
     def init(editor: Any, *args: Any, **kwargs: Any) -> None:
         initialize(editor, *args, **kwargs)
-        editor.weights_dict.pop(METADATA_KEY, None)
+        if _is_routed():
+            editor.weights_dict.pop(METADATA_KEY, None)
 
     return init

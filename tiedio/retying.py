@@ -5,7 +5,7 @@ held one variable hold one again, and those that held two hold two.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -34,21 +34,19 @@ _UNKNOWN = "not in the file"
 
 
 def retie(
-    model: keras.Layer,
+    saveables: Callable[[], Sequence[variables.Visit]],
     record: Record,
     weights: WeightsFile,
     deferral: Deferral,
-    skipped: Iterable[Any] = (),
     in_use: bool = False,
 ) -> RecordError | None:
-    """Restores what layers of `model` have in common.
+    """Restores what layers of a model have in common.
 
     Args:
-        model: The model.
+        saveables: Lists those of the model that are not left as they are.
         record: What to restore.
         weights: The file.
         deferral: The variables of the model that have no value yet.
-        skipped: Parts of the model that are left as they are.
         in_use: Whether it may be compiled, or its layers be those of other models; not so if
             it was just built.
 
@@ -56,10 +54,10 @@ def retie(
         An error that names all that does not fit the model, and was left as it is.
     """
     problems: Problems = {}
-    visits = variables.walk(model, skipped)
+    visits = saveables()
     replaced_layers = _share_layers(visits, record.shared_layers, weights, problems)
     if replaced_layers:
-        visits = variables.walk(model, skipped)
+        visits = saveables()
     problems.update(find_problems(visits, record))
     _share_generators(visits, record)
     for one in _separations(visits, record):
@@ -316,18 +314,25 @@ def match_optimizers(
     visits: Sequence[variables.Visit],
     record: Record,
     deferral: Deferral,
-    in_use: bool = False,
+    everything: Sequence[variables.Visit] | None = None,
 ) -> LoadError | None:
     """Makes every optimizer be built for the variables it was built for when saved.
 
-    One that the record does not mention is built for what is trainable; with `in_use` only
-    if it was not built for anything yet.
+    One that the record does not mention is built for what is trainable.
+
+    Args:
+        model: The model.
+        visits: Its saveables that are not left as they are.
+        record: What to restore.
+        deferral: The variables of the model that have no value yet.
+        everything: All of its saveables, if it was in use before. What was built for something
+            then, and is not in the record, stays as it is.
 
     Returns:
         An error that names the optimizers that the model does not have.
     """
     # Of all, as `visits` may lack what an optimizer that is among them trains.
-    places = variables.find_places(variables.walk(model) if in_use else visits)
+    places = variables.find_places(everything or visits)
     by_path = {visit.inner_path: visit.saveable for visit in visits}
     wanted = {
         inner_path: [places[place][1] for place in trained or () if place in places]
@@ -336,7 +341,7 @@ def match_optimizers(
     }
     optimizer = by_path.get("optimizer")
     has_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)
-    if has_optimizer and not (in_use and optimizer.built) and models.compiles_as_keras(model):
+    if has_optimizer and not (everything and optimizer.built) and models.compiles_as_keras(model):
         wanted.setdefault("optimizer", model.trainable_variables)
     missing = []
     for inner_path, trained in wanted.items():

@@ -92,7 +92,9 @@ def save_tied(
     check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
-    visits = variables.walk(model, () if include_optimizer else [model.optimizer])
+    # A model that was never compiled has no such attribute.
+    left_out = [] if include_optimizer else [getattr(model, "optimizer", None)]
+    visits = variables.walk(model, left_out)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
         config = configs.write(model)
@@ -191,12 +193,12 @@ def load_tied(
             state.make_room(source.weights, model)
 
             def saveables() -> Sequence[variables.Visit]:
-                return inference.located(variables.walk(model), source.weights, record)
+                return inference.located(variables.walk(model), source.weights)
 
             inferred = inference.of_model(record, saveables(), source.weights)
-            error = retying.retie(model, inferred, source.weights, deferral)
+            error = retying.retie(saveables, inferred, source.weights, deferral)
             state.report(error, strict)
-            visits = variables.walk(model)
+            visits = saveables()
             state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))

@@ -2,7 +2,8 @@
 
 A link cannot lead into another file, so a second path of a tensor is in the shard
 of the first. Shards of one save have a token in their names: the old set stays
-whole until the JSON, written last, takes the place of the old one.
+whole until the JSON, written last, takes the place of the old one. Only the first
+may be `_00000`, which Keras opens before it asks for any other, if there is none yet.
 """
 
 import collections
@@ -35,6 +36,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
     save = secrets.token_hex(4)
     base = target.label.removesuffix(_SUFFIX)
     names = [f"{base}_{save}_{number:05}.weights.h5" for number in range(len(parts))]
+    first = f"{base}_00000.weights.h5"
     old = _old_shards(target)
     total = sum(_bytes(tensor) for tensor in content.layout.tensors.values())
     digests: dict[str, str] = {}
@@ -46,9 +48,9 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
                 digests |= _write_shard(
                     target.sibling(name), part, durable, lambda count, _: advance(count, total)
                 )
-            # Keras opens a shard of this name before it asks for any other.
-            first = f"{base}_00000.weights.h5"
-            if not target.sibling(first).exists():
+            if target.sibling(names[0]).rename(first, durable):
+                names[0] = first
+            elif not target.sibling(first).exists():
                 _write_shard(target.sibling(first), hdf5.Layout(), durable)
             metadata = content.metadata_with(digests)
             metadata[METADATA_KEY][_SAVE] = save
@@ -59,7 +61,10 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
             file.write(json.dumps(written, indent=4).encode())
     except BaseException:
         # But not if the JSON is in place, and only flushing failed.
-        _remove(target, set(names).difference(_old_shards(target)))
+        failed = set(names).difference(_old_shards(target))
+        _remove(target, failed)
+        if first in failed and target.exists():  # somebody else has saved meanwhile
+            _write_shard(target.sibling(first), hdf5.Layout(), durable)
         raise
     # Those of the set before, and of saves that were killed, if nobody is writing more; no file
     # of another name, whatever the old JSON said, and none that a copy of it refers to.
@@ -72,7 +77,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
         name for name in beside if re.fullmatch(re.escape(base) + "_[0-9a-f]{8}" + numbered, name)
     }
     if not target.is_being_saved():
-        old |= left
+        old |= {*left, first}
     for one in beside:
         if one.endswith(_SUFFIX):
             old -= _old_shards(target.sibling(one))

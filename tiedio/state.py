@@ -211,9 +211,9 @@ class Restoration:
     def _read_one(self, visit: variables.Visit) -> None:
         if hasattr(visit.saveable, "load_own_variables"):
             store = self._weights.store(visit.inner_path)
-            begins = self._record and self._record.optimizer_variables.get(visit.inner_path, ())
-            if begins is None and not len(store):  # an optimizer that starts anew
-                return
+            begun = self._record.optimizer_variables if self._record else {}
+            if begun.get(visit.inner_path, ()) is None and not len(store):
+                return  # an optimizer that starts anew
             error = self._record and slots_error(visit.inner_path, visit.saveable, store)
             if error:
                 self._unresumed.append(error)

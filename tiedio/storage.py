@@ -89,6 +89,10 @@ class Storage(abc.ABC):
         """Removes the file."""
         raise self._unfit("files beside it")
 
+    def rename(self, name: str, durable: bool) -> bool:
+        """Gives the file another name that no other has; whether that can be done."""
+        return False
+
     def is_being_saved(self) -> bool:
         """Whether somebody may be writing a file that is to take the place of this one."""
         return True
@@ -169,6 +173,9 @@ class Local(Storage):
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+
+    def rename(self, name: str, durable: bool) -> bool:
+        return atomic.rename(self._path, self._path.with_name(name), durable)
 
     def is_being_saved(self) -> bool:
         return atomic.is_being_saved(self._path)

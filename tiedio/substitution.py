@@ -83,18 +83,21 @@ def track_parameters(layer: keras.Layer) -> None:
         layer._track_variables()
 
 
-def _replaced(value: Any, old: Any, new: Any) -> Any:
+def _replaced(value: Any, old: Any, new: Any, entered: tuple[int, ...] = ()) -> Any:
     """Returns `value` with `new` for `old`: lists and dicts changed in place."""
     if value is old:
         return new
+    if id(value) in entered:  # it is inside itself
+        return value
+    entered = (*entered, id(value))
     if isinstance(value, tuple):
-        items = [_replaced(item, old, new) for item in value]
+        items = [_replaced(item, old, new, entered) for item in value]
         if all(item is before for item, before in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, (list, dict)):
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            replaced = _replaced(item, old, new)
+            replaced = _replaced(item, old, new, entered)
             if replaced is not item:
                 value[key] = replaced
     return value

@@ -33,7 +33,7 @@ from keras.src.legacy.saving.saving_options import keras_option_scope as keras_o
 from keras.src.saving import saving_api as saving_api
 
 # Objects that Keras' saving walks: layers, optimizers, metrics, losses.
-from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.saving.keras_saveable import KerasSaveable as KerasSaveable
 
 # The attributes it does not visit, their order, and how it names the members of lists
 # (below): paths made from anything else would not be where stock Keras looks for them.
@@ -195,13 +195,17 @@ def _members(layer: keras.Layer, kind: type) -> Iterator[tuple[str, Any]]:
             yield from _items(name, value, kind)
 
 
-def _items(name: str, container: Any, kind: type) -> Iterator[tuple[str, Any]]:
+def _items(
+    name: str, container: Any, kind: type, entered: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    if id(container) in entered:  # it is inside itself
+        return
     pairs = container.items() if isinstance(container, dict) else enumerate(container)
     for key, item in pairs:
         if isinstance(item, kind):
             yield f"{name}/{key}", item
         elif isinstance(item, _CONTAINERS):
-            yield from _items(f"{name}/{key}", item, kind)
+            yield from _items(f"{name}/{key}", item, kind, (*entered, id(container)))
 
 
 def attributes_of(layer: keras.Layer) -> dict[str, Any]:

@@ -178,10 +178,10 @@ def load_tied_weights(
         if damaged_paths := source.weights.find_damaged():
             raise damaged(place.name, damaged_paths, "others")
 
-        def saveables() -> Sequence[variables.Visit]:
-            return inference.located(variables.walk(model, skipped), source.weights, record)
+        def saveables(skipped: Iterable[Any] = skipped) -> Sequence[variables.Visit]:
+            return inference.located(variables.walk(model, skipped), source.weights)
 
-        visits, everything = saveables(), variables.walk(model)
+        visits, everything = saveables(), saveables([])
         paths, all_paths = (
             {path for visit in some for path in visit.inner_paths} for some in (visits, everything)
         )
@@ -193,7 +193,7 @@ def load_tied_weights(
         state.report(existing.conflict(visits, source.weights), strict=True)
         if record:
             state.report(inference.unrecorded_links(visits, source.weights, wanted), strict)
-        unresumable = existing.find_unresumable(model, wanted, source.weights, visits)
+        unresumable = existing.find_unresumable(wanted, source.weights, visits, everything)
         for error in unresumable.values():
             state.report(error, strict)
         wanted = dataclasses.replace(
@@ -205,11 +205,11 @@ def load_tied_weights(
             },
         )
         with Deferral(source.weights.size) as deferral:
-            retying.retie(model, wanted, source.weights, deferral, skipped, in_use=True)
+            retying.retie(saveables, wanted, source.weights, deferral, in_use=True)
             restoration = state.Restoration(source.weights, None, record and wanted, deferral)
             restoration.read(models.without_optimizers(saveables()))
             if wanted.optimizer_variables or len(source.weights.store("optimizer")):
-                retying.match_optimizers(model, saveables(), wanted, deferral, in_use=True)
+                retying.match_optimizers(model, saveables(), wanted, deferral, saveables([]))
             restoration.read(
                 [
                     visit
@@ -269,6 +269,6 @@ def _load_old_layout(
     for variable, value in values:
         variable.assign(value)
     with Deferral(weights.size) as deferral:
-        retying.retie(model, shared, weights, deferral, in_use=True)
+        retying.retie(lambda: variables.walk(model), shared, weights, deferral, in_use=True)
     old_layout.finalize(model)
     models.renew_functions(model)

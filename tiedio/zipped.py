@@ -31,7 +31,7 @@ from tiedio.containers import (
     lacking,
     parse,
 )
-from tiedio.errors import first_line, listed
+from tiedio.errors import TiedioError, first_line, listed
 from tiedio.storage import Storage
 from tiedio.streams import Window, WriteBehind
 from tiedio.ties import METADATA_KEY
@@ -94,6 +94,8 @@ def reading(source: Storage) -> Iterator[Archive]:
             raise damaged(source.name, "a zip archive without its end; it was truncated") from error
         try:
             content = _Zip(source.name, archive, file, resources).content()
+        except TiedioError:  # among which are kinds of those below
+            raise
         except _ZIP_ERRORS as error:
             raise damaged(source.name, first_line(error)) from error
         resources.enter_context(contextlib.closing(content.weights))
