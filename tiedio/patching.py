@@ -8,6 +8,7 @@ too, and messages and prompts stay those of Keras.
 import contextlib
 import contextvars
 import functools
+import io
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,9 +34,10 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     From the call on, `model.save`, `keras.saving.save_model` and `load_model`,
     `model.save_weights` and `load_weights` and the callbacks of Keras do what `save_tied`,
     `load_tied`, `save_tied_weights` and `load_tied_weights` do, in all threads, and also where they
-    were imported by name before. In a `with` statement until its end, otherwise until
-    `unpatch`; several may hold at once. Arguments, prompts and messages about paths stay those
-    of Keras.
+    were imported by name before. Pickles and copies by `copy.deepcopy` keep ties too; such a
+    pickle needs tiedio, but no `patch`, where it is loaded. In a `with` statement until its
+    end, otherwise until `unpatch`; several may hold at once. Arguments, prompts and messages
+    about paths stay those of Keras.
 
     What tiedio does not save goes on to Keras: models that are not built, layers and optimizers
     that are not in a model, and Orbax checkpoints.
@@ -162,6 +164,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     )
     yield saving_api, "saving_lib", containers
     yield saving_api, "legacy_h5_format", old_layout
+    yield KerasSaveable, "__reduce__", _either(_reduce, KerasSaveable.__reduce__)
     editor = keras.saving.KerasFileEditor
     yield editor, "__init__", _without_record(editor.__init__)
 
@@ -185,6 +188,14 @@ def _load_hdf5(
     file: Any, model: keras.Model, skip_mismatch: bool = False, by_name: bool = False
 ) -> None:
     weights.load_tied_weights(model, file.file.filename, skip_mismatch, by_name=by_name)
+
+
+def _reduce(model: keras.Model) -> tuple[_Function, tuple[Any, ...]]:
+    """How a model is pickled, and deeply copied: as a file, which Keras would read without ties."""
+    file = io.BytesIO()
+    saving.save_tied(model, file)
+    safe_mode = False  # as in Keras: a pickle can run any code as it is
+    return saving.load_tied, (file, None, True, safe_mode)
 
 
 def _without_record(initialize: _Function) -> _Function:

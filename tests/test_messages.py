@@ -1,0 +1,45 @@
+"""Every message of `messages.py` appears in stock Keras, and every cure cures."""
+
+import warnings
+from pathlib import Path
+
+import keras
+import messages
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
+    if messages.BEGIN in page.read_text()
+]
+
+
+@pytest.mark.parametrize("message", messages.MESSAGES)
+def test_stock_keras_says_it_and_the_cure_cures(message, tmp_path, monkeypatch):
+    version = tuple(map(int, keras.__version__.split(".")[:2]))
+    if version < message.since:
+        pytest.skip("a newer Keras says it")
+    monkeypatch.chdir(tmp_path)
+    assert message.matches(said_by(message.symptom))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        message.cured()
+
+
+def said_by(symptom):
+    """Returns all that is warned of, and the error if there is one."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        error = None
+        try:
+            symptom()
+        except Exception as raised:
+            error = raised
+    return "\n".join(str(one) for one in [*(one.message for one in warned), error])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_table_is_as_it_was_tried(page):
+    renew = "renew it by `python tests/messages.py`"
+    assert messages.written(page.read_text()) == page.read_text(), renew
