@@ -3,15 +3,14 @@
 `python tests/command_line.py` writes it there.
 """
 
-import re
 from pathlib import Path
 
 import click
+import pages
 
 from tiedio.cli import main
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
-BEGIN, END = "<!-- begin: python tests/command_line.py -->", "<!-- end -->"
 WIDTH = 80
 
 
@@ -28,8 +27,7 @@ def helps():
 def written(page):
     """Returns the page with its helps as they are now."""
     blocks = "\n\n".join(f"```text\n{text}\n```" for text in helps())
-    between = re.escape(BEGIN) + ".*?" + re.escape(END)
-    return re.sub(between, lambda _: f"{BEGIN}\n\n{blocks}\n\n{END}", page, flags=re.DOTALL)
+    return pages.written(page, "command_line.py", blocks)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What stock Keras says of models with tied weights, why, and what to do instead.
 
-`python tests/messages.py` prints it as a table. Pages that have the table between the marks below
-are compared with it, and `test_messages.py` brings every message about, and tries every cure.
+`python tests/messages.py` writes it into README as a table; `test_messages.py` brings every message
+about, and tries every cure.
 """
 
 import copy
@@ -9,14 +9,16 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
+import pages
 
 import tiedio
 from tiedio import migration
 
-BEGIN, END = "<!-- begin: python tests/messages.py -->", "<!-- end -->"
+PAGE = Path(__file__).parent.parent / "README.md"
 DATA = np.ones((8, 4), "float32")
 
 
@@ -302,10 +304,9 @@ def quoted(words):
 
 
 def written(page):
-    """Returns a page with the table as it is now."""
-    between = re.escape(BEGIN) + ".*?" + re.escape(END)
-    return re.sub(between, lambda _: f"{BEGIN}\n\n{table()}\n\n{END}", page, flags=re.DOTALL)
+    """Returns the page with the table as it is now."""
+    return pages.written(page, "messages.py", table())
 
 
 if __name__ == "__main__":
-    print(table())
+    PAGE.write_text(written(PAGE.read_text()))
