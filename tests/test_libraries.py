@@ -63,6 +63,7 @@ json.dump({{path: seen(model) for path, model in models.items()}}, open("seen.js
 PATCH = "import tiedio; tiedio.patch()"
 
 
+@pytest.mark.slow
 def test_an_old_script_needs_one_line(tmp_path):
     scripts = {
         "first": PATCH + SCRIPT.format(after=""),
