@@ -765,3 +765,32 @@ def test_containers_that_are_inside_themselves(tmp_path, weights_only):
         loaded = tiedio.load_tied(tmp_path / "model.keras")
     assert loaded.blocks[0].kernel is loaded.blocks[1].kernel
     assert_equal(loaded, model)
+
+
+def with_lora(tie=False, rank=None):
+    layers = [keras.layers.Dense(4) for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    if tie:
+        tiedio.tie(layers[1], to=layers[0], weights=("kernel",))
+    for n, layer in enumerate(layers if rank else ()):
+        layer.enable_lora(rank)
+        layer.lora_kernel_b.assign(np.full((rank, 4), n + 1.0))
+    return model
+
+
+def test_a_model_without_lora_gets_what_lora_made_of_the_kernel(tmp_path):
+    model, merged = with_lora(rank=2), with_lora()
+    tiedio.save_tied_weights(model, tmp_path / "x.weights.h5")
+    tiedio.load_tied_weights(merged, tmp_path / "x.weights.h5")
+    for layer, loaded in zip(model.layers, merged.layers, strict=True):
+        kernels = [keras.ops.convert_to_numpy(one.kernel) for one in (layer, loaded)]
+        assert np.array_equal(*kernels)
+
+
+def test_what_lora_made_of_one_kernel_is_several(tmp_path):
+    filepath, model = tmp_path / "x.weights.h5", with_lora()
+    tiedio.save_tied_weights(with_lora(tie=True, rank=2), filepath)
+    before = values(model)
+    with pytest.raises(errors.LoadError, match="has several values"):
+        tiedio.load_tied_weights(model, filepath)
+    assert values(model) == before

@@ -113,12 +113,28 @@ def check(
         yield error
 
 
-def conflict(visits: Sequence[variables.Visit], weights: WeightsFile) -> LoadError | None:
-    """The error for variables that the model ties, and the file has with different values."""
+def conflict(
+    record: Record, weights: WeightsFile, visits: Sequence[variables.Visit]
+) -> LoadError | None:
+    """The error for variables that will be one, and that the file has with different values.
+
+    Args:
+        record: What to restore, as from `fitted`.
+        weights: The file.
+        visits: The saveables to be loaded.
+    """
     stored = {place: place.dataset_path for place, _ in state.find_stored(visits)}
+    groups = [group.places for group, _ in variables.find_shared(visits)]
+    # What was one beside what LoRA was merged into is several, for a model without LoRA.
+    incomplete = state.find_incomplete(record, variables.find_places(visits))
+    groups += [
+        group.places
+        for group in record.tie_groups
+        if any(place.inner_path in incomplete for place in group.places)
+    ]
     aliases = {}
-    for group, _ in variables.find_shared(visits):
-        paths = [path for place in group.places if (path := stored.get(place))]
+    for places in groups:
+        paths = [path for place in places if (path := stored.get(place))]
         first, *others = [path for path in paths if weights.address(path)] or [None]
         aliases.update({other: first for other in others if first})
     return conflict_error(weights, aliases)

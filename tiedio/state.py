@@ -10,7 +10,7 @@ import dataclasses
 import math
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +197,9 @@ class Restoration:
                 self._read_one(visit)
         self._deferral.finish()
         places = variables.find_places(visits)
+        incomplete = find_incomplete(self._record, places)
         for place in self._record.exact_values if self._record else ():
-            if place in places and place.dataset_path:
+            if place in places and place.dataset_path and place.inner_path not in incomplete:
                 with self._noting(str(place)):
                     places[place][1].assign(self._weights.read(place.dataset_path))
         generators = variables.find_generators(visits)
@@ -273,6 +274,15 @@ def read_by_record(record: Record | None) -> set[str]:
         if _listed_only(place.attribute)
         and not str(place.dataset_path).startswith(f"{place.inner_path}/vars/".lstrip("/"))
     }
+
+
+def find_incomplete(record: Record | None, places: Container[Place]) -> set[str]:
+    """Finds the layers that lack some exact value: what they stored themselves holds them all.
+
+    So a kernel into which LoRA was merged, in a model without LoRA.
+    """
+    exact_values = record.exact_values if record else ()
+    return {p.inner_path for p in exact_values if p not in places} - read_by_record(record)
 
 
 def slots_error(inner_path: str, saveable: Any, store: Store) -> LoadError | None:

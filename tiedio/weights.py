@@ -190,7 +190,7 @@ def load_tied_weights(
         for error in existing.check(wanted, source.weights, visits):
             state.report(error, strict)
         state.report(retying.disagreement(visits, inferred, source.weights), strict=True)
-        state.report(existing.conflict(visits, source.weights), strict=True)
+        state.report(existing.conflict(wanted, source.weights, visits), strict=True)
         if record:
             state.report(inference.unrecorded_links(visits, source.weights, wanted), strict)
         unresumable = existing.find_unresumable(wanted, source.weights, visits, everything)
