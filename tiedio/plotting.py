@@ -231,10 +231,11 @@ class _Drawing:
     def _draw(self, ends: tuple[str, str], words: Sequence[str], colour: str, label: str) -> None:
         import pydot  # pyright: ignore[reportMissingImports]
 
+        words_at: dict[str, Any] = {label: "\\n".join(f" {line} " for line in words)}
         self.graph.add_edge(
             pydot.Edge(
                 *ends,
-                **{label: "\\n".join(f" {line} " for line in words)},
+                **words_at,
                 style="dashed",
                 color=colour,
                 penwidth=2,
