@@ -43,10 +43,16 @@ BY_NAME = ("optimizers_chosen_by_path",)
 NOT_INFERRED = ("one_dropout_in_two_models",)
 
 # How far apart training may be between backends after four steps, as a part of an array's largest
-# element: about twice of what was seen. Sums are rounded in another order; half precision three
-# times in the last place.
-FLOAT32 = 2e-5
-TOLERANCES = {"bfloat16": 3 * 2**-7, "loss_scaling": 3 * 2**-10}
+# element: two to four times what was seen. Sums are rounded in another order (up to 1.4e-6).
+FLOAT32 = 5e-6
+TOLERANCES = {
+    # Normalisation of four values each magnifies that: up to 3.7e-5 and 1.4e-5.
+    "blocks_with_everything_tied": 1e-4,
+    "non_trainable_state": 5e-5,
+    # Gradients of half precision: up to two and four times its last place.
+    "bfloat16": 3 * 2**-7,
+    "loss_scaling": 8 * 2**-10,
+}
 # Backends draw other numbers from one state; that the state is the same is all that can be had.
 RANDOM = ("dropout", "one_seed_generator_in_two_layers")
 # The gradient is nothing but rounding where a constant added to what follows changes nothing: to

@@ -27,7 +27,9 @@ from .by_hand import gamma_by_hand, kernel_by_hand
 from .containers import CONTAINERS, NOT_CONTAINED
 from .own_storing import Motto
 
-# Of each kind one: these go from each backend to each other.
+# Of each kind one: these go from each backend to each other. Not `two_embeddings`, which trains
+# otherwise on TensorFlow: of a row that is looked up twice Adam squares each gradient there, and
+# their sum elsewhere. In `embedding_and_decoder` the decoder's makes the gradient one.
 OF_EACH_KIND = (
     "two_paddings",
     "embedding_and_decoder",
