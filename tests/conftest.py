@@ -15,3 +15,12 @@ def nothing_left_over():
     keras.utils.clear_session()
     gc.collect()
     gc.freeze()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backends",
+        metavar="NAMES",
+        help="backends whose files test_backends.py carries to each other, such as "
+        "`tensorflow,jax,torch`; the one in force unless given",
+    )

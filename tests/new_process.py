@@ -1,8 +1,9 @@
 """The processes of the resume tests: one trains, saves and trains on, a later one resumes.
 
-Run as `python new_process.py CORE PART FOLDER SCENARIO...`, where the part is `start`, `resume`,
-`never_retied`, `stock` or a container. Each writes what it saw; `start`, `resume` and the
-containers what the models held when saved (loaded), and after further training.
+Run as `python new_process.py CORE PART SAVED SEEN SCENARIO...`, where the part is `start`,
+`resume`, `never_retied`, `stock` or a container. Each saves to, or loads from, the folder `SAVED`,
+and writes what it saw to the folder `SEEN`; `start`, `resume` and the containers what the models
+held when saved (loaded), and after further training.
 """
 
 import json
@@ -24,7 +25,9 @@ import scenarios
 import tiedio
 from tiedio import models, retying, variables
 
-PART, FOLDER, *NAMES = sys.argv[2:]
+PART = sys.argv[2]
+SAVED, SEEN = map(Path, sys.argv[3:5])
+NAMES = sys.argv[5:]
 
 
 def optimizers_of(visits):
@@ -52,62 +55,73 @@ def facts_of(model):
         ],
         "optimizers": optimizers_of(visits),
         "iterations": model.optimizer and int(model.optimizer.iterations),
+        "random_states": random_states(model),
     }
 
 
-def report(model, folder, name):
+def random_states(model):
+    """Lists the states of the seed generators: which numbers were drawn, not which came of it."""
+    found = variables.find_generators(variables.walk(model)).items()
+    return {
+        str(place): keras.ops.convert_to_numpy(generator.state).tolist()
+        for place, (_, generator) in found
+    }
+
+
+def report(model, name):
     """Trains on, and writes what the model held before and after."""
     facts = facts_of(model)
     moments = {"before": scenarios.state_of(model)}
     if PART == "resume":
-        tiedio.save_tied(model, folder / f"{name}.keras")
-        again = tiedio.load_tied(folder / f"{name}.keras")
+        tiedio.save_tied(model, SEEN / f"{name}.keras")
+        again = tiedio.load_tied(SEEN / f"{name}.keras")
         moments["second_trip"] = scenarios.state_of(again)
         facts["second_trip"] = facts_of(again)
     scenarios.train(model)
     moments["after"] = scenarios.state_of(model)
+    facts["drawn"] = random_states(model)
     arrays = {f"{m}_{i}": a for m, state in moments.items() for i, a in enumerate(state)}
     # NumPy's own files know no bfloat16; float64 holds it, and every other number here, exactly.
-    np.savez(folder / f"{name}.npz", **{key: a.astype("float64") for key, a in arrays.items()})
+    np.savez(SEEN / f"{name}.npz", **{key: a.astype("float64") for key, a in arrays.items()})
     return facts
 
 
-def start(folder, name):
+def start(name):
     keras.utils.clear_session()  # containers of weights keep no automatic names
     keras.utils.set_random_seed(1)
     model = scenarios.SCENARIOS[name]()
     scenarios.train(model)
-    model.save(folder / f"{name}.stock.keras")
-    tiedio.save_tied(model, folder / f"{name}.keras")
-    for container, names in json.loads((folder / "contained.json").read_text()).items():
+    model.save(SAVED / f"{name}.stock.keras")
+    tiedio.save_tied(model, SAVED / f"{name}.keras")
+    for container, names in json.loads((SAVED / "contained.json").read_text()).items():
         if name in names:
             save, _ = scenarios.CONTAINERS[container]
-            save(model, str(folder / f"{name}.{container}"))
-    return report(model, folder / PART, name)
+            save(model, str(SAVED / f"{name}.{container}"))
+    return {"state": [v.path for v in scenarios.variables_of(model)], **report(model, name)}
 
 
-def resume(folder, name):
+def resume(name):
     # Other automatic names than in the process that saved must not matter.
     keras.layers.Dense(1), keras.layers.Conv2D(1, 1)
-    return report(tiedio.load_tied(folder / f"{name}.keras"), folder / PART, name)
+    return report(tiedio.load_tied(SAVED / f"{name}.keras"), name)
 
 
-def contained(folder, name):
+def contained(name):
     """Resumes from another container than `.keras`."""
     _, load = scenarios.CONTAINERS[PART]
-    return report(load(str(folder / f"{name}.{PART}")), folder / PART, name)
+    return report(load(str(SAVED / f"{name}.{PART}")), name)
 
 
-def never_retied(folder, name):
+def never_retied(name):
     """The control of all these tests: without retying, what they look for is not there."""
     retying.retie = lambda *arguments: None
-    model = tiedio.load_tied(folder / f"{name}.keras", strict=False)
+    model = tiedio.load_tied(SAVED / f"{name}.keras", strict=False)
     return facts_of(model)
 
 
-def stock(folder, name):
+def stock(name):
     """Stock Keras reads what tiedio wrote, and tiedio what stock Keras wrote."""
-    tied, stock = folder / f"{name}.keras", folder / f"{name}.stock.keras"
+    tied, stock = SAVED / f"{name}.keras", SAVED / f"{name}.stock.keras"
     ours, theirs = tiedio.load_tied(tied), loaded(keras.saving.load_model, tied)
     inputs, _ = scenarios.data_for(ours)
     facts = {"opens": theirs is not None, "predicts": False}
@@ -141,11 +155,10 @@ PARTS = {part.__name__: part for part in (start, resume, never_retied, stock)}
 PARTS |= dict.fromkeys(scenarios.CONTAINERS, contained)
 
 if __name__ == "__main__":
-    folder = Path(FOLDER)
-    (folder / PART).mkdir(exist_ok=True)
+    SEEN.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         try:
-            facts = PARTS[PART](folder, name)
+            facts = PARTS[PART](name)
         except Exception:  # of one scenario; the others go on
             facts = {"error": traceback.format_exc()}
-        (folder / PART / f"{name}.json").write_text(json.dumps(facts))
+        (SEEN / f"{name}.json").write_text(json.dumps(facts))

@@ -535,10 +535,23 @@ def test_config_of_a_keras_archive_of_keras_2_loads_from_an_archive_of_keras_3(t
     assert model.loss == "mean_squared_error"
 
 
+def test_optimizers_of_one_backend_get_the_names_of_all():
+    config = {"module": "keras", "class_name": "Sequential", "config": {"layers": []}}
+    adam = {"class_name": "Adam", "config": {"learning_rate": 0.5}}
+    of_torch = {
+        "module": "keras.src.backend.torch.optimizers.torch_adam",
+        "registered_name": "Adam",
+    }
+    config["compile_config"] = {"optimizer": {**adam, **of_torch}}
+    public = {"module": "keras.optimizers", "registered_name": None}
+    found = translated(config, None, "3.15.1").config["compile_config"]
+    assert found == {"optimizer": {**adam, **public}}
+
+
 def test_config_of_keras_3_is_left_as_it_is():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2, activation="hard_sigmoid")(inputs))
-    model.compile("adam", "mse")
+    model.compile("adafactor", "mse")  # the same class on every backend
     config = keras.saving.serialize_keras_object(model)
     config["config"]["layers"].append({"class_name": "LSTM", "config": {"lr": 1, "new": [{}]}})
 

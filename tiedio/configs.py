@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tiedio import models, variables, versions
+from tiedio import backends, models, variables, versions
 from tiedio.deferral import Deferral
 from tiedio.errors import (
     CustomObjectsError,
@@ -48,7 +48,7 @@ def write(model: keras.Model) -> dict[str, Any]:
         with variables.ObjectSharingScope():
             optimizer = keras.saving.serialize_keras_object(model.optimizer)
         config["compile_config"]["optimizer"] = optimizer
-    return config
+    return backends.with_public_names(config)
 
 
 @contextlib.contextmanager
@@ -82,7 +82,8 @@ class Config:
         self._sharing = sharing
 
     def _for_this_keras(self) -> dict[str, Any]:
-        return _without_marks(versions.without_unknown(self._config))
+        config = backends.with_public_names(self._config)
+        return _without_marks(versions.without_unknown(config))
 
     def build(self, deferral: Deferral) -> keras.Model:
         """Builds the model, uncompiled."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tiedio import hdf5, variables
+from tiedio import backends, hdf5, variables
 from tiedio.deferral import Deferral
 from tiedio.errors import LoadError, SaveError, TiedioWarning, first_line, listed
 from tiedio.legacy import OldLayout, Weight
@@ -75,7 +75,7 @@ def _metadata(model: keras.Model, include_optimizer: bool) -> dict[str, Any]:
         compiled.update(before)
     if training := about.get("training_config"):
         training["loss"] = _with_full_names(training.get("loss"))
-    return about
+    return backends.with_public_names(about)
 
 
 def _unsaved(model: keras.Model, what: str, received: str) -> SaveError:

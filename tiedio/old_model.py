@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from tiedio import configs, models, old_ties, retying, state, variables
+from tiedio import backends, configs, models, old_ties, retying, state, variables
 from tiedio.containers import Archive
 from tiedio.deferral import Deferral
 from tiedio.errors import FileFormatError, LoadError
@@ -111,7 +111,7 @@ def _restore_order(model: keras.Model, old: OldLayout, stored: Mapping[Place, We
 
 def _compile(model: keras.Model, old: OldLayout) -> bool:
     """Compiles the model if it was; its optimizer is left unbuilt."""
-    config = old.training_config
+    config = backends.with_public_names(old.training_config)
     if not config:
         return False
     with configs.explained(config, old.filepath):

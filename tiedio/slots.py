@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tiedio.backends import with_public_names
 from tiedio.legacy import Weight
 
 _ITERATION = "iteration"
@@ -211,11 +212,9 @@ def ordered(
 
 def _known(optimizer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     """Returns the name of an optimizer of Keras, and its config; `None` for others."""
+    optimizer = with_public_names(optimizer)
     name, config = optimizer.get("class_name"), optimizer.get("config")
-    is_registered = optimizer.get("registered_name") is not None
-    # With torch Keras has subclasses of its own for some.
-    is_of_keras = str(optimizer.get("module")).startswith("keras.src.backend.")
-    if not isinstance(name, str) or (is_registered and not is_of_keras):
+    if not isinstance(name, str) or optimizer.get("registered_name") is not None:
         return None
     name = name.removeprefix("Custom>")
     return (name, config if isinstance(config, Mapping) else {}) if name in _OPTIMIZERS else None

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiedio import calls, renames
+from tiedio.backends import with_public_names
 from tiedio.calls import Graph
 from tiedio.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS
 
@@ -60,7 +61,7 @@ def translated(
     version = keras_version or str(config.get("keras_version", ""))
     of_keras_3 = _is_of_keras_3(config, version)
     if of_keras_3 and "module" in config:
-        return Translated(calls.numbered_anew(config), (), ())
+        return Translated(calls.numbered_anew(with_public_names(config)), (), ())
     translation = _Translation(version, of_keras_3)
     try:
         config = copy.deepcopy(config)

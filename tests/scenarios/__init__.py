@@ -27,10 +27,42 @@ from .by_hand import gamma_by_hand, kernel_by_hand
 from .containers import CONTAINERS, NOT_CONTAINED
 from .own_storing import Motto
 
+# Of each kind one: these go from each backend to each other. Not `two_embeddings`, which trains
+# otherwise on TensorFlow: of a row that is looked up twice Adam squares each gradient there, and
+# their sum elsewhere. In `embedding_and_decoder` the decoder's makes the gradient one.
+OF_EACH_KIND = (
+    "two_paddings",
+    "embedding_and_decoder",
+    "kernel_by_hand",
+    "gamma_by_hand",
+    "subclassed",
+    "blocks_with_everything_tied",
+    "dense_then_inside_a_submodel",
+    "discriminator_frozen_in_the_combined_model",
+    "in_lists_dicts_and_tuples",
+    "recurrent_cells",
+    "non_trainable_state",
+    "dropout",
+    "one_seed_generator_in_two_layers",
+    "bfloat16",
+    "loss_scaling",
+    "moving_averages",
+    "momentum_and_schedule",
+    "gradient_accumulation",
+    "adamw",
+    "rmsprop_with_clipping",
+    "adafactor",
+    "lion",
+    "muon",
+    "optimizers_chosen_by_path",
+    "equal_but_untied",
+)
+
 __all__ = [
     "CONTAINERS",
     "CONTROLS",
     "NOT_CONTAINED",
+    "OF_EACH_KIND",
     "SCENARIOS",
     "SLOW",
     "Mixture",

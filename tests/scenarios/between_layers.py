@@ -101,6 +101,27 @@ def subclassed():
     return compiled(model)
 
 
+@serializable
+class Decoder(keras.layers.Layer):
+    """Scores of tokens, by a table that can be an embedding's too."""
+
+    def build(self, input_shape):
+        self.embeddings = self.add_weight(shape=(7, input_shape[-1]), name="embeddings")
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.embeddings))
+
+
+@scenario
+def embedding_and_decoder():
+    tokens = keras.Input((5,), dtype="int32")
+    embedding, decoder = keras.layers.Embedding(7, 4), Decoder()
+    hidden = keras.layers.Dense(4, activation="tanh")(embedding(tokens))
+    model = keras.Model(tokens, decoder(hidden))
+    tiedio.tie(decoder, to=embedding)
+    return compiled(model)
+
+
 @slow
 @scenario
 def two_embeddings():

@@ -71,6 +71,12 @@ def adamw():
 
 @slow
 @scenario
+def rmsprop_with_clipping():
+    return _with(keras.optimizers.RMSprop(momentum=0.9, centered=True, clipnorm=0.01))
+
+
+@slow
+@scenario
 def adafactor():
     return _with(keras.optimizers.Adafactor())
 
