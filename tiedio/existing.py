@@ -244,14 +244,7 @@ def _nothing_stored(
         and hasattr(visit.saveable, "save_own_variables")
         and (count := len(state.shapes_to_store(visit.saveable)))
     }
-    if not lacking:
-        return None
-    told = "; ".join(f"`{name}`: expected {lacking[name]}" for name in sorted(lacking))
-    return LoadError(
-        f"Cannot load the weights of {listed(lacking)}: `{weights.filepath}` has none for them.\n"
-        f"Received: {told}.\n"
-        "Build the model as it was when saved, or pass `skip_mismatch=True`."
-    )
+    return _unloadable(lacking, f"`{weights.filepath}` has none for them")
 
 
 def _mismatch(
@@ -272,11 +265,16 @@ def _mismatch(
             expected, received = sorted(expected), sorted(received)
         if received != expected:
             differing[visit.inner_path or "the model"] = f"{expected}, received {received}"
-    if not differing:
+    return _unloadable(differing, "their shapes must match the model")
+
+
+def _unloadable(expected: Mapping[str, str], why: str) -> LoadError | None:
+    """The error for layers of which something else is expected than the file has, if any are."""
+    if not expected:
         return None
-    told = "; ".join(f"`{name}`: expected {differing[name]}" for name in sorted(differing))
+    told = "; ".join(f"`{name}`: expected {expected[name]}" for name in sorted(expected))
     return LoadError(
-        f"Cannot load the weights of {listed(differing)}: their shapes must match the model.\n"
+        f"Cannot load the weights of {listed(expected)}: {why}.\n"
         f"Received: {told}.\n"
         "Build the model as it was when saved, or pass `skip_mismatch=True`."
     )

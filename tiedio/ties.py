@@ -1,17 +1,17 @@
 """What a tie group is, and its JSON form.
 
 A file and a live model meet in these words only: no Keras and no HDF5 here, so
-another tool can read a record with this module (or this page) alone.
+another tool can read a record with this module (or this page).
 """
 
 import collections
 import dataclasses
-import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tiedio import markup
-from tiedio.errors import RecordError, listed
+from tiedio.errors import RecordError
+from tiedio.fields import Fields, contradictory, malformed, typed, unreadable
 
 METADATA_KEY = "tiedio"
 VERSION = 1
@@ -50,7 +50,7 @@ class Place:
 
     @classmethod
     def from_json(cls, data: Any) -> "Place":
-        fields = _Fields(data, "a place")
+        fields = Fields(data, "a place")
         return cls(
             fields.get("inner_path", str),
             fields.get("attribute", str),
@@ -110,7 +110,7 @@ class TieGroup:
 
     @classmethod
     def from_json(cls, data: Any) -> "TieGroup":
-        fields = _Fields(data, "a tie group")
+        fields = Fields(data, "a tie group")
         return cls(
             Place.from_json(fields.get("owner", dict)),
             tuple(fields.each("aliases", Place.from_json)),
@@ -150,14 +150,14 @@ class HeldVariable:
 
     @classmethod
     def from_json(cls, data: Any) -> "HeldVariable":
-        if len(_typed(data, list, "a held variable")) != 4:
-            raise _malformed("four facts of a held variable", data)
+        if len(typed(data, list, "a held variable")) != 4:
+            raise malformed("four facts of a held variable", data)
         attribute, path, listed_trainable, trainable = data
         return cls(
-            _typed(attribute, str, "an attribute"),
-            _typed(path, str, "a variable path"),
-            _typed(listed_trainable, bool, "a flag"),
-            _typed(trainable, bool, "a flag"),
+            typed(attribute, str, "an attribute"),
+            typed(path, str, "a variable path"),
+            typed(listed_trainable, bool, "a flag"),
+            typed(trainable, bool, "a flag"),
         )
 
 
@@ -188,7 +188,7 @@ class LayerState:
 
     @classmethod
     def from_json(cls, data: Any) -> "LayerState":
-        fields = _Fields(data, "a layer")
+        fields = Fields(data, "a layer")
         return cls(
             fields.get("name", str),
             fields.get("path", str),
@@ -209,10 +209,10 @@ class RandomState:
 
     @classmethod
     def from_json(cls, data: Any) -> "RandomState":
-        fields = _Fields(data, "a random state")
+        fields = Fields(data, "a random state")
         places = tuple(fields.each("places", Place.from_json))
         if not places:
-            raise _malformed("places of a random state", data)
+            raise malformed("places of a random state", data)
         return cls(places, tuple(fields.each("state", _word)))
 
 
@@ -277,7 +277,7 @@ class Record:
             RecordError: If the version is another one, a value has the wrong
                 type, or two tie groups claim one place.
         """
-        fields = _Fields(data, "the record")
+        fields = Fields(data, "the record")
         version = fields.get("version", int)
         if version != VERSION:
             raise RecordError(
@@ -295,7 +295,7 @@ class Record:
             tuple(fields.each("exact_values", Place.from_json, missing=[])),
             {
                 inner_path: None
-                if _typed(places, list | None, "optimizer variables") is None
+                if typed(places, list | None, "optimizer variables") is None
                 else tuple(map(Place.from_json, places))
                 for inner_path, places in fields.get(
                     "optimizer_variables", dict, missing={}
@@ -303,7 +303,7 @@ class Record:
             },
             tuple(fields.each("random_states", RandomState.from_json, missing=[])),
             {
-                path: _typed(digest, str, "a digest")
+                path: typed(digest, str, "a digest")
                 for path, digest in fields.get("digests", dict, missing={}).items()
             },
             {
@@ -327,9 +327,9 @@ class Record:
             ),
         ):
             if twice := _twice(places):
-                raise _contradictory(f"{what} for every place", map(str, twice))
+                raise contradictory(f"{what} for every place", map(str, twice))
         if twice := _twice(p for inner_paths in self.shared_layers for p in inner_paths):
-            raise _contradictory("one shared layer for every path", twice)
+            raise contradictory("one shared layer for every path", twice)
         # A layer's tensor is no business of another one's, where nothing is tied.
         for place in self.exact_values:
             layer = "/".join((place.dataset_path or "").split("/")[:-2])
@@ -337,11 +337,11 @@ class Record:
                 (f"{path}/".lstrip("/") for path in (layer, place.inner_path)), key=len
             )
             if place not in owners and layer in self.layers and not below.startswith(above):
-                raise _unreadable(f"a tensor of `{place}`", f"`{place.dataset_path}`")
+                raise unreadable(f"a tensor of `{place}`", f"`{place.dataset_path}`")
         # One tensor for many variables that are not tied would fill the memory.
         values = {(owners.get(p, p), p.dataset_path) for p in self.exact_values}
         if twice := _twice(path for _, path in values if path):
-            raise _contradictory("a tensor for every exact value", twice)
+            raise contradictory("a tensor for every exact value", twice)
 
 
 def merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
@@ -363,71 +363,26 @@ def _twice(items: Iterable[T]) -> list[T]:
     return [item for item, times in collections.Counter(items).items() if times > 1]
 
 
-def _typed(value: Any, kind: Any, what: str) -> Any:
-    # JSON has no type of its own for what Python calls a bool that is an int.
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _malformed(f"{what} as {getattr(kind, '__name__', kind)}", value)
-    # JSON also holds halves of characters, which are no name anywhere else.
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise _malformed(f"{what} as text", value)
-    return value
-
-
-class _Fields:
-    """A JSON object whose every value is asked for by name and type."""
-
-    def __init__(self, data: Any, what: str):
-        self.data = _typed(data, dict, what)
-        self.what = what
-
-    def get(self, name: str, kind: Any, missing: Any = None) -> Any:
-        return _typed(self.data.get(name, missing), kind, f"`{name}` of {self.what}")
-
-    def each(self, name: str, read: Callable[[Any], T], missing: Any = None) -> list[T]:
-        return [read(item) for item in self.get(name, list, missing)]
-
-
 def _dimension(item: Any) -> int:
-    if _typed(item, int, "a size in `shape`") < 0:
-        raise _malformed("a size in `shape` of 0 or more", item)
+    if typed(item, int, "a size in `shape`") < 0:
+        raise malformed("a size in `shape` of 0 or more", item)
     return item
 
 
 def _axes(item: Any) -> tuple[int, ...]:
-    axes = [_typed(axis, int, "an axis") for axis in _typed(item, list, "an order of axes")]
+    axes = [typed(axis, int, "an axis") for axis in typed(item, list, "an order of axes")]
     if sorted(axes) != list(range(len(axes))):
-        raise _malformed("every axis once", item)
+        raise malformed("every axis once", item)
     return tuple(axes)
 
 
 def _inner_paths(item: Any) -> tuple[str, ...]:
-    if len(_typed(item, list, "a shared layer")) < 2:
-        raise _malformed("two paths or more of a shared layer", item)
-    return tuple(_typed(inner_path, str, "an inner_path") for inner_path in item)
+    if len(typed(item, list, "a shared layer")) < 2:
+        raise malformed("two paths or more of a shared layer", item)
+    return tuple(typed(inner_path, str, "an inner_path") for inner_path in item)
 
 
 def _word(item: Any) -> int:
-    if not -(1 << 63) <= _typed(item, int, "a random state") < 1 << 63:
-        raise _malformed("a random state in 64 bits", item)
+    if not -(1 << 63) <= typed(item, int, "a random state") < 1 << 63:
+        raise malformed("a random state in 64 bits", item)
     return item
-
-
-# `repr` itself fails on what is nested too deeply, and takes long for what is long.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 200
-
-
-def _malformed(expected: str, received: Any) -> RecordError:
-    return _unreadable(expected, _short.repr(received))
-
-
-def _contradictory(expected: str, twice: Iterable[str]) -> RecordError:
-    return _unreadable(expected, f"several for {listed(twice)}")
-
-
-def _unreadable(expected: str, received: str) -> RecordError:
-    return RecordError(
-        "Cannot read the record of this file.\n"
-        f"Expected: {expected}. Received: {received}.\n"
-        "The file was changed after it was saved; save it again."
-    )
