@@ -260,6 +260,24 @@ def test_the_backup_before_is_taken_if_the_newest_is_damaged(tmp_path, backup, n
     assert bit_equal(scenarios.state_of(model), uninterrupted())
 
 
+def test_the_backup_of_another_model_is_kept(tmp_path):
+    def train(width):
+        layers = [keras.layers.Dense(width), keras.layers.Dense(4)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        model.compile("adam", "mse", run_eagerly=EAGERLY["run_eagerly"])
+        backup = tiedio.TiedBackupAndRestore(
+            str(tmp_path / "backup"), double_checkpoint=True, delete_checkpoint=False
+        )
+        model.fit(np.ones((4, 4)), np.ones((4, 4)), epochs=3, verbose=0, callbacks=[backup])
+
+    train(width=4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()}
+    with pytest.raises(ValueError, match="must match"):
+        train(width=5)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()} == before
+    assert len(before) == 4
+
+
 def test_a_damaged_backup_with_none_before_it(tmp_path, backup):
     for before in backup.glob("*.bkp"):
         before.unlink()

@@ -461,7 +461,8 @@ def test_a_record_of_variables_the_model_does_not_have(saved):
         "the model is not the one that was saved.\n"
         "Received: `layers/conv2d_1/bias`: (3,) float32, not (9,) float32; "
         "`layers/conv2d_1/table`: no such variable; `layers/gone/bias`: no such variable.\n"
-        "Load the file with the same classes, in the version it was saved with."
+        "Load the file with the same classes, in the version it was saved with, or pass "
+        "`strict=False`."
     )
     pin(error, errors.RecordError, text)
     # `strict=False` loads what can be: the optimizer's slots cannot.
@@ -541,7 +542,8 @@ def test_slots_that_do_not_fit(saved):
         "Cannot resume `optimizer`: its variables are not those of the file.\n"
         "Expected: 14 of shapes [(), (2,), (3,), (3, 3, 2, 3), (6, 2)]. "
         "Received: 10 of shapes [(), (2,), (3,), (3, 3, 2, 3), (6, 2)].\n"
-        "Load the file in the version it was saved with, or pass `strict=False`."
+        "Load the file in the version it was saved with, or pass "
+        "`strict=False`."
     )
     with pytest.raises(ValueError) as error:
         tiedio.load_tied(saved)
@@ -596,7 +598,8 @@ def test_a_record_of_layers_the_model_does_not_have(saved):
         "Received: `layers/dense`: another layer than `layers/conv2d`; "
         "`layers/dense/bias`: not in the file; `layers/dense/seed`: no such seed generator; "
         "`layers/gone`: no such layer, or one with another.\n"
-        "Load the file with the same classes, in the version it was saved with."
+        "Load the file with the same classes, in the version it was saved with, or pass "
+        "`strict=False`."
     )
     pin(error, errors.RecordError, text)
     with pytest.warns(tiedio.TiedioWarning) as warned:
@@ -633,7 +636,8 @@ def test_a_class_that_changed_since(tmp_path, monkeypatch):
         errors.RecordError,
         "Cannot restore `layers/grown/shift`: the model is not the one that was saved.\n"
         "Received: `layers/grown/shift`: not in the file.\n"
-        "Load the file with the same classes, in the version it was saved with.",
+        "Load the file with the same classes, in the version it was saved with, or pass "
+        "`strict=False`.",
     )
 
 

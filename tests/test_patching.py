@@ -2,8 +2,11 @@
 
 import builtins
 import concurrent.futures
+import io
+import json
 import sys
 import threading
+import zipfile
 
 import h5py
 import keras
@@ -92,7 +95,7 @@ def test_one_inside_another():
     assert is_stock()
 
 
-def test_one_inside_itself(model, tmp_path):
+def test_one_may_be_used_again(model, tmp_path):
     patch = tiedio.patch()
     with patch:
         pass
@@ -399,3 +402,48 @@ def test_routed_is_for_one_thread(model, tmp_path):
                 assert threads.submit(save, "theirs.weights.h5").result(60)
         assert is_stock()
         assert not save("stock.weights.h5")
+
+
+def test_a_model_that_cannot_resume_is_saved_as_keras_does_unless_it_is_tied(tmp_path):
+    first, second = keras.layers.Dense(4), keras.layers.Dense(4)
+    whole = keras.Sequential([keras.Input((4,)), first, second])
+    whole.compile("adam", "mse")
+    whole.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+    part = keras.Sequential([keras.Input((4,)), first])
+    part.compile(whole.optimizer, "mse")  # which was built for more than it has
+    with tiedio.patch():
+        part.save(tmp_path / "part.keras")
+        loaded = load_model(tmp_path / "part.keras", compile=False)
+        assert np.array_equal(loaded.layers[0].kernel, first.kernel)
+        twice = keras.Sequential([keras.Input((4,)), first, keras.layers.Dense(4)])
+        tiedio.tie(twice.layers[1], to=first)
+        twice.compile(whole.optimizer, "mse")
+        with pytest.raises(tiedio.TiedioError, match="no layer holds these variables"):
+            twice.save(tmp_path / "twice.keras")
+
+
+def test_a_scope_of_custom_objects_around_holds(tmp_path):
+    class Mine(keras.layers.Dense):
+        pass
+
+    model = keras.Sequential([keras.Input((4,)), Mine(4)])
+    for name in ("model.keras", "model.h5"):
+        tiedio.save_tied(model, tmp_path / name)
+        with keras.saving.custom_object_scope({"Mine": Mine}), tiedio.patch():
+            assert type(load_model(tmp_path / name).layers[0]) is Mine
+
+
+def test_what_a_hostile_file_says_it_holds_does_not_choose_a_loader_without_checks(tmp_path):
+    file = io.BytesIO()
+    with h5py.File(file, "w") as weights:
+        for name in "01":
+            weights.create_dataset(
+                f"vars/{name}", (1 << 28,), "f4", chunks=(1 << 20,), compression="gzip"
+            )
+    config = keras.saving.serialize_keras_object(keras.optimizers.SGD())
+    with zipfile.ZipFile(tmp_path / "optimizer.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", json.dumps({"keras_version": keras.__version__}))
+        archive.writestr("model.weights.h5", file.getvalue())
+    with tiedio.patch(), pytest.raises(errors.FileFormatError, match="1073741824 bytes declared"):
+        load_model(tmp_path / "optimizer.keras")

@@ -81,6 +81,21 @@ def test_the_optimizer_may_be_left_out(tmp_path, name):
         assert "layers" in file and not {"optimizer", "optimizer_weights"} & {*file}
 
 
+def test_with_the_optimizers_of_models_inside(tmp_path):
+    inner = scenarios.compiled(keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]))
+    scenarios.train(inner)
+    model = scenarios.compiled(keras.Sequential([keras.Input((4,)), inner]))
+    scenarios.train(model)
+    tiedio.save_tied(model, tmp_path / "model.keras", include_optimizer=False)
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        assert "compile_config" not in archive.read("config.json").decode()
+        with h5py.File(archive.open("model.weights.h5")) as file:
+            paths = []
+            file.visit(paths.append)
+    assert paths and not [path for path in paths if "optimizer" in path]
+    tiedio.load_tied(tmp_path / "model.keras")
+
+
 def test_compile_false_leaves_the_model_uncompiled(tmp_path):
     model = scenarios.two_paddings()
     tiedio.save_tied(model, tmp_path / "model.keras")

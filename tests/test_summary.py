@@ -272,3 +272,22 @@ def test_names_are_escaped():
     assert "layers/&lt;b&gt;/k&amp;l" in table
     assert "layers/&lt;/table&gt;/&quot;m&quot;" in table
     assert ">no<" in table
+
+
+def test_layers_in_several_places_follow(tmp_path, monkeypatch):
+    cell, series = keras.layers.GRUCell(4, name="cell"), keras.Input((None, 3))
+    first, second = (keras.layers.RNN(cell, name=name) for name in ("first", "second"))
+    model = keras.Model(series, first(series) + second(series), name="twice")
+    assert lines_of(model) == [
+        '"twice" has no tied variables.',
+        "One layer in 2 places: first/cell = second/cell",
+    ]
+    tiedio.save_tied(model, tmp_path / "twice", zipped=False)
+    monkeypatch.chdir(tmp_path / "twice")
+    assert lines_of(".")[1] == "One layer in 2 places: layers/rnn/cell = layers/rnn_1/cell"
+
+
+def lines_of(model_or_filepath):
+    lines = []
+    tiedio.summary(model_or_filepath, print_fn=lines.append)
+    return lines

@@ -275,3 +275,45 @@ def test_a_wrapper_follows_with_its_own_reference():
     tiedio.untie(wrapped.layer)
     assert wrapped.kernel is wrapped.layer.kernel
     assert wrapped.kernel is not owner.kernel
+
+
+class OwnFunctions(keras.Model):
+    """Makes its functions without an option to make them anew, as Keras calls it."""
+
+    fails = False
+
+    def make_train_function(self):
+        if self.fails:
+            raise RuntimeError("no functions today")
+        if self.train_function is None:
+            super().make_train_function()
+
+
+def own_functions():
+    first, second = keras.layers.Dense(4), keras.layers.Dense(4)
+    inputs = keras.Input((4,))
+    model = OwnFunctions(inputs, second(first(inputs)))
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+    return model, first, second
+
+
+@pytest.mark.filterwarnings("ignore::tiedio.errors.TiedioWarning")
+def test_a_class_with_functions_of_its_own_trains_what_is_tied():
+    model, first, second = own_functions()
+    tiedio.tie(second, to=first)
+    before = np.array(first.kernel)
+    model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+    assert second.kernel is first.kernel
+    assert not np.array_equal(first.kernel, before)
+
+
+@pytest.mark.filterwarnings("ignore::tiedio.errors.TiedioWarning")
+def test_a_function_that_cannot_be_made_leaves_no_old_one():
+    model, first, second = own_functions()
+    model.fails = True
+    with pytest.raises(RuntimeError):
+        tiedio.tie(second, to=first)
+    assert second.kernel is first.kernel and model.train_function is None
+    held = {id(variable) for variable in model.trainable_variables}
+    assert {id(variable) for variable in model.optimizer._trainable_variables} == held

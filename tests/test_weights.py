@@ -794,3 +794,53 @@ def test_what_lora_made_of_one_kernel_is_several(tmp_path):
     with pytest.raises(errors.LoadError, match="has several values"):
         tiedio.load_tied_weights(model, filepath)
     assert values(model) == before
+
+
+class Partly(keras.layers.Layer):
+    """Stores one of its variables, in its own way."""
+
+    names = ("kernel", "scale", "shift")
+
+    def build(self, input_shape):
+        for name in self.names:
+            setattr(self, name, self.add_weight(shape=(4,), initializer="ones", name=name))
+
+    def save_own_variables(self, store):
+        store["0"] = self.kernel
+
+    def load_own_variables(self, store):
+        self.kernel.assign(store["0"])
+
+    def call(self, inputs):
+        return inputs * self.kernel * self.scale
+
+
+def test_what_a_class_has_no_more_is_named_and_the_rest_is_read(tmp_path, monkeypatch):
+    def model():
+        return keras.Sequential([keras.Input((4,)), Partly(name="partly")])
+
+    saved = model()
+    saved.layers[0].scale.assign([7.0] * 4)
+    tiedio.save_tied_weights(saved, tmp_path / "model.weights.h5")
+    monkeypatch.setattr(Partly, "names", ("kernel", "scale"))
+    loaded = model()
+    with pytest.raises(errors.RecordError, match="`layers/partly/shift`: no such variable"):
+        tiedio.load_tied_weights(loaded, tmp_path / "model.weights.h5")
+    with pytest.warns(tiedio.TiedioWarning):
+        tiedio.load_tied_weights(loaded, tmp_path / "model.weights.h5", strict=False)
+    assert np.array_equal(loaded.layers[0].scale, [7.0] * 4)
+
+
+def test_another_rank_of_lora_is_found_before_anything_changes(tmp_path):
+    def model(rank):
+        first, second = keras.layers.Dense(4, name="first"), keras.layers.Dense(4, name="second")
+        made = keras.Sequential([keras.Input((4,)), first, second])
+        second.enable_lora(rank)
+        return made
+
+    tiedio.save_tied_weights(model(2), tmp_path / "model.weights.h5")
+    loaded = model(3)
+    before = [np.array(value) for value in loaded.get_weights()]
+    with pytest.raises(errors.RecordError, match="another shape"):
+        tiedio.load_tied_weights(loaded, tmp_path / "model.weights.h5")
+    assert all(map(np.array_equal, loaded.get_weights(), before))

@@ -235,6 +235,9 @@ def _create(target: Path) -> tuple[Path, BinaryIO, Callable[[], None]]:
     """Creates and locks a partial file; returns its path, the file, and what unlocks it."""
     while True:
         partial = _partial(target)
+        if not partial.parent.exists():
+            # As `open` has it for the target, of which the user knows.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
         # Not `tempfile`, whose files are private to the user.
         file = open(partial, "xb")  # noqa: SIM115
         unlock = _lock(file)

@@ -51,6 +51,15 @@ def write(model: keras.Model) -> dict[str, Any]:
     return backends.with_public_names(config)
 
 
+def uncompiled(config: Any) -> Any:
+    """Copies a config without how the model, and models in it, were compiled."""
+    if isinstance(config, list):
+        return [uncompiled(item) for item in config]
+    if isinstance(config, dict):
+        return {k: uncompiled(item) for k, item in config.items() if k != "compile_config"}
+    return config
+
+
 @contextlib.contextmanager
 def reading(
     config: dict[str, Any],
@@ -62,7 +71,7 @@ def reading(
     with (
         contextlib.ExitStack() as sharing,
         variables.SafeModeScope(safe_mode),
-        keras.saving.CustomObjectScope(dict(custom_objects or {})),
+        variables.custom_object_scope(custom_objects),
     ):
         yield Config(config, path, sharing)
 

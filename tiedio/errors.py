@@ -5,7 +5,7 @@
     ├── ModelNotBuiltError      (ValueError)  a layer or model has no variables yet
     ├── MissingFileError        (FileNotFoundError, ValueError)  no such file
     ├── FileFormatError  (OSError, ValueError)  not a file Keras wrote, or a damaged one
-    │   └── RecordError                       the record of a file cannot be honoured
+    ├── RecordError             (ValueError)  the record of a file cannot be honoured
     ├── MissingPackageError     (ImportError) an optional package is needed
     ├── MigrationError          (ValueError)  a migration has to be allowed something
     ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
@@ -45,8 +45,11 @@ class FileFormatError(TiedioError, OSError, ValueError):
     """
 
 
-class RecordError(FileFormatError):
-    """The record of a file is malformed, too new, or does not fit the model."""
+class RecordError(TiedioError, ValueError):
+    """The record of a file is malformed, too new, or does not fit the model.
+
+    No `OSError`, which Keras would take for damage, and put an older backup in its place.
+    """
 
 
 class MissingPackageError(TiedioError, ImportError):

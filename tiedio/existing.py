@@ -105,9 +105,11 @@ def check(
         weights: The file.
         visits: The saveables to be loaded.
     """
-    if error := _nothing_stored(models.without_optimizers(visits), record, weights):
+    if error := state.nothing_stored(models.without_optimizers(visits), record, weights):
         yield error
-    if error := retying.error_of(retying.find_problems(visits, record)):
+    problems = retying.find_problems(visits, record)
+    problems.update(_find_unfit_values(visits, record, weights))
+    if error := retying.error_of(problems):
         yield error
     if error := _mismatch(models.without_optimizers(visits), record, weights):
         yield error
@@ -231,20 +233,25 @@ def _slots_error(
     return state.slots_error(inner_path, built, store)
 
 
-def _nothing_stored(
-    visits: Iterable[variables.Visit], record: Record, weights: WeightsFile
-) -> LoadError | None:
-    """The error for what has variables, and nothing in the file."""
-    by_record = state.read_by_record(record)
-    lacking = {
-        visit.inner_path or "the model": f"{count} variables, received 0 variables"
-        for visit in visits
-        if visit.inner_path not in by_record
-        and not len(weights.store(visit.inner_path))
-        and hasattr(visit.saveable, "save_own_variables")
-        and (count := len(state.shapes_to_store(visit.saveable)))
-    }
-    return _unloadable(lacking, f"`{weights.filepath}` has none for them")
+def _find_unfit_values(
+    visits: Sequence[variables.Visit], record: Record, weights: WeightsFile
+) -> Iterator[tuple[str, str]]:
+    """Finds the exact values of the file that the model has no variable, or no room for."""
+    places = variables.find_places(visits)
+    layers = {inner_path for inner_path, _ in variables.layers_of(visits)}
+    exact = [
+        place
+        for place in record.exact_values
+        if place.inner_path in layers and not state.listed_only(place.attribute)
+    ]
+    # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
+    merged = {place.inner_path for place, _ in state.find_stored(visits) if place in exact}
+    for place in exact:
+        if place not in places:
+            if place.inner_path not in merged:
+                yield str(place), "no such variable"
+        elif place.dataset_path and weights.shape(place.dataset_path) != places[place][1].shape:
+            yield str(place), "another shape"
 
 
 def _mismatch(
@@ -265,16 +272,4 @@ def _mismatch(
             expected, received = sorted(expected), sorted(received)
         if received != expected:
             differing[visit.inner_path or "the model"] = f"{expected}, received {received}"
-    return _unloadable(differing, "their shapes must match the model")
-
-
-def _unloadable(expected: Mapping[str, str], why: str) -> LoadError | None:
-    """The error for layers of which something else is expected than the file has, if any are."""
-    if not expected:
-        return None
-    told = "; ".join(f"`{name}`: expected {expected[name]}" for name in sorted(expected))
-    return LoadError(
-        f"Cannot load the weights of {listed(expected)}: {why}.\n"
-        f"Received: {told}.\n"
-        "Build the model as it was when saved, or pass `skip_mismatch=True`."
-    )
+    return state.unloadable(differing, "their shapes must match the model")

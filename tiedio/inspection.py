@@ -120,10 +120,11 @@ def inspect(filepath: Any) -> Inspection:
         )
 
 
-def tie_groups(filepath: Any) -> tuple[Group, ...]:
-    """Returns the tie groups of a file without looking for equal copies."""
+def sharing(filepath: Any) -> tuple[list[Group], Sequence[Sequence[str]]]:
+    """Returns the tie groups of a file, and the paths of each layer that has several."""
     with sources.reading(filepath) as checkpoint:
-        return tuple(_tie_groups(checkpoint, Contents(checkpoint)))
+        layers = checkpoint.record.shared_layers if checkpoint.record else ()
+        return list(_tie_groups(checkpoint, Contents(checkpoint))), layers
 
 
 def _class_name(optimizer: Mapping[str, Any] | None) -> str:
@@ -142,13 +143,11 @@ def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
     for owner, members in _gathered(checkpoint, owners).items():
         names = (owner, *(one.name for one in members if one.name != owner))
         distinct = len(_addresses(checkpoint, members))
-        yield _group(
-            names,
-            members[0],
-            (len(members) - distinct) * members[0].nbytes,
-            tuple(kind.value for kind in Evidence if kind in said[owner]),
-            next((flags[one.source] for one in members if one.source in flags), None),
-        )
+        evidenced = tuple(kind.value for kind in Evidence if kind in said[owner])
+        spared = (len(members) - distinct) * members[0].nbytes
+        group = _group(names, members[0], spared, evidenced)
+        told = [flags[one.source] for one in members if one.source in flags]
+        yield dataclasses.replace(group, trainable=told[0]) if told else group
 
 
 def _gathered(checkpoint: Checkpoint, owners: dict[str, str]) -> dict[str, list[StoredVariable]]:
@@ -178,14 +177,9 @@ def _copies(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
 
 
 def _group(
-    names: Sequence[str],
-    one: StoredVariable,
-    nbytes: int,
-    said: tuple[str, ...] = (),
-    trainable: bool | None = None,
+    names: Sequence[str], one: StoredVariable, nbytes: int, said: tuple[str, ...] = ()
 ) -> Group:
-    known = one.trainable if trainable is None else trainable
-    return Group(tuple(names), one.shape, one.dtype.name, said, nbytes, known)
+    return Group(tuple(names), one.shape, one.dtype.name, said, nbytes, one.trainable)
 
 
 def _addresses(checkpoint: Checkpoint, variables: Sequence[StoredVariable]) -> set[Any]:

@@ -38,8 +38,7 @@ def apply(
     ]
     for one in pending:
         substitute(one.layer, one.old, one.new)
-    for model in models if pending else ():
-        renew_functions(model)
+    dropped = [(model, _drop_functions(model)) for model in models if pending]
     kept = {id(model) for model in resumed}
     trained = [
         model.name
@@ -49,6 +48,8 @@ def apply(
     for model, optimizer in optimizers:
         set_optimizer(model, "optimizer", optimizer)
         optimizer.build(model.trainable_variables)
+    for model, names in dropped:  # a class may make its own, and fail
+        _make_functions(model, names)
     if trained:  # last, as a warning may be made an error
         warnings.warn(
             f"The optimizer of {listed(trained)} was built for variables that are now others: "
@@ -59,16 +60,28 @@ def apply(
         )
 
 
-def renew_functions(model: keras.Model) -> None:
+def renew_functions(model: keras.Layer) -> None:
     """Makes anew what a model and its layers derived from their variables.
 
     Functions are not only dropped: a callback may be what loads, and `fit` goes on with them.
     """
-    for name in ("train", "test", "predict"):
-        if getattr(model, f"{name}_function", None) is not None:  # a layer has none
-            getattr(model, f"make_{name}_function")(force=True)
+    _make_functions(model, _drop_functions(model))
+
+
+def _drop_functions(model: keras.Layer) -> list[str]:
+    """Drops compiled functions, and lists those that there were."""
+    names = ("train", "test", "predict") if isinstance(model, keras.Model) else ()
+    made = [name for name in names if getattr(model, f"{name}_function") is not None]
+    for name in made:
+        setattr(model, f"{name}_function", None)
     for layer in model._flatten_layers():
         track_parameters(layer)
+    return made
+
+
+def _make_functions(model: keras.Layer, names: Iterable[str]) -> None:
+    for name in names:
+        getattr(model, f"make_{name}_function")()
 
 
 def compiles_as_keras(model: keras.Model) -> bool:

@@ -117,7 +117,7 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
     known = {name: one for one in classes for name in (one.__name__, _registered_name(one))}
     seeds = random.getstate()  # from which layers without a seed draw one
     try:
-        with variables.SafeModeScope(False), keras.saving.CustomObjectScope(known):
+        with variables.SafeModeScope(False), variables.custom_object_scope(known):
             built = build(config, Deferral(0))
     except Exception as error:  # a config may lead Keras anywhere
         _log.debug("listed as the model itself lists them: %s", error)

@@ -45,7 +45,7 @@ def load(
     weights = source.weights
     with (
         variables.SafeModeScope(safe_mode),
-        keras.saving.CustomObjectScope(dict(custom_objects or {})),
+        variables.custom_object_scope(custom_objects),
     ):
         state.report(_other_functions(old), strict)
         with configs.explained(old.model_config, old.filepath):

@@ -15,8 +15,8 @@ from typing import Any
 
 import keras
 
-from tiedio import saving, weights
-from tiedio.errors import NoModelError
+from tiedio import saving, variables, weights
+from tiedio.errors import NoModelError, SaveError
 from tiedio.ties import METADATA_KEY
 from tiedio.variables import KerasSaveable, saving_api
 
@@ -39,8 +39,8 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     end, otherwise until `unpatch`; several may hold at once. Arguments, prompts and messages
     about paths stay those of Keras.
 
-    What tiedio does not save goes on to Keras: models that are not built, layers and optimizers
-    that are not in a model, and Orbax checkpoints.
+    What tiedio does not save goes on to Keras, with its checks and without ties: models that are
+    not built, layers and optimizers that are not in a model, and Orbax checkpoints.
 
     Raises:
         TiedioError: From Keras' functions, where those of tiedio raise it.
@@ -108,8 +108,9 @@ class routed(patch):  # noqa: N801
     everywhere = False
 
     def __enter__(self) -> Any:
+        super().__enter__()
         self._token = _here.set(True)
-        return super().__enter__()
+        return self
 
     def __exit__(self, *exception: Any) -> None:
         _here.reset(self._token)
@@ -139,11 +140,21 @@ def _either(ours: _Function, stock: _Function) -> _Function:
     def either(*args: Any, **kwargs: Any) -> Any:
         saved = [arg for arg in args if isinstance(arg, KerasSaveable)]
         if _is_routed() and all(isinstance(one, keras.Model) and one.built for one in saved):
-            with contextlib.suppress(NoModelError):  # a file of an optimizer, say
+            try:
                 return ours(*args, **kwargs)
+            except NoModelError:  # a file of an optimizer, say
+                pass
+            except SaveError:  # what could not resume; Keras saves it all the same, but untied
+                if any(map(_shares, saved)):
+                    raise
         return stock(*args, **kwargs)
 
     return either
+
+
+def _shares(model: Any) -> bool:
+    visits = variables.walk(model)
+    return bool(variables.find_shared(visits) or variables.find_shared_layers(visits))
 
 
 def _replacements() -> Iterator[tuple[Any, str, Any]]:

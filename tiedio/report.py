@@ -54,9 +54,10 @@ def inspection(found: "Inspection") -> None:
     _notes(found.notes)
 
 
-def ties(
+def sharing(
     name: str,
     groups: "Sequence[Group]",
+    layers: Sequence[Sequence[str]],
     line_length: int | None,
     print_fn: Callable[[str], Any] | None,
 ) -> None:
@@ -73,6 +74,9 @@ def ties(
         )
     else:
         console.print(f'"{shown(name)}" has no tied variables.', **_PLAIN)
+    for places in layers:
+        named = " = ".join(map(shown, places))
+        console.print(f"One layer in {len(places)} places: {named}", **_PLAIN)
     if print_fn:
         for line in console.file.getvalue().splitlines():
             print_fn(line)

@@ -93,7 +93,8 @@ def error_of(problems: Problems) -> RecordError | None:
     return RecordError(
         f"Cannot restore {listed(problems)}: the model is not the one that was saved.\n"
         f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
-        "Load the file with the same classes, in the version it was saved with."
+        "Load the file with the same classes, in the version it was saved with, or pass "
+        "`strict=False`."
     )
 
 

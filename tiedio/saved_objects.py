@@ -278,7 +278,7 @@ def _parsed(module: str, message: str, content: bytes) -> Any:
 
 
 def _index(prefix: Path) -> Path:
-    return prefix.with_name(f"{prefix.name}.index")
+    return Path(f"{prefix}.index")
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from tiedio import (
 )
 from tiedio.containers import ASSETS, Content
 from tiedio.deferral import Deferral
-from tiedio.errors import FileFormatError, ModelNotBuiltError
+from tiedio.errors import FileFormatError, ModelNotBuiltError, NoModelError
 from tiedio.progress import shown
 
 
@@ -59,7 +59,8 @@ def save_tied(
             prompt, as in Keras.
         zipped: `False` saves to a folder, whose other files are kept. `None` does so on the
             Hugging Face Hub only.
-        include_optimizer: Whether the optimizer is saved, and how the model was compiled.
+        include_optimizer: Whether to save how the model, and models in it, were compiled, with
+            their optimizers.
         durable: Whether to wait until the file is on disk. Without, saving is quicker, and
             a crash of the process still leaves the old file or the new one, but after a
             power failure the file may be incomplete, or missing.
@@ -92,14 +93,14 @@ def save_tied(
     check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
-    # A model that was never compiled has no such attribute.
-    left_out = [] if include_optimizer else [getattr(model, "optimizer", None)]
-    visits = variables.walk(model, left_out)
+    visits = variables.walk(model)
+    if not include_optimizer:
+        visits = variables.walk(model, models.find_optimizers(visits).values())
     with tempfile.TemporaryDirectory() as assets:
         layout, record = state.capture(visits, Path(assets))
         config = configs.write(model)
         if not include_optimizer:
-            config.pop("compile_config", None)
+            config = configs.uncompiled(config)
         content = Content(layout, record, metadata(), config, Path(assets))
         if container.has_old_layout:
             old = old_layout.capture(model, layout, include_optimizer)
@@ -189,7 +190,11 @@ def load_tied(
             Deferral(source.weights.size) as deferral,
             configs.reading(source.config, place.name, custom_objects, safe_mode) as config,
         ):
-            model = config.build(deferral)
+            try:
+                model = config.build(deferral)
+            except NoModelError:
+                source.weights.check_sizes()  # Keras, which may be asked next, does not
+                raise
             state.make_room(source.weights, model)
 
             def saveables() -> Sequence[variables.Visit]:
@@ -207,7 +212,9 @@ def load_tied(
             )
             # Optimizers last: TensorFlow's cannot be built for variables without values.
             visits = saveables()
-            restoration.read(models.without_optimizers(visits))
+            parts = models.without_optimizers(visits)
+            state.report(state.nothing_stored(parts, record and inferred, source.weights), strict)
+            restoration.read(parts)
             error = retying.match_optimizers(model, visits, inferred, deferral)
             state.report(error if compiled else None, strict)
             restoration.read(models.only_optimizers(saveables()))

@@ -77,7 +77,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5.Advanc
         name for name in beside if re.fullmatch(re.escape(base) + "_[0-9a-f]{8}" + numbered, name)
     }
     if not target.is_being_saved():
-        old |= {*left, first}
+        old |= left
     for one in beside:
         if one.endswith(_SUFFIX):
             old -= _old_shards(target.sibling(one))

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import shutil
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def capture(
         unstored = [name for name, v in named.items() if (inner_path, id(v)) not in datasets]
         for attribute, variable in named.items():
             if not (
-                attribute in unstored or _listed_only(attribute) or any(map(_listed_only, unstored))
+                attribute in unstored or listed_only(attribute) or any(map(listed_only, unstored))
             ):
                 continue
             # A tensor beside `vars`, where Keras does not look.
@@ -198,8 +198,9 @@ class Restoration:
         self._deferral.finish()
         places = variables.find_places(visits)
         incomplete = find_incomplete(self._record, places)
+        stored = {place for place, _ in find_stored(visits) if place.inner_path in incomplete}
         for place in self._record.exact_values if self._record else ():
-            if place in places and place.dataset_path and place.inner_path not in incomplete:
+            if place in places and place.dataset_path and place not in stored:
                 with self._noting(str(place)):
                     places[place][1].assign(self._weights.read(place.dataset_path))
         generators = variables.find_generators(visits)
@@ -261,7 +262,7 @@ class Restoration:
             report(error, strict)
 
 
-def _listed_only(attribute: str) -> bool:
+def listed_only(attribute: str) -> bool:
     """Whether a variable is in a layer's list and in no attribute of it."""
     return attribute.split("/")[0] in variables.TRACKED
 
@@ -271,9 +272,37 @@ def read_by_record(record: Record | None) -> set[str]:
     return {
         place.inner_path
         for place in (record.exact_values if record else ())
-        if _listed_only(place.attribute)
+        if listed_only(place.attribute)
         and not str(place.dataset_path).startswith(f"{place.inner_path}/vars/".lstrip("/"))
     }
+
+
+def nothing_stored(
+    visits: Iterable[variables.Visit], record: Record | None, weights: WeightsFile
+) -> LoadError | None:
+    """The error for what has variables, and nothing in the file."""
+    by_record = read_by_record(record)
+    lacking = {
+        visit.inner_path or "the model": f"{count} variables, received 0 variables"
+        for visit in visits
+        if visit.inner_path not in by_record
+        and not len(weights.store(visit.inner_path))
+        and hasattr(visit.saveable, "save_own_variables")
+        and (count := len(shapes_to_store(visit.saveable)))
+    }
+    return unloadable(lacking, f"`{weights.filepath}` has none for them")
+
+
+def unloadable(expected: Mapping[str, str], why: str) -> LoadError | None:
+    """The error for layers of which something else is expected than the file has, if any are."""
+    if not expected:
+        return None
+    told = "; ".join(f"`{name}`: expected {expected[name]}" for name in sorted(expected))
+    return LoadError(
+        f"Cannot load the weights of {listed(expected)}: {why}.\n"
+        f"Received: {told}.\n"
+        "Build the model as it was when saved, or pass `skip_mismatch=True`."
+    )
 
 
 def find_incomplete(record: Record | None, places: Container[Place]) -> set[str]:

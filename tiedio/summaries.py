@@ -4,7 +4,7 @@ import collections
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from tiedio import inspection, report, storage
 
 if TYPE_CHECKING:
     import keras
+
+    from tiedio import variables
 
 
 def summary(
@@ -23,7 +25,8 @@ def summary(
     """Prints which variables a model, or a file, shares, and what that saves.
 
     Each tie group has a row, with the owner first; variables are named by the layers that lead
-    to them. `tiedio.find_ties` returns what is printed here of a model.
+    to them. Layers that stand in several places follow. `tiedio.find_ties` returns the tie
+    groups of a model.
 
     Args:
         model_or_filepath: A model or any layer; or a file that any version of Keras from
@@ -54,11 +57,11 @@ def summary(
     1 tie group of 2 variables; to store and hold them once saves 64 bytes.
     """
     if _is_layer(model_or_filepath):
-        name, groups = model_or_filepath.name, tuple(_tie_groups(model_or_filepath))
+        name, (groups, layers) = model_or_filepath.name, _sharing(model_or_filepath)
     else:
         name = storage.at(model_or_filepath).name
-        groups = inspection.tie_groups(model_or_filepath)
-    report.ties(name, groups, line_length, print_fn)
+        groups, layers = inspection.sharing(model_or_filepath)
+    report.sharing(name, groups, layers, line_length, print_fn)
 
 
 def layer_name(layers: "Mapping[str, keras.Layer]", inner_path: str) -> str:
@@ -79,11 +82,28 @@ def _is_layer(model_or_filepath: Any) -> bool:
     return keras is not None and isinstance(model_or_filepath, keras.Layer)
 
 
-def _tie_groups(model: "keras.Layer") -> Iterator[inspection.Group]:
+def _sharing(model: "keras.Layer") -> tuple[list[inspection.Group], list[list[str]]]:
     from tiedio import variables
 
     visits = variables.walk(model)
     layers = dict(variables.layers_of(visits))
+    shared_layers = [
+        [_place_name(layers, layers[paths[0]].name, path) for path in paths]
+        for paths in variables.find_shared_layers(visits)
+    ]
+    return list(_tie_groups(visits, layers)), shared_layers
+
+
+def _place_name(layers: "Mapping[str, keras.Layer]", name: str, inner_path: str) -> str:
+    """Names a place of a layer, of which `layers` knows only the first."""
+    return f"{layer_name(layers, inner_path.rpartition('/')[0])}/{name}".lstrip("/")
+
+
+def _tie_groups(
+    visits: "Sequence[variables.Visit]", layers: "Mapping[str, keras.Layer]"
+) -> Iterator[inspection.Group]:
+    from tiedio import variables
+
     groups = [group for group, _ in variables.find_shared(visits)]
     places = [place for group in groups for place in group.places]
     names = {

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -339,6 +339,12 @@ def _created_by(layer: keras.Layer, variable: Any) -> int:
     if variable.path == f"{layer.path}/{variable.name}":
         return 2
     return int(f"/{variable.path}".endswith(f"/{layer.name}/{variable.name}"))
+
+
+def custom_object_scope(custom_objects: Mapping[str, Any] | None) -> Any:
+    """Opens a scope of custom objects; Keras' own would hide those of the scope around it."""
+    around = global_state.get_global_attribute("custom_objects_scope_dict") or {}
+    return keras.saving.CustomObjectScope({**around, **(custom_objects or {})})
 
 
 class Uninitialized:

@@ -178,8 +178,8 @@ def load_tied_weights(
         if damaged_paths := source.weights.find_damaged():
             raise damaged(place.name, damaged_paths, "others")
 
-        def saveables(skipped: Iterable[Any] = skipped) -> Sequence[variables.Visit]:
-            return inference.located(variables.walk(model, skipped), source.weights)
+        def saveables(left_out: Iterable[Any] = skipped) -> Sequence[variables.Visit]:
+            return inference.located(variables.walk(model, left_out), source.weights)
 
         visits, everything = saveables(), saveables([])
         paths, all_paths = (
@@ -205,6 +205,7 @@ def load_tied_weights(
             },
         )
         with Deferral(source.weights.size) as deferral:
+            # What it cannot restore `existing.check` has told, but for what only LoRA has.
             retying.retie(saveables, wanted, source.weights, deferral, in_use=True)
             restoration = state.Restoration(source.weights, None, record and wanted, deferral)
             restoration.read(models.without_optimizers(saveables()))

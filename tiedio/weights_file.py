@@ -267,11 +267,22 @@ class WeightsFile:
         dtype = _dtype(dataset)
         if dtype.kind not in _KINDS and dtype != BFLOAT16:
             raise TypeError(f"values of type {dtype}")
+        self._check_size(dataset)
+        return aligned(dataset.shape, dtype)
+
+    def _check_size(self, dataset: h5py.Dataset) -> None:
         # A dataset is allocated whole, and may be in a place beyond the end of the file.
         declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self.size)
         if declared > max(self.room, stored):
             raise ValueError(f"{declared} bytes declared, {stored} stored")
-        return aligned(dataset.shape, dtype)
+
+    def check_sizes(self) -> None:
+        """Raises an error if a dataset declares more than it stores."""
+        for path in self.below(""):
+            try:
+                self._check_size(self._placed(path)[0])
+            except ValueError as error:
+                raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
 
     def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
         """Returns a dataset, and the file that it is in."""
