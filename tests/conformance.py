@@ -124,6 +124,7 @@ class Conformance:
         assert bit_equal(resumed, uninterrupted) and len(resumed) > 0
         assert_trained_alike(runs, name, part=container)
 
+    @pytest.mark.slow
     def test_these_tests_fail_without_retying(self, runs, tied):
         uninterrupted, untied = runs.facts(tied, part="never_retied")
         same = all(untied.get(fact) == uninterrupted[fact] for fact in ("ties", "shared_layers"))

@@ -16,8 +16,8 @@ from runs import Runs, backends
 
 import tiedio
 
-# One of each kind; the others where slow tests are asked for.
-CONTAINED = ("two_paddings", "dropout")
+# In every container every time; the others where slow tests are asked for.
+CONTAINED = ("two_paddings",)
 
 
 class TestConformance(Conformance):
@@ -25,7 +25,7 @@ class TestConformance(Conformance):
 
 
 def pytest_generate_tests(metafunc):
-    """Lists scenarios: all for one backend; of each kind one, from each of several to each."""
+    """Lists scenarios: those of several backends are one of each kind, from each to each."""
     takes = metafunc.fixturenames
     if "runs" not in takes:
         return
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc):
         if "tied" in takes and (writer != reader or name not in TIED):
             continue
         if "container" not in takes:
-            slow = len(asked) == 1 and name in scenarios.SLOW
+            slow = name not in scenarios.OF_EACH_KIND
             rows.append(row(writer, reader, name, slow=slow))
             continue
         for container in scenarios.CONTAINERS:

@@ -91,6 +91,7 @@ def kernels_of_litert(filepath):
     return filepath.stat().st_size // KERNEL, outputs
 
 
+@pytest.mark.slow
 @on("tensorflow")
 def test_saved_models_share_what_is_one(models, tmp_path):
     found = check(models, tmp_path, "tf_saved_model", kernels_of_saved_model)

@@ -57,6 +57,7 @@ def test_every_file_has_its_script():
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.slow
 def test_scripts_and_files_are_in_step(script, tmp_path):
     pinned = dict(dependency.split("==") for dependency in header(script)["dependencies"])
     frozen = script.with_suffix(".keras")

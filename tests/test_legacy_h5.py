@@ -98,6 +98,7 @@ def test_load_tied_restores_all_of_it(name, tmp_path):
     assert bytes_of(scenarios.variables_of(loaded)) == bytes_of(scenarios.variables_of(model))
 
 
+@pytest.mark.slow
 def test_stock_keras_opens_it_in_another_process(tmp_path):
     model = trained("two_paddings")
     tiedio.save_tied(model, tmp_path / "model.h5")

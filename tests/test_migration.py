@@ -261,7 +261,7 @@ def stored_ties(model):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in scenarios.SLOW else [])
+        pytest.param(name, marks=[] if name in scenarios.OF_EACH_KIND else [pytest.mark.slow])
         for name in scenarios.SCENARIOS
     ],
 )

@@ -286,6 +286,7 @@ def test_dot_is_not_installed(pair, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["ties.dot"]
 
 
+@pytest.mark.slow
 def test_pydot_is_not_installed(tmp_path):
     """In a process that finds, before pydot, what says that there is none."""
     (tmp_path / "pydot.py").write_text("raise ModuleNotFoundError(\"No module named 'pydot'\")")

@@ -13,7 +13,6 @@ from . import training_state as training_state
 from .base import (
     CONTROLS,
     SCENARIOS,
-    SLOW,
     arrays_of,
     compiled,
     data_for,
@@ -27,7 +26,8 @@ from .by_hand import gamma_by_hand, kernel_by_hand
 from .containers import CONTAINERS, NOT_CONTAINED
 from .own_storing import Motto
 
-# Of each kind one: these go from each backend to each other. Not `two_embeddings`, which trains
+# Of each kind one: these run every time, and go from each backend to each other; the others run
+# where slow tests are asked for. Not `two_embeddings`, which trains
 # otherwise on TensorFlow: of a row that is looked up twice Adam squares each gradient there, and
 # their sum elsewhere. In `embedding_and_decoder` the decoder's makes the gradient one.
 OF_EACH_KIND = (
@@ -64,7 +64,6 @@ __all__ = [
     "NOT_CONTAINED",
     "OF_EACH_KIND",
     "SCENARIOS",
-    "SLOW",
     "Mixture",
     "Motto",
     "TiedAutoencoder",

@@ -7,7 +7,6 @@ import tiedio
 
 SCENARIOS = {}
 CONTROLS = []  # must come back with no tie at all
-SLOW = []  # too slow, or too much like another one, for every run
 
 
 def scenario(build):
@@ -19,11 +18,6 @@ def scenario(build):
 def control(build):
     CONTROLS.append(build.__name__)
     return scenario(build)
-
-
-def slow(build):
-    SLOW.append(build.__name__)
-    return build
 
 
 serializable = keras.saving.register_keras_serializable("tiedio_tests")

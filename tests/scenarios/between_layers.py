@@ -5,7 +5,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, scenario, serializable, slow
+from .base import compiled, scenario, serializable
 
 
 @serializable
@@ -62,7 +62,6 @@ def owner_comes_second():
     return two_paddings(tie=lambda layer, to: tiedio.tie(to, to=layer))
 
 
-@slow
 @scenario
 def tied_before_build():
     first, second = keras.layers.Dense(4), keras.layers.Dense(4, activation="relu")
@@ -70,7 +69,6 @@ def tied_before_build():
     return compiled(keras.Sequential([keras.Input((4,)), first, second, keras.layers.Dense(2)]))
 
 
-@slow
 @scenario
 def three_in_a_row():
     layers = [keras.layers.Dense(4, activation="tanh") for _ in range(3)]
@@ -122,7 +120,6 @@ def embedding_and_decoder():
     return compiled(model)
 
 
-@slow
 @scenario
 def two_embeddings():
     tokens = keras.Input((5,), dtype="int32")
@@ -141,7 +138,6 @@ def recurrent_cells():
     return compiled(keras.Model(series, merged))
 
 
-@slow
 @scenario
 def normalisation():
     inputs = keras.Input((4,))
@@ -159,7 +155,6 @@ def custom_layers():
     return compiled(model)
 
 
-@slow
 @scenario
 def origin_at_its_real_size():
     """The model that tiedio was begun for; too slow for every run."""
@@ -175,7 +170,6 @@ def query_and_key_of_one_attention():
     return compiled(model)
 
 
-@slow
 @scenario
 def cells_of_one_bidirectional():
     series = keras.Input((5, 3))
@@ -194,7 +188,6 @@ def depthwise_and_pointwise_kernels():
     return compiled(model)
 
 
-@slow
 @scenario
 def transposed_convolutions():
     image = keras.Input((6, 6, 2))
@@ -204,7 +197,6 @@ def transposed_convolutions():
     return compiled(model)
 
 
-@slow
 @scenario
 def only_the_bias():
     first, second = keras.layers.Dense(4), keras.layers.Dense(4)
@@ -229,7 +221,6 @@ def non_trainable_state():
     return compiled(model)
 
 
-@slow
 @scenario
 def group_norm_and_einsum():
     series = keras.Input((3, 4))
@@ -272,7 +263,6 @@ def aliases_inside_one_layer():
     return compiled(keras.Sequential([keras.Input((4,)), Twice(), keras.layers.Dense(2)]))
 
 
-@slow
 @scenario
 def scalars():
     first, second = Twice(), Twice()

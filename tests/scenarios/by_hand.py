@@ -4,7 +4,7 @@ import keras
 
 import tiedio
 
-from .base import compiled, control, scenario, slow, tie_by_hand, train
+from .base import compiled, control, scenario, tie_by_hand, train
 from .between_layers import TiedByItself, two_paddings
 
 
@@ -54,7 +54,6 @@ def set_past_the_tracker():
     return compiled(model)
 
 
-@slow
 @scenario
 def tied_after_compile():
     (first, second), model = _two_dense()
@@ -71,7 +70,6 @@ def tied_after_training():
     return compiled(model)
 
 
-@slow
 @scenario
 def recurrent_kernel_by_hand():
     """Recurrent cells are stored by position."""

@@ -5,7 +5,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, control, scenario, serializable, slow, tied_pair
+from .base import compiled, control, scenario, serializable, tied_pair
 from .between_layers import two_paddings
 
 
@@ -27,7 +27,6 @@ def one_frozen_variable():
     return compiled(model)
 
 
-@slow
 @scenario
 def frozen_alias():
     (_, alias), model = tied_pair()
@@ -35,7 +34,6 @@ def frozen_alias():
     return compiled(model)
 
 
-@slow
 @scenario
 def one_frozen_then_the_other_unfrozen():
     (owner, alias), model = tied_pair()

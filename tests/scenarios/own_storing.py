@@ -7,7 +7,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, scenario, serializable, slow, tied_pair
+from .base import compiled, scenario, serializable, tied_pair
 
 
 @serializable
@@ -51,7 +51,6 @@ def rounded_when_stored():
     return compiled(model)
 
 
-@slow
 @scenario
 def lora_on_one_layer():
     (first, _), model = tied_pair()

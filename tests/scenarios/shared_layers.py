@@ -5,7 +5,7 @@ Stock Keras saves such models and cannot load most of them.
 
 import keras
 
-from .base import compiled, scenario, serializable, slow, train
+from .base import compiled, scenario, serializable, train
 
 
 def _part(shared, name):
@@ -26,7 +26,6 @@ def inside_a_submodel_then_dense():
     return compiled(keras.Model(inputs, shared(_part(shared, "part")(inputs))))
 
 
-@slow
 @scenario
 def inside_a_sequential_model_and_out():
     shared, inputs = keras.layers.Dense(4), keras.Input((4,))
@@ -54,7 +53,6 @@ def plain_then_distributed_over_time():
     return compiled(keras.Model(series, keras.layers.TimeDistributed(shared)(shared(series))))
 
 
-@slow
 @scenario
 def one_cell_in_two_recurrent_layers():
     cell, series = keras.layers.GRUCell(4), keras.Input((3, 4))
@@ -131,7 +129,6 @@ def _plain(value):
     return value
 
 
-@slow
 @scenario
 def given_to_two_custom_layers():
     shared = keras.layers.Dense(4)
@@ -202,7 +199,6 @@ def encoder_three_levels_deep():
     return compiled(keras.Model(inputs, [encoder(wrapped(inputs))][0]))
 
 
-@slow
 @scenario
 def one_submodel_in_two_models():
     shared = _part(keras.layers.LayerNormalization(), "shared")

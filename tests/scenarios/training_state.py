@@ -5,7 +5,7 @@ import numpy as np
 
 import tiedio
 
-from .base import compiled, scenario, serializable, slow, tied_pair, train
+from .base import compiled, scenario, serializable, tied_pair, train
 from .between_layers import TiedAutoencoder, two_paddings
 
 
@@ -63,25 +63,21 @@ def _with(optimizer):
     return compiled(model, optimizer)
 
 
-@slow
 @scenario
 def adamw():
     return _with(keras.optimizers.AdamW(weight_decay=0.1))
 
 
-@slow
 @scenario
 def rmsprop_with_clipping():
     return _with(keras.optimizers.RMSprop(momentum=0.9, centered=True, clipnorm=0.01))
 
 
-@slow
 @scenario
 def adafactor():
     return _with(keras.optimizers.Adafactor())
 
 
-@slow
 @scenario
 def lion():
     return _with(keras.optimizers.Lion())
@@ -110,13 +106,11 @@ if hasattr(keras.optimizers, "MultiOptimizer"):
     scenario(optimizers_chosen_by_path)
 
 
-@slow
 @scenario
 def lamb():
     return _with(keras.optimizers.Lamb())
 
 
-@slow
 @scenario
 def ftrl():
     return _with(keras.optimizers.Ftrl())
@@ -130,7 +124,6 @@ if keras.backend.backend() != "jax":  # where Keras cannot fit such a model twic
     scenario(moving_averages)
 
 
-@slow
 @scenario
 def gradient_accumulation():
     return _with(keras.optimizers.Adam(gradient_accumulation_steps=3))
