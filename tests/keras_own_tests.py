@@ -29,7 +29,7 @@ _NEEDS_TENSORFLOW = (
     "saving/saving_lib_test.py::SavingBattleTest::test_remove_weights_only_saving_and_loading"
 )
 _FEWEST_PASSED = 100
-_FEWEST_CALLS = 20
+_FEWEST_CALLS = 10
 
 _outcomes: dict[str, str] = {}
 _calls: collections.Counter[str] = collections.Counter()
