@@ -88,7 +88,7 @@ def test_a_shard_of_a_strange_name(shards, name, listed):
 
 
 def test_all_missing_shards_are_named(shards):
-    removed = sorted(path.name for path in shards.parent.glob("model_*.weights.h5"))
+    removed = sorted(path.name for path in shards.parent.glob("model_????????_*.weights.h5"))
     assert len(removed) == 2
     for name in removed:
         (shards.parent / name).unlink()
@@ -130,10 +130,10 @@ def test_a_text_that_is_no_json(shards, name):
 
 
 def test_a_shard_of_another_save(shards):
-    old, *_ = sorted(shards.parent.glob("model_????????_00001.weights.h5"))
+    old, *_ = sorted(shards.parent.glob("model_????????_00000.weights.h5"))
     content = old.read_bytes()
     generations.save(shards, 2, generations.SHARDS, shard_bytes=2 * generations.TENSOR_BYTES)
-    new, *_ = sorted(shards.parent.glob("model_????????_00001.weights.h5"))
+    new, *_ = sorted(shards.parent.glob("model_????????_00000.weights.h5"))
     new.write_bytes(content)
     assert f"shards of another save, `{new.name}`" in refusal(shards)
 
@@ -148,7 +148,7 @@ def test_a_shard_named_twice_is_read_once(shards):
 
 
 def test_a_shard_that_is_cut_short(shards):
-    shard = sorted(shards.parent.glob("model_*.weights.h5"))[1]
+    shard = sorted(shards.parent.glob("model_????????_*.weights.h5"))[1]
     os.truncate(shard, generations.TENSOR_BYTES)
     assert "is not an HDF5 file" in refusal(shards)
 

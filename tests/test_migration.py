@@ -14,7 +14,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from test_errors import pin
 
 import tiedio
-from tiedio import errors, migration, sources, state, variables
+from tiedio import backends, errors, migration, sources, state, variables
 from tiedio.checkpoint import Evidence
 
 L = keras.layers
@@ -168,7 +168,10 @@ def values(path):
 def test_with_nothing_to_tie_it_comes_out_equal(tmp_path):
     path = saved(trained(three_layers()), tmp_path)
     migration.apply(path, tmp_path / "same.keras")
-    assert members(tmp_path / "same.keras")["config.json"] == members(path)["config.json"]
+    config, written = (
+        json.loads(members(one)["config.json"]) for one in (path, tmp_path / "same.keras")
+    )
+    assert written == backends.with_public_names(config)  # on torch Keras has others
     before, after = values(path), values(tmp_path / "same.keras")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
