@@ -137,6 +137,7 @@ def test_a_kill_between_two_renames_is_made_up_for_by_the_next_save(folder):
 
 
 @posix
+@pytest.mark.slow
 def test_kills_at_random_moments(folder):
     moments = random.Random(1)  # noqa: S311 (to be the same each time)
     last, came = 1, collections.Counter()

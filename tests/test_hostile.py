@@ -201,7 +201,12 @@ def failures(loader, name, mutate, seeds):
 
 
 CASES = [
-    pytest.param(name, mutate, id=f"{name}-{mutate.__name__}")
+    pytest.param(
+        name,
+        mutate,
+        id=f"{name}-{mutate.__name__}",
+        marks=[] if mutate in (MUTATIONS[0], edited) else [pytest.mark.slow],
+    )
     for name, (member, *_) in FUZZED.items()
     for mutate in (*MUTATIONS, edited)
     if mutate is not edited or (member or "").endswith(".json")

@@ -188,7 +188,13 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(name, marks=[] if name in ("by name", "schedule") else [pytest.mark.slow])
+        for name in OPTIMIZERS
+    ],
+)
 def test_training_resumes_as_if_it_had_not_been_saved(optimizer, tmp_path):
     """By stock Keras, which loses the sharing, and the optimizer's state as it loads."""
     model = three_layers()
@@ -575,6 +581,7 @@ def test_numbers_of_any_length_end_in_a_plan(tmp_path):
     assert len(migration.plan(tmp_path / "x.weights.h5").proposals) == 1
 
 
+@pytest.mark.slow
 def test_many_names_take_no_time(tmp_path):
     """As many of one name as fit into lists of names."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
