@@ -40,7 +40,8 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     about paths stay those of Keras.
 
     What tiedio does not save goes on to Keras, with its checks and without ties: models that are
-    not built, layers and optimizers that are not in a model, and Orbax checkpoints.
+    not built, layers and optimizers that are not in a model, Orbax checkpoints, and models
+    without ties whose optimizer could not resume.
 
     Raises:
         TiedioError: From Keras' functions, where those of tiedio raise it.
