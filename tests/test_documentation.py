@@ -44,10 +44,10 @@ def examples():
     for sybil, paths in (
         (MARKDOWN, [page for page in PAGES if page.name != "recipes.md"]),
         (RECIPES, [ROOT / "docs" / "recipes.md"]),
-        (DOCSTRINGS, (ROOT / "tiedio").glob("*.py")),
+        (DOCSTRINGS, (ROOT / "tiedio").rglob("*.py")),
     ):
         for path in sorted(paths):
-            yield pytest.param(sybil, path, id=path.name)
+            yield pytest.param(sybil, path, id=str(path.relative_to(ROOT)))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def anywhere(tmp_path, monkeypatch):
     keras.utils.clear_session()
 
 
-@pytest.mark.parametrize(("sybil", "path"), examples())
+@pytest.mark.parametrize(("sybil", "path"), list(examples()))
 def test_examples(anywhere, sybil, path):
     for example in sybil.parse(path).examples():
         example.evaluate()
@@ -74,7 +74,9 @@ def test_every_public_function_has_an_example(name):
 
 def test_every_command_is_documented_by_its_help():
     page = command_line.PAGE.read_text()
-    renew = f"{command_line.PAGE.name} shows other helps: run `python tests/command_line.py`"
+    renew = (
+        f"{command_line.PAGE.name} shows other helps: run `python tests/support/command_line.py`"
+    )
     assert command_line.written(page) == page, renew
     assert all(text in page for text in command_line.helps()), renew
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import sys
 import zipfile
 
@@ -13,23 +12,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import scenarios
+from pinning import pin
 
 import tiedio
-from tiedio import batch, errors, interchange
+from tiedio import errors
+from tiedio.migration import many
+from tiedio.tools import export
 
 
 def dense(units=4, shape=(None, 4), **options):
     layer = keras.layers.Dense(units, **options)
     layer.build(shape)
     return layer
-
-
-def pin(error, kind, text):
-    """Checks the class, its builtin and the whole text; `*` stands for what varies."""
-    assert type(error.value) is kind
-    pattern = re.escape(text).replace(re.escape("*"), ".*")
-    assert re.fullmatch(pattern, str(error.value)), str(error.value)
-    assert str(error.value).count("\n") == 2
 
 
 @pytest.fixture
@@ -645,7 +639,7 @@ def exported(tmp_path, name, arrays=None):
     """Writes weights, and exports them."""
     with h5py.File(tmp_path / "a.weights.h5", "w") as file:
         file["layers/dense/vars/0"] = np.zeros(2) if arrays is None else arrays
-    return interchange.export(tmp_path / "a.weights.h5", tmp_path / name)
+    return export.export(tmp_path / "a.weights.h5", tmp_path / name)
 
 
 def test_export_between_files_of_keras(tmp_path):
@@ -688,7 +682,7 @@ def test_export_of_texts(tmp_path):
 def test_weights_do_not_come_back_as_a_model(tmp_path):
     exported(tmp_path, "a.safetensors")
     with pytest.raises(ValueError) as error:
-        interchange.export(tmp_path / "a.safetensors", tmp_path / "a.keras")
+        export.export(tmp_path / "a.safetensors", tmp_path / "a.keras")
     pin(
         error,
         errors.SaveError,
@@ -702,7 +696,7 @@ def test_weights_do_not_come_back_as_a_model(tmp_path):
 def test_a_safetensors_file_of_others(tmp_path):
     safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError) as error:
-        interchange.export(tmp_path / "a.safetensors", tmp_path / "a.keras")
+        export.export(tmp_path / "a.safetensors", tmp_path / "a.keras")
     pin(
         error,
         errors.FileFormatError,
@@ -716,7 +710,7 @@ def test_safetensors_is_missing(tmp_path, monkeypatch):
     exported(tmp_path, "a.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError) as error:
-        interchange.export(tmp_path / "a.safetensors", tmp_path / "b.weights.h5")
+        export.export(tmp_path / "a.safetensors", tmp_path / "b.weights.h5")
     pin(
         error,
         errors.MissingPackageError,
@@ -731,7 +725,7 @@ def test_two_files_that_would_be_one(tmp_path):
     for name in ("a.weights.h5", "a.weights.json"):
         with h5py.File(tmp_path / "old" / name, "w") as file:
             file["layers/dense/vars/0"] = np.zeros(2)
-    _, other = batch.migrate(str(tmp_path / "old"), str(tmp_path / "new"))
+    _, other = many.migrate(str(tmp_path / "old"), str(tmp_path / "new"))
     assert other.error == (
         f"`{tmp_path / 'old/a.weights.json'}` would be written to "
         f"`{tmp_path / 'new/a.weights.h5'}`.\n"

@@ -33,5 +33,5 @@ def said_by(symptom):
 
 def test_the_table_is_as_it_was_tried():
     readme = messages.PAGE.read_text()
-    assert messages.written(readme) == readme, "renew it by `python tests/messages.py`"
+    assert messages.written(readme) == readme, "renew it by `python tests/support/messages.py`"
     assert messages.table() in readme

@@ -4,16 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiedio.callbacks import AssertTied, TiedBackupAndRestore, TiedModelCheckpoint
+    from tiedio.display.plot import plot_ties
+    from tiedio.display.summary import summary
     from tiedio.errors import TiedioError, TiedioWarning
-    from tiedio.patching import patch, unpatch
-    from tiedio.plotting import plot_ties
-    from tiedio.saving import load_tied, save_tied
-    from tiedio.summaries import summary
-    from tiedio.ties import Place, TieGroup
-    from tiedio.tying import assert_tied, tie, untie
-    from tiedio.variables import find_ties
-    from tiedio.weights import load_tied_weights, save_tied_weights
+    from tiedio.hooks.callbacks import AssertTied, TiedBackupAndRestore, TiedModelCheckpoint
+    from tiedio.hooks.patching import patch, unpatch
+    from tiedio.model.places import find_ties
+    from tiedio.model.tying import assert_tied, tie, untie
+    from tiedio.record.ties import Place, TieGroup
+    from tiedio.saving.model import load_tied, save_tied
+    from tiedio.saving.weights import load_tied_weights, save_tied_weights
 
 __all__ = [
     "AssertTied",
@@ -39,25 +39,25 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AssertTied": "callbacks",
-    "Place": "ties",
-    "TieGroup": "ties",
-    "TiedBackupAndRestore": "callbacks",
-    "TiedModelCheckpoint": "callbacks",
+    "AssertTied": "hooks.callbacks",
+    "Place": "record.ties",
+    "TieGroup": "record.ties",
+    "TiedBackupAndRestore": "hooks.callbacks",
+    "TiedModelCheckpoint": "hooks.callbacks",
     "TiedioError": "errors",
     "TiedioWarning": "errors",
-    "assert_tied": "tying",
-    "find_ties": "variables",
-    "load_tied": "saving",
-    "load_tied_weights": "weights",
-    "patch": "patching",
-    "plot_ties": "plotting",
-    "save_tied": "saving",
-    "save_tied_weights": "weights",
-    "summary": "summaries",
-    "tie": "tying",
-    "unpatch": "patching",
-    "untie": "tying",
+    "assert_tied": "model.tying",
+    "find_ties": "model.places",
+    "load_tied": "saving.model",
+    "load_tied_weights": "saving.weights",
+    "patch": "hooks.patching",
+    "plot_ties": "display.plot",
+    "save_tied": "saving.model",
+    "save_tied_weights": "saving.weights",
+    "summary": "display.summary",
+    "tie": "model.tying",
+    "unpatch": "hooks.patching",
+    "untie": "model.tying",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m tiedio`."""
 
-from tiedio.cli import main
+from tiedio.cli.main import main
 
 main(prog_name="tiedio")

@@ -18,7 +18,12 @@ message has at most three lines: what failed and for which variables (all of
 them, sorted); what was expected and received; what to do.
 """
 
+import importlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
 
 
 class TiedioError(Exception):
@@ -88,3 +93,24 @@ def listed(names: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """Returns what a message of Keras opens with; the rest may be pages of configs."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def imported(package: str, what: str, extra: str) -> Any:
+    """Imports an optional package; `MissingPackageError` if it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{what} needs a package that is not installed.\n"
+            f"Expected: `{package}`. Received: {first_line(error)}.\n"
+            f"Install it: `pip install 'tiedio[{extra}]'`."
+        ) from error
+
+
+def damaged(filepath: str, received: str) -> FileFormatError:
+    """The error for a container that is not as it was written."""
+    return FileFormatError(
+        f"`{filepath}` is damaged.\n"
+        f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"
+        "Restore it from a copy, or save the model again."
+    )

@@ -1,0 +1,285 @@
+"""Files that old versions of Keras wrote, compared with what was true when they did.
+
+`fixtures/<writer>/truth.json` says it: which variables were one, what the model predicted, and
+what became of it as it was trained on.
+"""
+
+import collections
+import importlib.util
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from checkout import FIXTURES
+
+import tiedio
+from tiedio import errors
+from tiedio.migration import planning
+
+# Saved after the same model was saved as HDF5, when Keras 3 had forgotten its optimizer.
+FORGOTTEN = ("keras_3_0-diverged.keras", "keras_3_6-diverged.keras")
+# Their optimizers have a state for each use of a variable, and train it once for each.
+PER_USE = ("keras_2_2_4", "keras_2_3_1")
+# The rest of what migrates, loads and trains on is run with the slow tests.
+ALWAYS = ("tf_2_8",)
+
+_spec = importlib.util.spec_from_file_location("models", FIXTURES / "writers" / "models.py")
+models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(models)
+
+
+class Fixture:
+    """A file, and what is true of it."""
+
+    def __init__(self, writer, name, truth):
+        self.path = FIXTURES / writer / name
+        self.writer = writer
+        self.name = name
+        self.truth = truth
+
+    def __str__(self):
+        return f"{self.writer}-{self.name}"
+
+    @property
+    def ties(self):
+        return as_sets(self.truth["ties"])
+
+    @property
+    def was_tied(self):
+        return [
+            f"{alias}={owner}" for owner, *aliases in self.truth["was_tied"] for alias in aliases
+        ]
+
+    @property
+    def is_weights_only(self):
+        return self.name.endswith(("weights.h5", "_ckpt"))
+
+    def array(self, key):
+        with np.load(FIXTURES / self.writer / "truth.npz") as arrays:
+            return arrays[key]
+
+    def check_values(self, model):
+        found = dict(values_of(model))
+        assert found.keys() == self.truth["variables"].keys()
+        for name, expected in self.truth["variables"].items():
+            assert list(found[name].shape) == expected["shape"], name
+            assert np.allclose(found[name].ravel()[:4], expected["first"], atol=1e-6), name
+            assert np.isclose(found[name].sum(dtype="float64"), expected["sum"], atol=1e-4), name
+
+    def check_predictions(self, model):
+        inputs = [models.data(spec) for spec in self.truth["input"]]
+        found = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+        assert np.allclose(found, self.array(self.truth["predictions"]), atol=1e-5)
+
+    def check_state(self, model):
+        if self.truth["optimizer"] is None:  # which Keras could not save
+            assert not model.compiled
+            return
+        if str(self) in FORGOTTEN:
+            assert int(model.optimizer.iterations) == 0
+            return
+        assert type(model.optimizer).__name__ == self.truth["optimizer"]
+        if (self.writer, self.truth["optimizer"]) != ("keras_2_2_4", "RMSprop"):  # not stored
+            assert int(model.optimizer.iterations) == self.truth["iterations"]
+        assert np.isclose(float(model.optimizer.learning_rate), self.truth["learning_rate"])
+
+    @property
+    def is_trained_alike(self):
+        """Whether Keras 3 would train it on as its writer did."""
+        if self.truth["optimizer"] is None or "continued" not in self.truth:
+            return False
+        if str(self) in FORGOTTEN:
+            return False
+        if keras.backend.backend() != "tensorflow":
+            # All writers ran on it. Adam makes a step of what rounding leaves of no gradient.
+            return False
+        if not self.name.startswith(("shared_table", "recurrent")):
+            return self.writer not in PER_USE
+        # Tables. Momentum stood still, up to TensorFlow 2.10, where a batch had no such row.
+        if self.writer.startswith("keras_3"):
+            return True
+        return self.truth["optimizer"] == "Adam" and self.writer not in PER_USE
+
+    def check_continued(self, model):
+        """Trains on, as the writer did."""
+        continued = self.truth["continued"]
+        if not self.writer.startswith("keras_3"):
+            sum_gradients(model.optimizer)
+        inputs = [models.data(spec) for spec in continued["input"]]
+        target, size = models.data(continued["target"]), continued["batch_size"]
+        model.run_eagerly = True  # it is not worth compiling
+        for step in range(continued["steps"]):
+            rows = slice(step * size, (step + 1) * size)
+            batch = [one[rows] for one in inputs]
+            model.train_on_batch(batch if len(batch) > 1 else batch[0], target[rows])
+        found = np.concatenate([value.ravel() for _, value in values_of(model)])
+        assert np.allclose(found, self.array(continued["weights"]), atol=2e-4)
+
+
+def sum_gradients(optimizer):
+    """Sums the gradients of a row of a table, as Keras 2 did; Keras 3 squares each for itself."""
+    import tensorflow
+
+    apply = optimizer.apply
+
+    def summed(gradients, variables=None):
+        return apply([tensorflow.convert_to_tensor(one) for one in gradients], variables)
+
+    optimizer.apply = summed
+
+
+def as_sets(groups):
+    return {frozenset(group) for group in groups}
+
+
+def values_of(model):
+    return [(name, np.array(variable)) for name, variable in models.Kit(keras).variables(model)]
+
+
+def ties_of(model):
+    held = collections.defaultdict(set)
+    for name, variable in models.Kit(keras).variables(model):
+        held[id(variable)].add(name)
+    return {frozenset(names) for names in held.values() if len(names) > 1}
+
+
+def all_fixtures():
+    for path in sorted(FIXTURES.glob("*/truth.json")):
+        for name, truth in json.loads(path.read_text())["files"].items():
+            if not name.endswith(("_ckpt", "_savedmodel")):
+                yield Fixture(path.parent.name, name, truth)
+
+
+EVERY = list(all_fixtures())
+assert EVERY
+
+
+def marked(fixtures):
+    return [
+        pytest.param(one, id=str(one), marks=() if one.writer in ALWAYS else pytest.mark.slow)
+        for one in fixtures
+    ]
+
+
+def migrated(fixture, tmp_path, **options):
+    """Migrates a copy, so that the source can be compared."""
+    source = tmp_path / fixture.name
+    shutil.copy(fixture.path, source)
+    ending = ".weights.h5" if fixture.is_weights_only else ".keras"
+    done = planning.migrate(source, tmp_path / f"migrated{ending}", **options)
+    assert source.read_bytes() == fixture.path.read_bytes()
+    return done
+
+
+def content_of(path):
+    """What is in a file, without the time that an archive notes."""
+    if not zipfile.is_zipfile(path):
+        return Path(path).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+WHOLE = [one for one in EVERY if not one.is_weights_only]
+WEIGHTS_ONLY = [one for one in EVERY if one.is_weights_only]
+
+
+def expected(fixture):
+    """What is found without being told: a bit less, or more, than what was tied."""
+    if fixture.name == "frozen.keras" or str(fixture) == "keras_3_0-frozen.h5":
+        return set()  # no optimizer knew them, and there are no names of variables
+    if fixture.name == "resaved.h5" and fixture.writer in PER_USE:
+        return as_sets(fixture.truth["was_tied"])  # the optimizer's state still is that of one
+    return fixture.ties
+
+
+@pytest.mark.parametrize("fixture", WHOLE, ids=str)
+def test_exactly_what_was_tied_is_found(fixture):
+    """No trap is fallen for."""
+    plan = planning.plan(fixture.path)
+    assert as_sets(one.names for one in plan.proposals if not one.needs) == expected(fixture)
+    assert as_sets(one.names for one in plan.proposals if one.needs) <= fixture.ties
+
+
+@pytest.mark.parametrize("fixture", WEIGHTS_ONLY, ids=str)
+def test_weights_alone_say_nothing_wrong(fixture):
+    """Nor all that is right: names tell, where the layers were called before they were tied."""
+    plan = planning.plan(fixture.path)
+    found = as_sets(one.names for one in plan.proposals if not one.needs)
+    assert found in (fixture.ties, set())
+    names_are_kept = fixture.name.startswith(("nested", "shared_table"))
+    if plan.kind.endswith("layout of Keras 2 of weights only") and names_are_kept:
+        assert found
+
+
+@pytest.mark.parametrize("fixture", marked(WHOLE))
+def test_what_was_tied_is_one_again(fixture, tmp_path):
+    accept = ["none"] if fixture.name.startswith("frozen") else []
+    done = migrated(fixture, tmp_path, accept=accept)
+    model = tiedio.load_tied(done.target)
+    assert ties_of(model) == expected(fixture)
+    fixture.check_values(model)
+    fixture.check_predictions(model)
+    fixture.check_state(model)
+    if fixture.is_trained_alike:
+        fixture.check_continued(model)
+
+
+@pytest.mark.parametrize("fixture", marked(WHOLE))
+def test_stock_keras_opens_it(fixture, tmp_path):
+    done = migrated(fixture, tmp_path, accept=["contents"])
+    model = keras.saving.load_model(done.target)
+    fixture.check_values(model)
+    fixture.check_predictions(model)
+
+
+@pytest.mark.parametrize("fixture", marked(EVERY))
+def test_migrating_again_changes_nothing(fixture, tmp_path):
+    done = migrated(fixture, tmp_path, accept=["none"])
+    name = Path(done.target).name.replace("migrated", "again")
+    again = planning.migrate(done.target, tmp_path / name, accept=["none"])
+    assert content_of(again.target) == content_of(done.target)
+
+
+@pytest.mark.parametrize("fixture", marked(one for one in EVERY if "was_tied" in one.truth))
+def test_copies_that_are_two_by_now_are_tied_on_request(fixture, tmp_path):
+    """Saved by a model without sharing, and perhaps trained since, nothing tells of it."""
+    options = {"ties": fixture.was_tied}
+    if fixture.name.startswith("diverged"):
+        with pytest.raises(errors.MigrationError, match="--reconcile owner"):
+            migrated(fixture, tmp_path, **options)
+        options["reconcile"] = "owner"
+    model = tiedio.load_tied(migrated(fixture, tmp_path, **options).target)
+    assert ties_of(model) == as_sets(fixture.truth["was_tied"])
+    if str(fixture) not in FORGOTTEN:
+        assert int(model.optimizer.iterations) == fixture.truth["iterations"]
+    found = dict(values_of(model))
+    for owner, *_ in fixture.truth["was_tied"]:
+        first = fixture.truth["variables"][owner]["first"]
+        assert np.allclose(found[owner].ravel()[:4], first, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "received"),
+    [
+        ("keras_2_2_4/two_paddings.h5", "Argument(s) not recognized"),
+        ("tf_2_15/two_paddings.keras", "Could not deserialize class 'Functional'"),
+        ("tf_2_8/two_paddings.h5", "Cannot resume the optimizer"),
+        ("keras_2_2_4/recurrent.h5", "its `hard_sigmoid` is another function in Keras 3"),
+    ],
+)
+def test_what_keras_3_does_not_load_points_to_the_migration(file, received):
+    with pytest.raises(errors.LoadError) as error:
+        tiedio.load_tied(FIXTURES / file)
+    first, _, action = str(error.value).splitlines()
+    assert received in first
+    assert "`tiedio migrate` makes a file that Keras 3 loads" in action
+
+
+def test_a_folder_of_tensorflow_points_to_it_too():
+    (folder, *_) = sorted(FIXTURES.glob("*/*_savedmodel"))
+    with pytest.raises(errors.FileFormatError, match="`tiedio migrate` makes a"):
+        tiedio.load_tied(folder)

@@ -1,0 +1,285 @@
+"""What `summary` prints of models and files, and what notebooks show of tie groups."""
+
+import pickle
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+import sample_files
+from checkout import environment
+from keras import layers
+
+import tiedio
+from tiedio.record.ties import Place, TieGroup, Ties
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sample_files.write(tmp_path_factory.mktemp("files"))
+
+
+def printed(what, **options):
+    lines = []
+    tiedio.summary(what, print_fn=lines.append, **options)
+    return lines
+
+
+def rows(lines):
+    """Returns the cells of a table, line by line; a rule is between tie groups."""
+    cells = [line.split("│")[1:-1] for line in lines if line[0] in "│├"]
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def autoencoder(**options):
+    parts = [layers.Dense(8, name=name) for name in ("encoder", "code", "decoder")]
+    model = keras.Sequential([keras.Input((8,)), *parts], name="autoencoder")
+    tiedio.tie(parts[2], to=parts[0], **options)
+    return model
+
+
+def test_a_model():
+    model = autoencoder()
+    tiedio.tie(model.layers[1], to=model.layers[2], weights=["kernel"])
+    model.layers[0].bias.trainable = False
+    lines = printed(model)
+    assert lines[0] == 'Tied variables of "autoencoder"'
+    assert [title.strip() for title in lines[2].split("┃")[1:-1]] == [
+        "tied",
+        "shape, dtype",
+        "saves",
+        "trainable",
+    ]
+    assert rows(lines) == [
+        ["encoder/kernel =", "(8, 8)", "512 bytes", "yes"],
+        ["code/kernel =", "float32", "", ""],
+        ["decoder/kernel", "", "", ""],
+        [],
+        ["encoder/bias =", "(8,)", "32 bytes", "no"],
+        ["decoder/bias", "float32", "", ""],
+    ]
+    assert lines[-1] == (
+        "2 tie groups of 5 variables; to store and hold them once saves 544 bytes."
+    )
+
+
+def test_it_is_printed_and_nothing_is_returned(capsys):
+    model = autoencoder(weights=["kernel"])
+    assert tiedio.summary(model) is None
+    assert capsys.readouterr().out.splitlines() == printed(model)
+
+
+def test_a_model_without_ties():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)], name="[bold]plain")
+    assert printed(model) == ['"[bold]plain" has no tied variables.']
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_bytes_of_other_dtypes(dtype):
+    parts = [layers.Dense(8, dtype=dtype, name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((8,), dtype=dtype), *parts])
+    tiedio.tie(parts[1], to=parts[0], weights=["kernel"])
+    size = {"bfloat16": 2, "float16": 2, "float64": 8}[dtype]
+    assert rows(printed(model))[0][2] == f"{64 * size} bytes"
+
+
+class Twins(keras.Model):
+    """Two layers of one name, and one that knows its variable by two attributes."""
+
+    def __init__(self):
+        super().__init__(name="twins")
+        self.one, self.other = layers.Dense(4, name="twin"), layers.Dense(4, name="twin")
+
+    def build(self, shape):
+        self.one.build(shape)
+        self.other.build(shape)
+
+    def call(self, inputs):
+        return self.other(self.one(inputs))
+
+
+def test_layers_of_one_name_are_told_apart_by_their_paths():
+    model = Twins()
+    model.build((1, 4))
+    tiedio.tie(model.other, to=model.one, weights=["kernel"])
+    assert [row[0] for row in rows(printed(model))] == [
+        "layers/dense/_kernel =",
+        "layers/dense_1/_kernel",
+    ]
+
+
+def test_two_attributes_of_one_layer_save_nothing():
+    model = Twins()
+    model.build((1, 4))
+    model.one.also = model.one.kernel
+    assert rows(printed(model))[0] == ["twin/kernel =", "(4, 4)", "0 bytes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("tied.keras", "kernel"),
+        ("folder", "kernel"),
+        ("tied.h5", "kernel"),
+        ("tied.weights.h5", "0"),
+        ("tied.weights.json", "0"),
+    ],
+)
+def test_files(folder, name, part):
+    lines = printed(folder / name)
+    assert lines[0].endswith(f'{name}"')
+    assert rows(lines) == [
+        [f"encoder/{part} =", "(8, 8)", "256 bytes", "yes"],
+        [f"decoder/{part}", "float32", "", ""],
+    ]
+    assert lines[-1] == "1 tie group of 2 variables; to store and hold them once saves 256 bytes."
+
+
+def test_a_file_says_what_its_model_says(folder):
+    model = tiedio.load_tied(folder / "tied.keras")
+    assert printed(folder / "tied.keras")[1:] == printed(model)[1:]
+
+
+def test_an_open_file_and_a_url(folder):
+    import fsspec
+
+    whole = printed(folder / "tied.keras")
+    with (folder / "tied.keras").open("rb") as file:
+        assert printed(file)[1:] == whole[1:]
+    with fsspec.open("memory://summary/tied.keras", "wb") as target:
+        target.write((folder / "tied.keras").read_bytes())
+    assert printed("memory://summary/tied.keras")[1:] == whole[1:]
+
+
+def test_a_file_without_ties(folder):
+    (line,) = printed(folder / "lost.keras")
+    assert line.endswith('lost.keras" has no tied variables.')
+
+
+def test_a_variable_that_is_not_trained_is_known_from_the_record(tmp_path):
+    model = autoencoder(weights=["kernel"])
+    model.layers[0].kernel.trainable = False
+    tiedio.save_tied(model, tmp_path / "frozen.keras")
+    assert rows(printed(tmp_path / "frozen.keras"))[0][-1] == "no"
+
+
+def test_who_knows_what_is_not_said(folder, tmp_path):
+    """Links alone do not say what is trained."""
+
+    def drop(file):
+        del file["tiedio"]
+
+    linked = sample_files.edited(folder / "tied.weights.h5", tmp_path / "linked.weights.h5", drop)
+    assert rows(printed(linked))[0][-1] == "unknown"
+
+
+def test_files_are_read_without_keras(folder):
+    script = (
+        "import sys, tiedio\n"
+        f"tiedio.summary({str(folder / 'tied.keras')!r})\n"
+        "print('keras' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    assert "encoder/kernel =" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A file of 30 tie groups with 12 aliases each, of names that rich would take for markup."""
+    names = {}
+    for group in range(30):
+        owner = f"[bold]{'layer_of_a_long_name_' * 4}{group:02}"
+        names[owner] = [f"{owner}[/bold]_alias_{n:02}" for n in range(12)]
+    return names, sample_files.weights(
+        tmp_path_factory.mktemp("long") / "long.weights.h5",
+        {f"layers/{owner.replace('/', '-')}/vars/0": range(4) for owner in names},
+        {
+            f"layers/{alias.replace('/', '-')}/vars/0": f"layers/{owner}/vars/0"
+            for owner, aliases in names.items()
+            for alias in aliases
+        },
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_long_names_are_folded_and_never_cut_off(long, width):
+    names, file = long
+    lines = printed(file, line_length=width)
+    table = lines[1:-1]
+    assert {len(line) for line in table} == {width or len(table[0])}
+    seen = "".join(row[0] if row else "\n" for row in rows(lines))
+    expected = (
+        "=".join(f"{name.replace('/', '-')}/0" for name in (owner, *aliases))
+        for owner, aliases in names.items()
+    )
+    assert sorted(seen.replace(" ", "").split("\n")) == sorted(expected)
+    if not width:  # a line for each variable, so that programs may search
+        assert len(rows(lines)) == 30 * 13 + 29
+
+
+def test_a_terminal_folds(long):
+    _, file = long
+    script = f"import tiedio; tiedio.summary({str(file)!r})"
+    wide = environment(COLUMNS="100", FORCE_COLOR="1")
+    done = subprocess.run([sys.executable, "-c", script], env=wide, capture_output=True, text=True)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+    assert {len(line) for line in plain.splitlines()[1:-1]} == {100}, done.stderr
+
+
+# Notebooks
+
+
+def test_tie_groups_are_a_tuple_still():
+    ties = tiedio.find_ties(autoencoder())
+    assert type(ties) is Ties
+    assert ties == tuple(ties)
+    assert hash(ties) == hash(tuple(ties))
+    again = pickle.loads(pickle.dumps(ties))  # noqa: S301
+    assert (again, type(again)) == (ties, Ties)
+    assert tiedio.find_ties(layers.Dense(2)) == ()
+
+
+def test_tables_for_notebooks():
+    ties = tiedio.find_ties(autoencoder())
+    table = ties._repr_html_()
+    assert table.count("<tr>") == 1 + 2
+    for group in ties:
+        alone = group._repr_html_()
+        assert alone.count("<tr>") == 1 + 1
+        for text in (str(group.owner), str(group.aliases[0]), "float32", "yes", str(group.shape)):
+            assert f">{text}<" in alone
+            assert f">{text}<" in table
+    assert Ties()._repr_html_() == "<p>No variables are tied.</p>"
+
+
+def test_names_are_escaped():
+    owner, alias = Place("layers/<b>", "k&l"), Place("layers/</table>", '"m"')
+    table = TieGroup(owner, (alias,), (2,), "<i>", False)._repr_html_()
+    for name in (str(owner), str(alias), "<i>"):
+        assert name not in table
+    assert "layers/&lt;b&gt;/k&amp;l" in table
+    assert "layers/&lt;/table&gt;/&quot;m&quot;" in table
+    assert ">no<" in table
+
+
+def test_layers_in_several_places_follow(tmp_path, monkeypatch):
+    cell, series = keras.layers.GRUCell(4, name="cell"), keras.Input((None, 3))
+    first, second = (keras.layers.RNN(cell, name=name) for name in ("first", "second"))
+    model = keras.Model(series, first(series) + second(series), name="twice")
+    assert lines_of(model) == [
+        '"twice" has no tied variables.',
+        "One layer in 2 places: first/cell = second/cell",
+    ]
+    tiedio.save_tied(model, tmp_path / "twice", zipped=False)
+    monkeypatch.chdir(tmp_path / "twice")
+    assert lines_of(".")[1] == "One layer in 2 places: layers/rnn/cell = layers/rnn_1/cell"
+
+
+def lines_of(model_or_filepath):
+    lines = []
+    tiedio.summary(model_or_filepath, print_fn=lines.append)
+    return lines

@@ -1,0 +1,167 @@
+"""The processes of the resume tests: one trains, saves and trains on, a later one resumes.
+
+Run as `python new_process.py CORE PART SAVED SEEN SCENARIO...`, where the part is `start`,
+`resume`, `never_retied`, `stock` or a container. Each saves to, or loads from, the folder `SAVED`,
+and writes what it saw to the folder `SEEN`; `start`, `resume` and the containers what the models
+held when saved (loaded), and after further training.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+if hasattr(os, "sched_setaffinity"):
+    # On several cores TensorFlow adds up large convolutions' gradients in changing order: two
+    # uninterrupted runs differ in the last bits. On one core all that is left is our doing.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(sys.argv[1]) % len(cores)]})
+
+import keras
+import numpy as np
+import scenarios
+
+import tiedio
+from tiedio.model import renewal
+from tiedio.model.places import find_generators, find_places, find_shared_layers
+from tiedio.model.walk import layers_of, walk
+from tiedio.saving import retying
+
+PART = sys.argv[2]
+SAVED, SEEN = map(Path, sys.argv[3:5])
+NAMES = sys.argv[5:]
+
+
+def optimizers_of(visits):
+    """Lists the places of each optimizer's variables, in its order."""
+    places = find_places(visits)
+    return {
+        inner_path: [
+            str(next(p for p, (_, held) in places.items() if held is v))
+            for v in renewal.optimizer_variables(optimizer) or ()
+        ]
+        for inner_path, optimizer in renewal.find_optimizers(visits).items()
+    }
+
+
+def facts_of(model):
+    visits = walk(model)
+    return {
+        "ties": scenarios.ties_of(model),
+        "shared_layers": find_shared_layers(visits),
+        "variables": [(v.path, v.trainable) for v in model.weights],
+        "layers": [
+            (layer.name, layer.trainable)
+            for _, layer in layers_of(visits)
+            if not isinstance(layer, keras.layers.InputLayer)  # not made one again
+        ],
+        "optimizers": optimizers_of(visits),
+        "iterations": model.optimizer and int(model.optimizer.iterations),
+        "random_states": random_states(model),
+    }
+
+
+def random_states(model):
+    """Lists the states of the seed generators: which numbers were drawn, not which came of it."""
+    found = find_generators(walk(model)).items()
+    return {
+        str(place): keras.ops.convert_to_numpy(generator.state).tolist()
+        for place, (_, generator) in found
+    }
+
+
+def report(model, name):
+    """Trains on, and writes what the model held before and after."""
+    facts = facts_of(model)
+    moments = {"before": scenarios.state_of(model)}
+    if PART == "resume":
+        tiedio.save_tied(model, SEEN / f"{name}.keras")
+        again = tiedio.load_tied(SEEN / f"{name}.keras")
+        moments["second_trip"] = scenarios.state_of(again)
+        facts["second_trip"] = facts_of(again)
+    scenarios.train(model)
+    moments["after"] = scenarios.state_of(model)
+    facts["drawn"] = random_states(model)
+    arrays = {f"{m}_{i}": a for m, state in moments.items() for i, a in enumerate(state)}
+    # NumPy's own files know no bfloat16; float64 holds it, and every other number here, exactly.
+    np.savez(SEEN / f"{name}.npz", **{key: a.astype("float64") for key, a in arrays.items()})
+    return facts
+
+
+def start(name):
+    keras.utils.clear_session()  # containers of weights keep no automatic names
+    keras.utils.set_random_seed(1)
+    model = scenarios.SCENARIOS[name]()
+    scenarios.train(model)
+    model.save(SAVED / f"{name}.stock.keras")
+    tiedio.save_tied(model, SAVED / f"{name}.keras")
+    for container, names in json.loads((SAVED / "contained.json").read_text()).items():
+        if name in names:
+            save, _ = scenarios.CONTAINERS[container]
+            save(model, str(SAVED / f"{name}.{container}"))
+    return {"state": [v.path for v in scenarios.variables_of(model)], **report(model, name)}
+
+
+def resume(name):
+    # Other automatic names than in the process that saved must not matter.
+    keras.layers.Dense(1), keras.layers.Conv2D(1, 1)
+    return report(tiedio.load_tied(SAVED / f"{name}.keras"), name)
+
+
+def contained(name):
+    """Resumes from another container than `.keras`."""
+    _, load = scenarios.CONTAINERS[PART]
+    return report(load(str(SAVED / f"{name}.{PART}")), name)
+
+
+def never_retied(name):
+    """The control of all these tests: without retying, what they look for is not there."""
+    retying.retie = lambda *arguments: None
+    model = tiedio.load_tied(SAVED / f"{name}.keras", strict=False)
+    return facts_of(model)
+
+
+def stock(name):
+    """Stock Keras reads what tiedio wrote, and tiedio what stock Keras wrote."""
+    tied, stock = SAVED / f"{name}.keras", SAVED / f"{name}.stock.keras"
+    ours, theirs = tiedio.load_tied(tied), loaded(keras.saving.load_model, tied)
+    inputs, _ = scenarios.data_for(ours)
+    facts = {"opens": theirs is not None, "predicts": False}
+    if theirs:
+        ours, theirs = (model.predict(inputs, verbose=0) for model in (ours, theirs))
+        facts["predicts"] = ours.tobytes() == theirs.tobytes()
+    ours, theirs = loaded(tiedio.load_tied, stock), loaded(keras.saving.load_model, stock)
+    facts["stock_opens"] = [model is not None for model in (ours, theirs)]
+    if ours:
+        facts["shared_layers"] = find_shared_layers(walk(ours))
+    if ours and theirs:
+        ours, theirs = without_seeds(ours), without_seeds(theirs)
+        facts["equal"] = [a.tobytes() for a in ours] == [a.tobytes() for a in theirs]
+    return facts
+
+
+def loaded(load, filepath):
+    try:
+        return load(filepath)
+    except ValueError:
+        return None
+
+
+def without_seeds(model):
+    """Lists the arrays of a model but for seeds, which stock Keras draws anew."""
+    variables = scenarios.variables_of(model)
+    return scenarios.arrays_of(v for v in variables if v.name != "seed_generator_state")
+
+
+PARTS = {part.__name__: part for part in (start, resume, never_retied, stock)}
+PARTS |= dict.fromkeys(scenarios.CONTAINERS, contained)
+
+if __name__ == "__main__":
+    SEEN.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        try:
+            facts = PARTS[PART](name)
+        except Exception:  # of one scenario; the others go on
+            facts = {"error": traceback.format_exc()}
+        (SEEN / f"{name}.json").write_text(json.dumps(facts))

@@ -1,0 +1,179 @@
+"""How two files differ: in their ties, and in the values of their variables."""
+
+import json
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+import sample_files
+
+from tiedio.tools.comparison import diff
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sample_files.write(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Compares two arrays, each the only one of a file."""
+
+    def compare(a, b):
+        one, other = (
+            sample_files.weights(tmp_path / f"{name}.weights.h5", {"layers/dense/vars/0": array})
+            for name, array in (("a", a), ("b", b))
+        )
+        found = diff(one, other)
+        assert found.is_equal == (not found.differences)
+        assert not (found.only_in_a or found.only_in_b)
+        return found.differences[0] if found.differences else None
+
+    return compare
+
+
+def numbers(found):
+    return found.elements, found.infinite, found.largest, found.mean
+
+
+def test_equal_files(folder):
+    found = diff(folder / "tied.keras", folder / "folder")
+    assert found.is_equal
+    assert found.compared == 4
+
+
+def test_values(compared):
+    a, b = np.zeros((2, 4), "float32"), np.zeros((2, 4), "float32")
+    b[0, 1], b[1, 1] = 0.5, -1.5
+    found = compared(a, b)
+    assert (found.name, found.name_in_b) == ("dense/0", "dense/0")
+    assert numbers(found) == (2, 0, 1.5, 0.25)
+    assert compared(a, a) is None
+
+
+def test_what_is_not_a_number_equals_itself(compared):
+    a = np.array([np.nan, np.inf, -np.inf, 1, 2, np.nan])
+    assert compared(a, a.copy()) is None
+    b = np.array([np.nan, np.inf, np.inf, 1, np.nan, 3])
+    assert numbers(compared(a, b)) == (3, 3, 0.0, 0.0)
+    assert numbers(compared(a, np.array([np.nan, np.inf, np.inf, 1.5, 2, np.nan]))) == (
+        2,
+        1,
+        0.5,
+        0.1,
+    )
+
+
+def test_signs_of_zero_are_equal(compared):
+    assert compared(np.array([0.0]), np.array([-0.0])) is None
+
+
+def test_whole_numbers_are_exact(compared):
+    large = np.array([2**62 + 1, -(2**63)])
+    assert numbers(compared(large, large - [1, 0])) == (1, 0, 1.0, 0.5)
+    assert compared(large, np.array([2**62, 2**63 - 1])).largest == 2.0**64
+    assert numbers(compared(np.uint8([0, 255]), np.uint8([255, 255]))) == (1, 0, 255.0, 127.5)
+    assert numbers(compared(np.array([True, False]), np.array([True, True]))) == (1, 0, 1.0, 0.5)
+
+
+def test_texts(compared):
+    assert numbers(compared(np.array([b"a", b"b"]), np.array([b"a", b"c"])))[:2] == (1, 1)
+
+
+def test_complex_numbers(compared):
+    assert compared(np.array([3 + 4j]), np.array([0j])).largest == 5.0
+
+
+def test_shapes_and_dtypes(compared):
+    found = compared(np.zeros((2, 3)), np.zeros((3, 2)))
+    assert (found.shape, found.shape_in_b) == ((2, 3), (3, 2))
+    assert numbers(found) == (0, 0, 0.0, 0.0)
+    found = compared(np.float32([0.1]), np.float64([0.1]))
+    assert (found.dtype, found.dtype_in_b) == ("float32", "float64")
+    assert 0 < found.largest < 1e-8
+    assert compared(np.float32([1]), np.float64([1])).elements == 0
+
+
+def test_half_precision_is_compared_in_double(compared):
+    assert compared(np.float16([60000]), np.float16([-60000])).largest == 120000.0
+
+
+def test_bfloat16(tmp_path):
+    keras.utils.clear_session()
+    files = []
+    for value in (1.0, 1.0078125):
+        layer = keras.layers.Dense(2, name="dense", dtype="bfloat16", use_bias=False)
+        model = keras.Sequential([keras.Input((2,)), layer])
+        layer.kernel.assign(np.full((2, 2), value, ml_dtypes.bfloat16))
+        files.append(tmp_path / f"{value}.keras")
+        model.save(files[-1])
+    (found,) = diff(*files).differences
+    assert (found.dtype, found.largest) == ("bfloat16", 0.0078125)
+
+
+def test_parts(compared, monkeypatch):
+    monkeypatch.setattr("tiedio.tools.comparison._PART", 3)
+    a = np.zeros(8)
+    b = np.zeros(8)
+    b[2], b[7] = 6, 2
+    assert numbers(compared(a, b)) == (2, 0, 6.0, 1.0)
+    assert compared(np.zeros((0, 2)), np.zeros((0, 2))) is None
+
+
+def test_ties_and_values_of_two_models(folder):
+    found = diff(folder / "tied.keras", folder / "apart.keras")
+    assert found.ties_only_in_a == (("encoder/kernel", "decoder/kernel"),)
+    assert found.ties_only_in_b == ()
+    assert [one.name for one in found.differences] == ["decoder/kernel"]
+    assert not found.is_equal
+    back = diff(folder / "apart.keras", folder / "tied.keras")
+    assert (back.ties_only_in_a, back.ties_only_in_b) == ((), found.ties_only_in_a)
+
+
+def test_a_lost_tie_alone_is_a_difference(folder):
+    found = diff(folder / "tied.keras", folder / "lost.keras")
+    assert found.differences == ()
+    assert not found.is_equal
+
+
+def test_names_that_differ_are_matched_by_place(folder):
+    found = diff(folder / "tied.weights.h5", folder / "tied.keras")
+    assert found.is_equal
+    assert found.compared == 4
+    found = diff(folder / "apart.keras", folder / "tied.weights.h5")
+    (changed,) = found.differences
+    assert (changed.name, changed.name_in_b) == ("decoder/kernel", "decoder/0")
+    assert found.ties_only_in_b == (("encoder/kernel", "decoder/kernel"),)
+
+
+def test_numbers_in_names_do_not_mislead(tmp_path):
+    keras.utils.clear_session()
+    files = []
+    for name in ("first", "second"):
+        # Called dense, dense_1; then dense_2, dense_3: or the other way round in another process.
+        names = ("dense_1", "dense_2") if files else ("dense", "dense_1")
+        layers = [
+            keras.layers.Dense(2, name=one, kernel_initializer="ones", bias_initializer=bias)
+            for one, bias in zip(names, ("zeros", "ones"), strict=True)
+        ]
+        files.append(tmp_path / f"{name}.keras")
+        keras.Sequential([keras.Input((2,)), *layers]).save(files[-1])
+    assert diff(*files).is_equal
+
+
+def test_variables_that_one_file_has(tmp_path):
+    arrays = {f"layers/{name}/vars/0": np.ones(3) for name in ("dense", "conv2d")}
+    a = sample_files.weights(tmp_path / "a.weights.h5", arrays)
+    del arrays["layers/conv2d/vars/0"]
+    b = sample_files.weights(tmp_path / "b.weights.h5", arrays)
+    found = diff(a, b)
+    assert (found.only_in_a, found.only_in_b) == (("conv2d/0",), ())
+    assert diff(b, a).only_in_b == ("conv2d/0",)
+    assert not found.is_equal
+    assert found.compared == 1
+
+
+def test_json(folder):
+    found = diff(folder / "tied.keras", folder / "apart.keras").to_json()
+    assert json.loads(json.dumps(found, allow_nan=False))["is_equal"] is False

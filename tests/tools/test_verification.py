@@ -1,0 +1,179 @@
+"""Whether a file is as it was saved: its tensors, and its hard links."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import sample_files
+from checkout import FIXTURES
+
+import tiedio
+from tiedio.errors import FileFormatError
+from tiedio.tools.verification import verify
+
+KERNELS = ("layers/dense/vars/0", "layers/dense_1/vars/0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sample_files.write(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def kernel(folder):
+    return sample_files.values(folder / "tied.keras", KERNELS[0])
+
+
+def problems(filepath):
+    found = verify(filepath)
+    assert not found.is_verified
+    return sorted(map(str, found.problems))
+
+
+@pytest.mark.parametrize(
+    "name", ["tied.keras", "folder", "tied.h5", "tied.weights.h5", "tied.weights.json"]
+)
+def test_what_tiedio_saved(folder, name):
+    found = verify(folder / name)
+    assert found.is_verified
+    assert found.against == "digests"
+    assert found.tensors >= 12
+    assert found.to_json()["is_verified"]
+
+
+def test_a_changed_bit_of_a_shared_tensor(folder, tmp_path, kernel):
+    file = sample_files.flipped(folder / "tied.weights.h5", tmp_path / "flipped.h5", kernel)
+    assert problems(file) == [f"{path}: not the values that were saved" for path in KERNELS]
+
+
+def test_a_changed_bit_in_an_archive(folder, tmp_path, kernel):
+    file = sample_files.flipped(folder / "tied.keras", tmp_path / "flipped.keras", kernel)
+    assert problems(file) == [
+        *(f"{path}: not the values that were saved" for path in KERNELS),
+        "the weights do not fit the checksum of the archive",
+    ]
+
+
+def test_a_missing_tensor(folder, tmp_path):
+    def drop(file):
+        del file["layers/dense/vars/1"]
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "less.keras", drop)
+    assert problems(file) == ["layers/dense/vars/1: missing"]
+
+
+def test_an_added_tensor(folder, tmp_path):
+    def add(file):
+        file["layers/dense/vars/2"] = np.zeros(3)
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "more.keras", add)
+    assert problems(file) == ["layers/dense/vars/2: added after the file was saved"]
+
+
+def test_a_link_that_was_lost(folder, tmp_path, kernel):
+    def unlink(file):
+        del file[KERNELS[1]]
+        file[KERNELS[1]] = kernel
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "apart.keras", unlink)
+    assert problems(file) == [
+        f"{' = '.join(KERNELS)}: one by the record, but stored apart, with equal values"
+    ]
+
+
+def test_a_link_that_was_lost_and_changed(folder, tmp_path, kernel):
+    def unlink(file):
+        del file[KERNELS[1]]
+        file[KERNELS[1]] = kernel + 1
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "apart.keras", unlink)
+    assert problems(file) == [
+        f"{' = '.join(KERNELS)}: one by the record, but stored apart, with different values",
+        f"{KERNELS[1]}: not the values that were saved",
+    ]
+
+
+def test_a_link_that_the_record_does_not_know(folder, tmp_path):
+    def link(file):
+        del file["layers/dense_1/vars/1"]
+        file["layers/dense_1/vars/1"] = file["layers/dense/vars/1"]  # zeros as well
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "linked.keras", link)
+    assert problems(file) == [
+        "layers/dense/vars/1 = layers/dense_1/vars/1: two by the record, but stored as one"
+    ]
+
+
+def test_a_file_of_keras_has_the_checksum_of_the_archive(folder, tmp_path, kernel):
+    found = verify(folder / "lost.keras")
+    assert found.is_verified
+    assert found.against == "checksum"
+    file = sample_files.flipped(folder / "lost.keras", tmp_path / "flipped.keras", kernel)
+    assert problems(file) == ["the weights do not fit the checksum of the archive"]
+
+
+def test_weights_of_keras_have_nothing(folder):
+    found = verify(folder / "lost.weights.h5")
+    assert not found.is_verified
+    assert (found.against, found.problems) == ("", ())
+
+
+def test_tensors_that_cannot_be_read(tmp_path):
+    file = sample_files.weights(tmp_path / "a.h5", {"layers/dense/vars/0": np.zeros(8)})
+
+    def outside(opened):
+        opened.create_dataset("elsewhere", (2,), "float32", external=[("/dev/zero", 0, 8)])
+
+    assert problems(sample_files.edited(file, tmp_path / "b.h5", outside)) == [
+        "elsewhere: cannot be read"
+    ]
+
+
+def test_shared_layers_and_generators_are_no_problem(tmp_path):
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dropout(0.5)])
+    twice = keras.Sequential([keras.Input((8,)), inner, inner.layers[0], inner.layers[1]])
+    tiedio.save_tied(twice, tmp_path / "twice.keras")
+    assert verify(tmp_path / "twice.keras").problems == ()
+
+    def copy(file):
+        first, other = "layers/sequential/layers/dense", "layers/dense"
+        value = {name: file[f"{first}/vars/{name}"][()] for name in "01"}
+        del file[other]
+        for name in value:
+            file[f"{other}/vars/{name}"] = value[name]
+
+    file = sample_files.edited(tmp_path / "twice.keras", tmp_path / "copy.keras", copy)
+    assert any("one by the record, but stored apart" in one for one in problems(file))
+
+
+def test_a_generator_of_random_numbers_that_is_shared_is_no_tie(tmp_path):
+    first, second = (keras.layers.Dropout(0.5, seed=1, name=name) for name in "ab")
+    second._tracker.unlock()
+    second._tracker.untrack(second.seed_generator)
+    second.seed_generator = first.seed_generator
+    model = keras.Sequential([keras.Input((8,)), first, second])
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    assert verify(tmp_path / "model.keras").is_verified
+
+
+def test_what_is_no_layer_may_share(folder, tmp_path):
+    def link(file):
+        file["metrics/mean/vars/0"] = file["layers/dense/vars/1"]
+
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "a.keras", link)
+    with sample_files.opened(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    metadata["tiedio"]["digests"] = {}  # or it would have to be in there
+    members["metadata.json"] = json.dumps(metadata).encode()
+    found = verify(sample_files.zipped(tmp_path / "b.keras", members))
+    assert found.is_verified
+    assert found.against == "checksum"
+
+
+def test_a_truncated_archive_is_an_error(tmp_path):
+    shutil.copy(FIXTURES / "truncated.keras", tmp_path)
+    with pytest.raises(FileFormatError):
+        verify(tmp_path / "truncated.keras")

@@ -1,0 +1,1 @@
+"""Any file of any Keras, as named variables."""

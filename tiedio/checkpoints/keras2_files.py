@@ -1,0 +1,246 @@
+"""See a file in the layout of Keras 2 as a checkpoint: it lists weights by position.
+
+Names in it are those that variables were made with. So a name that is another layer's tells
+of a tie, and a weight that is missing in a list as well.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie, named_once
+from tiedio.checkpoints.given_ties import owner_given
+from tiedio.errors import FileFormatError, listed
+from tiedio.formats.content import Archive, OldLayout, Weight
+from tiedio.keras_versions import layer_outline, optimizer_slots
+from tiedio.keras_versions.config_translation import Translated
+from tiedio.keras_versions.layer_outline import Part
+from tiedio.record.record import Record
+from tiedio.record.ties import Place
+
+# How keras 2.3.1 lists a name that it has listed before.
+_AGAIN = re.compile(r"b'(.+)'_\d+")
+# The number of an output in a graph of TensorFlow, and that of a name that was taken.
+_OUTPUT = re.compile(r":\d+$")
+_TAKEN = re.compile(r"_\d+$")
+
+# What Keras 3 calls otherwise than Keras 2.
+_RENAMED = {"depthwise_kernel": "kernel", "u": "vector_u", "sn_u": "vector_u"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expected:
+    """A variable that a layer has by its config."""
+
+    part: Part
+    number: int
+    name: str
+    trainable: bool | None
+
+    def stored(self, weight: Weight, opened: Archive) -> StoredVariable:
+        inner_path = self.part.inner_path
+        return StoredVariable(
+            f"{self.part.name}/{self.name}",
+            weight.dataset_path,
+            weight.shape,
+            opened.weights.dtype(weight.dataset_path),
+            Place(inner_path, str(self.number), f"{inner_path}/vars/{self.number}"),
+            self.trainable,
+            _listed_as(weight),
+        )
+
+
+def described(
+    opened: Archive,
+    old: OldLayout,
+    translated: Translated | None,
+    kind: str,
+    given: Sequence[tuple[str, str]],
+) -> Checkpoint:
+    """Describes a file.
+
+    Args:
+        opened: The file.
+        old: What it says in this layout.
+        translated: The config of its model, if there is one.
+        kind: What it is, in words.
+        given: What is tied, and to what, as `evidence.parsed` reads it.
+
+    Raises:
+        FileFormatError: If weights are missing, and nothing says which others they are one with.
+    """
+    config = translated.config if translated else None
+    parts = layer_outline.layers(config or {})
+    variables: list[StoredVariable] = []
+    ties: list[Tie] = []
+    unresolved: list[str] = []
+    for layer, weights in old.layers.items():
+        places = _expected(parts.get(layer, ()), weights)
+        assigned = _assigned(places, weights) if places else None
+        if places is None or assigned is None:
+            variables += _by_name(layer, weights, old, opened)
+            continue
+        variables += (one.stored(weight, opened) for one, weight in assigned.items())
+        for missing in [one for one in places or () if one not in assigned]:
+            owner = _owner_of(missing, assigned, given)
+            if owner is None:
+                unresolved.append(f"{missing.part.name}/{missing.name}")
+                continue
+            one = dataclasses.replace(missing.stored(assigned[owner], opened), listed="")
+            names = (f"{owner.part.name}/{owner.name}", one.name)
+            variables.append(one)
+            ties.append(Tie(names, Evidence.FINGERPRINT, f"`{layer}` does not list it again"))
+    for number, weight in enumerate(old.top_level or ()):
+        own = Part("", "", "")
+        variables.append(_Expected(own, number, _listed_as(weight), None).stored(weight, opened))
+    if unresolved:
+        raise FileFormatError(
+            f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
+            "Expected: a value for every variable. Received: fewer, as several were tied inside "
+            "one nested model.\n"
+            f'Say with which others they are one: `--tie "{unresolved[0]}=..."`.'
+        )
+    optimizer = (old.training_config or {}).get("optimizer_config")
+    known = isinstance(optimizer, dict)
+    return Checkpoint(
+        old.filepath,
+        kind,
+        old.keras_version,
+        opened.weights,
+        list(named_once(variables)),
+        all(one.place for one in variables),
+        ties,
+        optimizer_slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
+        optimizer_slots.of_model(config),
+        config,
+        None if opened.record is None else Record.from_json(opened.record),
+        notes=translated.notes if translated else (),
+        untranslated=translated.untranslated if translated else (),
+        groups={
+            f"{part.inner_path}/vars": {"name": part.layer}
+            for held in parts.values()
+            for part in held
+        },
+        old_layout=old,
+    )
+
+
+def _expected(parts: Sequence[Part], weights: Sequence[Weight]) -> list[_Expected] | None:
+    """Lists the variables of a layer in the order of this layout, if its config tells.
+
+    Those that are trained come first, of all of its parts, then the others.
+    """
+    unknown = [part for part in parts if part.variables is None]
+    known = sum(len(part.variables or ()) for part in parts)
+    if not parts or len(unknown) > 1 or (unknown and _has_parts(unknown[0], weights)):
+        return None
+    names = {
+        part: part.variables
+        if part.variables is not None
+        else tuple(map(str, range(max(len(weights) - known, 0))))
+        for part in parts
+    }
+    places = [
+        _Expected(part, number, name, name in part.trainable if part not in unknown else None)
+        for part in parts
+        for number, name in enumerate(names[part])
+    ]
+    places.sort(key=lambda one: one.trainable is False)
+    return None if len(weights) > len(places) else places
+
+
+def _has_parts(part: Part, weights: Sequence[Weight]) -> bool:
+    """Whether a layer of a class that is not known seems to be made of others."""
+    return any(part.layer in _maker(weight).split("/")[:-1] for weight in weights)
+
+
+def _assigned(
+    places: Sequence[_Expected], weights: Sequence[Weight]
+) -> dict[_Expected, Weight] | None:
+    """Assigns the weights of a list to variables, as it lists them; `None` if names deny it.
+
+    Fewer weights than variables were listed once each: what a layer's name leads is its own.
+    """
+    assigned: dict[_Expected, Weight] = {}
+    left = dict.fromkeys(places)
+    known = {one.name for one in places}
+    for number, weight in enumerate(weights):
+        named = _last(weight) in known
+        fitting = [one for one in left if one.name == _last(weight)] if named else []
+        if len(places) == len(weights):
+            # A variable that took another's place may be listed behind those of its layer.
+            here = places[number]
+            near = [one for one in fitting if _kin(one) == _kin(here)]
+            own = near if named else [here]
+            if not own or own[0] not in left:
+                return None
+        else:
+            makers = _maker(weight).split("/")
+            own = [one for one in fitting if one.part.layer in makers] or fitting
+        if own:
+            assigned[own[0]] = weight
+            del left[own[0]]
+    return assigned
+
+
+def _kin(one: _Expected) -> tuple[Part, bool]:
+    """What is listed without another layer's in between."""
+    return one.part, one.trainable is False
+
+
+def _owner_of(
+    missing: _Expected, assigned: Mapping[_Expected, Weight], given: Sequence[tuple[str, str]]
+) -> _Expected | None:
+    """Finds the variable that a missing one was tied to, if there is only one that fits."""
+    name = f"{missing.part.name}/{missing.name}"
+    fitting = [
+        one
+        for one in assigned
+        if one.name == missing.name
+        and one.part.class_name == missing.part.class_name
+        and _sizes(one.part) == _sizes(missing.part)
+    ]
+    if owner := owner_given(name, given):
+        fitting = [one for one in assigned if f"{one.part.name}/{one.name}" == owner]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _sizes(part: Part) -> list[str]:
+    sizes = ("units", "filters", "kernel_size", "input_dim", "output_dim", "num_heads", "key_dim")
+    return [str(part.config.get(size)) for size in sizes]
+
+
+def _by_name(
+    layer: str, weights: Sequence[Weight], old: OldLayout, opened: Archive
+) -> Iterator[StoredVariable]:
+    """Names weights by what their list says only: where Keras 3 stores them is not known."""
+    # A layer that made one of them itself has no others inside, and what these made is tied.
+    is_made_of_others = all(_maker(one).split("/")[-1] != layer for one in weights)
+    for weight in weights:
+        *makers, name = _listed_as(weight).split("/")
+        if layer in makers:  # what stands before is the model that was built around it
+            makers = makers[makers.index(layer) + 1 :]
+        elif not is_made_of_others or not old.layers.keys().isdisjoint(makers):
+            makers = []  # another layer made it
+        yield StoredVariable(
+            "/".join((layer, *makers, name)),
+            weight.dataset_path,
+            weight.shape,
+            opened.weights.dtype(weight.dataset_path),
+            listed=_listed_as(weight),
+        )
+
+
+def _listed_as(weight: Weight) -> str:
+    again = _AGAIN.fullmatch(weight.name)
+    return _OUTPUT.sub("", again[1] if again else weight.name)
+
+
+def _maker(weight: Weight) -> str:
+    """The path of the layer that made a variable."""
+    return _listed_as(weight).rpartition("/")[0]
+
+
+def _last(weight: Weight) -> str:
+    name = _TAKEN.sub("", _listed_as(weight).rpartition("/")[2])
+    return _RENAMED.get(name, name)

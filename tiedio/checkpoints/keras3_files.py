@@ -1,0 +1,182 @@
+"""See a file in the layout of Keras 3 as a checkpoint: it stores variables by number.
+
+Keras 2.12 began it, and called some of its groups otherwise.
+"""
+
+import collections
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable, named_once, version_numbers
+from tiedio.formats.content import Archive, Weight
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.keras_versions import layer_outline, optimizer_slots
+from tiedio.keras_versions.config_translation import Translated
+from tiedio.keras_versions.layer_outline import Part
+from tiedio.record.record import Record
+from tiedio.record.ties import Place
+
+_OPTIMIZER = "optimizer"
+_VARIABLES = re.compile(r"((?P<inner_path>.*)/)?vars/(?P<key>0|[1-9][0-9]{0,8})")
+# What is no layer's, and what is not stored for Keras 3.
+_NO_LAYERS = re.compile(r"(optimizer|metrics)/|.*/exact/")
+_NOT_FOR_KERAS_3 = re.compile(r"(assets|config\.json|tiedio|(model|optimizer)_weights)(/|$)")
+
+# What `layers` was called in Keras 2.12 and 2.13.
+_DEPENDENCIES = "_layer_checkpoint_dependencies"
+
+
+def described(opened: Archive, translated: Translated | None, kind: str) -> Checkpoint:
+    """Describes a file.
+
+    Args:
+        opened: The file.
+        translated: The config of its model, if there is one.
+        kind: What it is, in words.
+    """
+    weights = opened.weights
+    config = translated.config if translated else None
+    version = opened.keras_version
+    renamed = _renaming(weights)
+    objects = {path: first for path, first in weights.walk() if not _NOT_FOR_KERAS_3.match(path)}
+    parts = {p.inner_path: p for held in layer_outline.layers(config or {}).values() for p in held}
+    variables = _variables(weights, parts, filter(weights.address, objects), renamed)
+    is_ordered = all(one.place and one.place.inner_path in parts for one in variables)
+    optimizer = optimizer_slots.of_model(config)
+    of_layers = {one.source for one in variables}
+    groups = {path: first for path, first in objects.items() if not weights.address(path)}
+    return Checkpoint(
+        opened.filepath,
+        kind,
+        version,
+        weights,
+        variables,
+        is_ordered=is_ordered,
+        slots=_slots(weights, optimizer, version),
+        optimizer=optimizer,
+        config=config,
+        record=None if opened.record is None else Record.from_json(opened.record),
+        metadata=dict(opened.metadata),
+        notes=translated.notes if translated else (),
+        untranslated=translated.untranslated if translated else (),
+        others={
+            renamed(path): path
+            for path in objects
+            if path not in groups and path not in of_layers and not _is_left_out(path, version)
+        },
+        groups={
+            renamed(path): next(iter(weights.attributes(path)))
+            for path, first in groups.items()
+            if path == first
+        },
+        links={path: first for path, first in groups.items() if path != first},
+        extract_assets=opened.extract_assets,
+    )
+
+
+def _is_left_out(path: str, version: str) -> bool:
+    """Whether Keras 3 does not store what this is: running values of metrics in Keras 2."""
+    return path.startswith("metrics/") and version_numbers(version) < (3,)
+
+
+def _variables(
+    weights: WeightsFile,
+    parts: Mapping[str, Part],
+    paths: Iterator[str],
+    renamed: Callable[[str], str],
+) -> list[StoredVariable]:
+    """Lists the variables of layers, in the order of the model where its config tells."""
+    rank = {inner_path: number for number, inner_path in enumerate(parts)}
+    stored = collections.defaultdict(dict)
+    for path in paths:
+        found = _VARIABLES.fullmatch(renamed(path))
+        if found and not _NO_LAYERS.match(path):
+            stored[found["inner_path"] or ""][int(found["key"])] = path
+    variables = []
+    for inner_path in sorted(stored, key=lambda one: rank.get(one, len(rank))):
+        held = stored[inner_path]
+        part = parts.get(inner_path)
+        names = part.variables if part and len(part.variables or ()) == len(held) else None
+        layer = part.name if part else _name(inner_path, parts, weights)
+        for key, path in sorted(held.items()):
+            name = names[key] if names and key < len(names) else str(key)
+            variables.append(
+                StoredVariable(
+                    f"{layer}/{name}".lstrip("/"),
+                    path,
+                    weights.shape(path),
+                    weights.dtype(path),
+                    Place(inner_path, str(key), f"{inner_path}/vars/{key}".lstrip("/")),
+                    name in part.trainable if part and names else None,
+                )
+            )
+    return list(named_once(variables))
+
+
+def _name(inner_path: str, parts: Mapping[str, Part], weights: WeightsFile) -> str:
+    """Names a layer that no config tells of, by what Keras 3.6 and later note in the file."""
+    names: list[str] = []
+    above = ""
+    for component in inner_path.split("/"):
+        above = f"{above}/{component}".lstrip("/")
+        noted = next(iter(weights.attributes(f"{above}/vars")), {}).get("name")
+        if above in parts:
+            names = [parts[above].name]
+        elif component != "layers":
+            names.append(noted if isinstance(noted, str) else component)
+    return "/".join(names)
+
+
+def _slots(
+    weights: WeightsFile, optimizer: Mapping[str, Any] | None, version: str
+) -> optimizer_slots.Slots | None:
+    if optimizer is None:
+        return None
+    store = weights.store(_OPTIMIZER)
+    paths = [f"{_OPTIMIZER}/vars/{number}" for number in range(len(store))]
+    try:
+        stored = [Weight("", path, weights.shape(path)) for path in paths]
+    except KeyError:  # an optimizer that stores in a way of its own
+        return None
+    return optimizer_slots.read(optimizer, stored, version or _told_version(optimizer, stored))
+
+
+def _told_version(optimizer: Mapping[str, Any], stored: list[Weight]) -> str:
+    """Tells the version of a file of weights by how its optimizer stores, as far as it matters.
+
+    Keras 3 has the learning rate in second place; in 3.10 it moved what is beside the slots.
+    """
+    options = optimizer.get("config")
+    sides = ("use_ema", "gradient_accumulation_steps")
+    if not isinstance(options, Mapping) or any(options.get(one) for one in sides):
+        return ""
+    return "3.10" if len(stored) > 1 and stored[1].shape == () else "2.15"
+
+
+def _renaming(weights: WeightsFile) -> Callable[[str], str]:
+    """Returns a function that says where Keras 3 would have what is at a path."""
+    renamed = {"": ""}
+
+    def rename(path: str) -> str:
+        if path not in renamed:
+            parent, _, name = path.rpartition("/")
+            if name == _DEPENDENCIES:
+                name = "layers"
+            elif parent.rpartition("/")[2] == _DEPENDENCIES:
+                name = _numbered_anew(weights.names(parent))[name]
+            renamed[path] = f"{rename(parent)}/{name}".lstrip("/")
+        return renamed[path]
+
+    return rename
+
+
+def _numbered_anew(names: list[str]) -> dict[str, str]:
+    """Numbers the layers of each class without gaps: what has weights was counted twice."""
+    counts = collections.Counter[str]()
+    found = {}
+    for name in sorted(names, key=lambda one: (len(one), one)):
+        kind = re.sub(r"_\d+$", "", name)
+        found[name] = f"{kind}_{counts[kind]}" if counts[kind] else kind
+        counts[kind] += 1
+    return found

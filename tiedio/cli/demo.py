@@ -1,0 +1,204 @@
+"""The main job on real input: share, train, save, load in a new process, train on.
+
+Run as `python -m tiedio.cli.demo METHOD FOLDER` it is the new process.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiedio.errors import MissingPackageError
+
+METHODS = ("stock", "tiedio")
+
+
+def run() -> bool:
+    """Runs the demo and prints its table.
+
+    Returns:
+        Whether tiedio restored everything.
+
+    Raises:
+        MissingPackageError: If scikit-learn is not installed.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
+    # Keras and rich after the check: its answer should not take seconds.
+    from rich.console import Console
+
+    console = Console(width=100)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        console.print("Training two convolutions with one kernel on the handwritten digits ...")
+        before = _train(folder)
+        console.print(f"Trained for {before['iterations']} steps: {before['accuracy']:.1%} right.")
+        reports = {}
+        for method in METHODS:
+            console.print(f"Loading with {method} in a new process, fine-tuning ...")
+            subprocess.run([sys.executable, "-m", "tiedio.cli.demo", method, name], check=True)
+            reports[method] = json.loads((folder / f"{method}.json").read_text())
+        console.print(_table(before, reports))
+    return all(good(before, reports["tiedio"]) for _, _, good in _ROWS)
+
+
+def _digits() -> tuple[Any, Any]:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels.reshape(-1, 8, 8, 1).astype("float32") / 16, labels
+
+
+def _model() -> Any:
+    import keras
+
+    import tiedio
+
+    images = keras.Input((8, 8, 1))
+    features = keras.layers.Conv2D(64, 3, padding="same", activation="relu")(images)
+    same = keras.layers.Conv2D(64, 3, padding="same", activation="relu")
+    valid = keras.layers.Conv2D(64, 3, padding="valid", activation="relu")
+    pooled = [keras.layers.GlobalMaxPooling2D()(conv(features)) for conv in (same, valid)]
+    tiedio.tie(valid, to=same)
+    merged = keras.layers.Dropout(0.2, seed=0)(keras.layers.Concatenate()(pooled))
+    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(merged))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def _fit(model: Any) -> float:
+    images, labels = _digits()
+    history = model.fit(images, labels, batch_size=64, epochs=3, shuffle=False, verbose=0)
+    return history.history["accuracy"][-1]
+
+
+def _array(variable: Any) -> Any:
+    import keras
+    import numpy as np
+
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def _state(model: Any) -> list[Any]:
+    return [_array(variable) for variable in [*model.variables, *model.optimizer.variables]]
+
+
+def _train(folder: Path) -> dict[str, Any]:
+    """Trains and saves; then trains on, for the states the others must reach."""
+    import keras
+    import numpy as np
+
+    import tiedio
+
+    keras.utils.set_random_seed(0)
+    model = _model()
+    accuracy = _fit(model)
+    model.save(folder / "stock.keras")
+    tiedio.save_tied(model, folder / "tiedio.keras")
+    before = {
+        "parameters": model.count_params(),
+        "iterations": int(model.optimizer.iterations),
+        "accuracy": accuracy,
+    }
+    _fit(model)
+    np.savez(folder / "uninterrupted.npz", *_state(model))
+    return before
+
+
+def _resume(method: str, folder: Path) -> dict[str, Any]:
+    """Loads what `_train` saved, trains on, and reports."""
+    import warnings
+
+    import keras
+    import numpy as np
+
+    import tiedio
+
+    load: Callable[..., Any] = {
+        "stock": keras.saving.load_model,
+        "tiedio": tiedio.load_tied,
+    }[method]
+    filepath = folder / f"{method}.keras"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = load(filepath)
+    same, valid = (layer for layer in model.layers[2:4])
+    report = {
+        "bytes": filepath.stat().st_size,
+        "parameters": model.count_params(),
+        "iterations": int(model.optimizer.iterations),
+        "tied": same.kernel is valid.kernel and same.bias is valid.bias,
+    }
+    _fit(model)
+    with np.load(folder / "uninterrupted.npz") as saved:
+        uninterrupted = [saved[name] for name in saved.files]
+    state = _state(model)
+    report["drift"] = float(np.max(np.abs(_array(same.kernel) - _array(valid.kernel))))
+    report["bit_equal"] = len(state) == len(uninterrupted) and all(
+        a.tobytes() == b.tobytes() for a, b in zip(state, uninterrupted, strict=True)
+    )
+    return report
+
+
+# A question, how to answer it from (before, report), and whether the answer is good.
+_ROWS: list[tuple[str, Callable[..., str], Callable[..., bool]]] = [
+    (
+        "File size",
+        lambda before, report: f"{report['bytes']:,} bytes",
+        lambda before, report: True,
+    ),
+    (
+        "Parameters after loading",
+        lambda before, report: f"{report['parameters']:,} (were {before['parameters']:,})",
+        lambda before, report: report["parameters"] == before["parameters"],
+    ),
+    (
+        "Optimizer state resumed",
+        lambda before, report: (
+            f"{_yes(report['iterations'] == before['iterations'])}, "
+            f"at step {report['iterations']} of {before['iterations']}"
+        ),
+        lambda before, report: report["iterations"] == before["iterations"],
+    ),
+    (
+        "Convolutions after fine-tuning",
+        lambda before, report: (
+            "still tied"
+            if report["tied"] and not report["drift"]
+            else f"drifted apart, by up to {report['drift']:.4f}"
+        ),
+        lambda before, report: report["tied"] and not report["drift"],
+    ),
+    (
+        "Bit-equal to an unbroken run",
+        lambda before, report: _yes(report["bit_equal"]),
+        lambda before, report: report["bit_equal"],
+    ),
+]
+
+
+def _table(before: dict[str, Any], reports: dict[str, dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("", "stock Keras", "tiedio", title="Save, load in a new process, fine-tune")
+    for question, answer, good in _ROWS:
+        cells = []
+        for method in METHODS:
+            report = reports[method]
+            color = "green" if good(before, report) else "red"
+            cells.append(f"[{color}]{answer(before, report)}[/]")
+        table.add_row(question, *cells)
+    return table
+
+
+def _yes(condition: bool) -> str:
+    return "yes" if condition else "no"
+
+
+if __name__ == "__main__":
+    _method, _folder = sys.argv[1], Path(sys.argv[2])
+    (_folder / f"{_method}.json").write_text(json.dumps(_resume(_method, _folder)))

@@ -1,0 +1,125 @@
+"""`summary`: what a live model, or a file, shares, as a table."""
+
+import collections
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from tiedio.model.walk import Visit
+
+from tiedio.display import tables
+from tiedio.storage.locating import at
+from tiedio.tools import inspection
+
+
+def summary(
+    model_or_filepath: Any,
+    line_length: int | None = None,
+    print_fn: Callable[[str], Any] | None = None,
+) -> None:
+    """Prints which variables a model, or a file, shares, and what that saves.
+
+    Each tie group has a row, with the owner first; variables are named by the layers that lead
+    to them. Layers that stand in several places follow. `tiedio.find_ties` returns the tie
+    groups of a model.
+
+    Args:
+        model_or_filepath: A model or any layer; or a file that any version of Keras from
+            2.2 on wrote: a path, a URL or an open file. That is read without Keras. Equal
+            copies in it are not looked for, as by `tiedio inspect`.
+        line_length: Columns of the table, as in `keras.Model.summary`. Default: those of the
+            terminal; elsewhere, lines are as long as names are.
+        print_fn: Called with each line, instead of printing it.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        FileFormatError: If the file is not one of Keras, or damaged.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder], name="autoencoder")
+    >>> _ = tiedio.tie(decoder, to=encoder, weights=("kernel",))
+    >>> tiedio.summary(model)
+    Tied variables of "autoencoder"
+    ┏━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━━┓
+    ┃ tied             ┃ shape, dtype ┃ saves    ┃ trainable ┃
+    ┡━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━━┩
+    │ encoder/kernel = │ (4, 4)       │ 64 bytes │ yes       │
+    │ decoder/kernel   │ float32      │          │           │
+    └──────────────────┴──────────────┴──────────┴───────────┘
+    1 tie group of 2 variables; to store and hold them once saves 64 bytes.
+    """
+    if _is_layer(model_or_filepath):
+        name, (groups, layers) = model_or_filepath.name, _sharing(model_or_filepath)
+    else:
+        name = at(model_or_filepath).name
+        groups, layers = inspection.sharing(model_or_filepath)
+    tables.sharing(name, groups, layers, line_length, print_fn)
+
+
+def layer_name(layers: "Mapping[str, keras.Layer]", inner_path: str) -> str:
+    """Names a layer by those that lead to it, as `encoder/attention/query`.
+
+    Args:
+        layers: The layers of a model by their inner_paths.
+        inner_path: That of the layer.
+    """
+    ends = [*(slash.start() for slash in re.finditer("/", inner_path)), len(inner_path)]
+    leading = (layers.get(inner_path[:end]) for end in ends)
+    return "/".join(layer.name for layer in leading if layer is not None)
+
+
+def _is_layer(model_or_filepath: Any) -> bool:
+    # Who has a layer has imported Keras, which takes seconds.
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model_or_filepath, keras.Layer)
+
+
+def _sharing(model: "keras.Layer") -> tuple[list[inspection.Group], list[list[str]]]:
+    from tiedio.model.places import find_shared_layers
+    from tiedio.model.walk import layers_of, walk
+
+    visits = walk(model)
+    layers = dict(layers_of(visits))
+    shared_layers = [
+        [_place_name(layers, layers[paths[0]].name, path) for path in paths]
+        for paths in find_shared_layers(visits)
+    ]
+    return list(_tie_groups(visits, layers)), shared_layers
+
+
+def _place_name(layers: "Mapping[str, keras.Layer]", name: str, inner_path: str) -> str:
+    """Names a place of a layer, of which `layers` knows only the first."""
+    return f"{layer_name(layers, inner_path.rpartition('/')[0])}/{name}".lstrip("/")
+
+
+def _tie_groups(
+    visits: "Sequence[Visit]", layers: "Mapping[str, keras.Layer]"
+) -> Iterator[inspection.Group]:
+    from tiedio.model.places import find_shared
+
+    groups = [group for group, _ in find_shared(visits)]
+    places = [place for group in groups for place in group.places]
+    names = {
+        place: f"{layer_name(layers, place.inner_path)}/{place.attribute.lstrip('_')}"
+        for place in places
+    }
+    times = collections.Counter(names.values())
+    for group in groups:
+        # Layers of a model may have one name.
+        named = (names[p] if times[names[p]] == 1 else str(p) for p in group.places)
+        # A layer that knows its variable by two attributes would hold it once anyway.
+        spared = len({place.inner_path for place in group.places}) - 1
+        size = math.prod(group.shape) * np.dtype(group.dtype).itemsize
+        yield inspection.Group(
+            tuple(named), group.shape, group.dtype, (), spared * size, group.trainable
+        )

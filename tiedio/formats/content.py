@@ -1,0 +1,158 @@
+"""What goes into a container, and what comes out of it, whichever it is."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tiedio.errors import FileFormatError, listed
+from tiedio.formats import hdf5_writer
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.record.record import Record
+from tiedio.record.ties import METADATA_KEY
+
+METADATA = "metadata.json"
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+VALUES = "model.weights.npz"  # instead of `WEIGHTS`, in files that others wrote
+ASSETS = "assets"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What is saved.
+
+    Attributes:
+        layout: The weights.
+        record: The record, without digests.
+        metadata: What else is in `metadata.json`.
+        config: Content of `config.json`, if it is a whole model.
+        assets: Folder whose files are assets.
+        shard_bytes: How large a shard may be, where weights are sharded.
+        old_layout: The same in the layout of Keras 2, for formats that hold that too.
+    """
+
+    layout: hdf5_writer.Layout
+    record: Record
+    metadata: dict[str, Any]
+    config: Any = None
+    assets: Path | None = None
+    shard_bytes: float = float("inf")
+    old_layout: "OldLayout | None" = None
+
+    def record_with(self, digests: dict[str, str]) -> dict[str, Any]:
+        return dataclasses.replace(self.record, digests=digests).to_json()
+
+    def metadata_with(self, digests: dict[str, str]) -> dict[str, Any]:
+        return {**self.metadata, METADATA_KEY: self.record_with(digests)}
+
+    def asset_files(self) -> list[tuple[str, Path]]:
+        """Lists the assets: name below `assets/`, and file."""
+        if self.assets is None:
+            return []
+        return [
+            (path.relative_to(self.assets).as_posix(), path)
+            for path in sorted(self.assets.rglob("*"))
+            if path.is_file()
+        ]
+
+
+@dataclasses.dataclass
+class Archive:
+    """A file open for reading, or a folder.
+
+    Attributes:
+        filepath: Its name for messages.
+        record: The JSON of its record; `None` if it has none.
+        config: Content of `config.json`; `None` if it holds weights only.
+        weights: The weights.
+        metadata: Where the record is, and who wrote it, and when; empty for a single HDF5 file.
+        verify_weights: Compares the weights with a checksum of the container, if it has one.
+        extract_assets: Puts the assets below a folder, in the folder `assets`.
+        old_layout: What it says in the layout of Keras 2, if it has neither config nor record.
+    """
+
+    filepath: str
+    record: Any
+    config: dict[str, Any] | None
+    weights: WeightsFile
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    verify_weights: Callable[[], None] = lambda: None
+    extract_assets: Callable[[Path], None] = lambda folder: None
+    old_layout: "OldLayout | None" = None
+
+    @property
+    def keras_version(self) -> str:
+        """The version that wrote it; empty if it does not say."""
+        if self.old_layout is not None:
+            return self.old_layout.keras_version
+        return str(self.metadata.get("keras_version", ""))
+
+    def read_record(self, verify: bool) -> Record | None:
+        """Returns the record, by which the weights are then read; `None` if there is none.
+
+        Args:
+            verify: Whether whatever is read from now on must be what was saved, as far as
+                digests or a checksum tell.
+        """
+        record = None if self.record is None else Record.from_json(self.record)
+        self.weights.axis_orders = record.axis_orders if record else {}
+        if verify and record and record.digests:
+            self.weights.expect(record.digests)
+        elif verify:
+            self.verify_weights()
+        return record
+
+
+def lacking(filepath: str, what: str, missing: set[str], others: int) -> FileFormatError:
+    """The error for a container without parts that all Keras files have."""
+    return FileFormatError(
+        f"`{filepath}` is not a Keras file: it has no {listed(missing)}.\n"
+        f"Expected: {what} with `{CONFIG}` and `{WEIGHTS}`. Received: {others} other members.\n"
+        "Pass a file that was saved by Keras or tiedio."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One variable in this layout.
+
+    Attributes:
+        name: Its name in a list: for Keras 3 its `Variable.path`.
+        dataset_path: Where the file keeps it.
+        shape: Its shape.
+    """
+
+    name: str
+    dataset_path: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OldLayout:
+    """What a file in this layout says.
+
+    Attributes:
+        filepath: Its name for messages.
+        model_config: The config of the model; `None` if the file holds weights only.
+        training_config: How it was compiled; `None` if it was not.
+        keras_version: Of the Keras that wrote it.
+        backend: The backend it ran on.
+        layers: The weights of each top-level layer, in the order of the model; those of a
+            nested model are one list.
+        top_level: The weights that the model itself owns; `None` where old versions of
+            Keras do not say.
+        optimizer: The variables of the optimizer.
+    """
+
+    filepath: str
+    model_config: dict[str, Any] | None
+    training_config: dict[str, Any] | None
+    keras_version: str
+    backend: str
+    layers: Mapping[str, tuple[Weight, ...]]
+    top_level: tuple[Weight, ...] | None = None
+    optimizer: tuple[Weight, ...] = ()

@@ -1,0 +1,83 @@
+"""A weights file by itself: `.weights.h5`, or a whole model as `.h5`.
+
+Its record is the root dataset `tiedio`. A whole model has datasets named as the
+members of a `.keras` archive are: `config.json`, and those below `assets/`. The
+layout of Keras 2, in which Keras reads it, is made of links to the same tensors.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from tiedio.errors import damaged, first_line
+from tiedio.formats import hdf5_writer, keras2_layout
+from tiedio.formats.content import ASSETS, CONFIG, Archive, Content
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.record.json_fields import parse
+from tiedio.record.ties import METADATA_KEY
+from tiedio.storage.base import Storage
+from tiedio.storage.streams import Window, WriteBehind
+
+
+def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer.Advance) -> None:
+    """Writes a weights file."""
+    layout = content.layout
+    if content.config is not None:
+        layout.tensors[CONFIG] = _text(json.dumps(content.config).encode())
+        for name, path in content.asset_files():
+            layout.tensors[f"{ASSETS}/{name}"] = _bytes(path)
+    own = {*layout.tensors, *layout.links}
+    if content.old_layout:
+        keras2_layout.write(content.old_layout, layout)
+
+    def record(digests: dict[str, str]) -> str:
+        # Once is enough: not for their other paths in the old layout.
+        recorded = {path: digest for path, digest in digests.items() if path in own}
+        return json.dumps(content.record_with(recorded))
+
+    with target.replacing(durable) as file, WriteBehind(file) as stream:
+        hdf5_writer.write(layout, stream, advance, record)
+
+
+@contextlib.contextmanager
+def reading(source: Storage) -> Iterator[Archive]:
+    """Opens a weights file."""
+    with source.reading() as file:
+        size = file.seek(0, 2)
+        with contextlib.closing(WeightsFile([Window(file, 0, size)], source.name)) as weights:
+            record = weights.text(METADATA_KEY)
+            config = weights.text(CONFIG)
+
+            def extract_assets(folder: Path) -> None:
+                for path in weights.below(ASSETS):
+                    if ".." in PurePosixPath(path).parts:
+                        raise damaged(source.name, f"an asset at `{path}`")
+                    content = weights.read(path).tobytes()
+                    try:
+                        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                        (folder / path).write_bytes(content)
+                    except OSError as error:  # of a name that no file can have, say
+                        raise damaged(source.name, first_line(error)) from error
+
+            yield Archive(
+                source.name,
+                None if record is None else parse(source.name, METADATA_KEY, record),
+                None if config is None else parse(source.name, CONFIG, config),
+                weights,
+                extract_assets=extract_assets,
+                old_layout=keras2_layout.read(weights) if config is None else None,
+            )
+
+
+def _text(text: bytes) -> hdf5_writer.Tensor:
+    array = np.array(text)
+    return hdf5_writer.Tensor((), array.dtype, lambda: array)
+
+
+def _bytes(path: Path) -> hdf5_writer.Tensor:
+    return hdf5_writer.Tensor(
+        (path.stat().st_size,), np.dtype(np.uint8), lambda: np.fromfile(path, np.uint8)
+    )

@@ -1,0 +1,425 @@
+"""Read a weights file, tensor by tensor, whoever wrote it.
+
+Only what lies in the file itself is read, and no more memory taken than it may
+need. Tensors are read from where they lie, and compared with their digests.
+"""
+
+import collections
+import concurrent.futures
+import logging
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
+
+from tiedio.errors import FileFormatError, first_line, listed
+from tiedio.formats.arrays import Stored, aligned, ordered
+from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
+from tiedio.storage.streams import Window
+
+_log = logging.getLogger(__name__)
+
+# What tensors are made of. Strings of any length, references and compounds are not read at all.
+_KINDS = "biufcS"
+
+# Large tensors are read in parts, each in another thread.
+READ_CHUNK = 1 << 23  # bytes
+
+# What h5py raises for damaged files, whichever part of HDF5 meets the damage.
+_HDF5_ERRORS = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+)
+
+_DAMAGED = "The file is damaged; restore it from a copy or save the model again."
+
+
+class WeightsFile:
+    """A weights file open for reading, or the shards of one.
+
+    Args:
+        files: The files; what several have is read from the first of them.
+        filepath: Its name for messages.
+
+    Attributes:
+        size: Bytes of the files.
+        digests: The digests that tensors must have, by dataset_path; none at first.
+        axis_orders: How arrays are to lie in memory if not row by row, as in `Tensor`, by
+            dataset_path.
+        damaged: Datasets that could not be read, had another digest, or are missing.
+        advance: Told how many bytes more are read, and of how many.
+        room: Bytes that a dataset may declare without storing them, as one that is
+            compressed does: at least those of the largest tensor to be read.
+
+    Raises:
+        FileFormatError: If it is no HDF5 file, or a damaged one.
+    """
+
+    def __init__(self, files: Sequence[Window], filepath: str):
+        self.filepath = filepath
+        self.size = sum(file.size for file in files)
+        self.digests: Mapping[str, str] = {}
+        self.axis_orders: Mapping[str, Sequence[int]] = {}
+        self.damaged: set[str] = set()
+        self.advance: Advance = untold
+        self.room = 1 << 28
+        self._members: dict[tuple[int, str], h5py.Group | h5py.Dataset | None] = {}
+        self._read: dict[tuple[int, int], Stored] = {}
+        self._windows = files
+        self._files: list[h5py.File] = []
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        try:
+            for file in files:
+                self._files.append(h5py.File(file, "r"))
+        except _HDF5_ERRORS as error:
+            raise self._error("is not an HDF5 file", str(error)) from error
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        for file in self._files:
+            file.close()
+
+    def expect(self, digests: Mapping[str, str]) -> None:
+        """Verifies against `digests` whatever is read from now on, and that all of it is there."""
+        self.digests = digests
+        groups = collections.defaultdict(set)
+        for path in digests:
+            group, name = posixpath.split(path)
+            groups[group].add(name)
+        for group, names in groups.items():
+            missing = names.difference(self.names(group))
+            self.damaged.update(posixpath.join(group, name) for name in missing)
+
+    def find_damaged(self) -> list[str]:
+        """Reads whatever has a digest, and lists all that is not what it says."""
+        for path in self.digests:
+            try:
+                self.read(path)
+            except (KeyError, FileFormatError):
+                self.damaged.add(path)
+        return sorted(self.damaged)
+
+    def store(self, inner_path: str) -> "Store":
+        """Returns what is stored for one saveable: arrays by name, read when asked for."""
+        return Store(self, f"{inner_path}/vars".lstrip("/"))
+
+    def names(self, group_path: str) -> list[str]:
+        """Lists the names in a group, of all files that have it."""
+        names: dict[str, None] = {}
+        try:
+            for found in self._found(group_path):
+                if isinstance(found, h5py.Group):
+                    names.update(dict.fromkeys(found))
+        except _HDF5_ERRORS as error:
+            raise self._error(f"has an unreadable `{group_path}`", first_line(error)) from error
+        return list(names)
+
+    def below(self, group_path: str) -> list[str]:
+        """Lists the datasets in a group, and in the groups inside it, by their paths.
+
+        A group is entered once, however many paths it has: it may be inside itself.
+        """
+        return [path for path, _ in self.walk(group_path) if self.address(path)]
+
+    def walk(
+        self, group_path: str = "", preferred: Iterable[str] = ()
+    ) -> Iterator[tuple[str, str]]:
+        """Yields all that is in a group: its path, and the first path of the same object.
+
+        What is in a group is yielded below its first path only: it may be inside itself.
+
+        Args:
+            group_path: The group; `""` is the root.
+            preferred: Paths of datasets that come first of all that these, and the groups
+                they are in, have.
+        """
+        first: dict[tuple[int, int], str] = {}
+
+        def is_first(path: str) -> bool:
+            addresses = [self._address(found) for found in self._found(path)]
+            return path in [first.setdefault(address, path) for address in addresses]
+
+        for path in preferred:
+            names = path.split("/")
+            parents = ("/".join(names[:count]) for count in range(len(names) + 1))
+            all(is_first(parent) for parent in parents)  # up to one with a path before it
+        pending = [group_path]
+        while pending:
+            path = pending.pop()
+            found = self._find(path)
+            if found is None:
+                continue
+            if not is_first(path):
+                yield path, first[self._address(found)]
+                continue
+            yield path, path
+            if isinstance(found, h5py.Group):
+                pending += [posixpath.join(path, name) for name in reversed(self.names(path))]
+
+    def attributes(self, group_path: str) -> list[dict[str, Any]]:
+        """Returns the attributes of a group (`""` is the root), in each file that has it."""
+        try:
+            return [
+                dict(group.attrs)
+                for group in self._found(group_path)
+                if isinstance(group, h5py.Group)
+            ]
+        except _HDF5_ERRORS as error:
+            where = f"has unreadable attributes at `/{group_path}`"
+            raise self._error(where, first_line(error)) from error
+
+    def text(self, dataset_path: str) -> bytes | None:
+        """Reads a dataset that holds one text, if it is there."""
+        found = self._find(dataset_path)
+        if found is None:
+            return None
+        kind: Any = isinstance(found, h5py.Dataset) and not found.shape and found.id.get_type()
+        if not isinstance(kind, h5py.h5t.TypeStringID) or kind.get_size() > self.size:
+            raise self._error(f"has no text at `{dataset_path}`", "something else, or more")
+        return bytes(self.read(dataset_path)[()])
+
+    def shape(self, dataset_path: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
+        return self._placed(dataset_path)[0].shape
+
+    def dtype(self, dataset_path: str) -> np.dtype:
+        """Returns the dtype of a tensor, which is not read; `KeyError` if there is none."""
+        return _dtype(self._placed(dataset_path)[0])
+
+    def address(self, dataset_path: str) -> tuple[int, int] | None:
+        """Tells one tensor from another: all of its paths have one address."""
+        found = self._find(dataset_path)
+        return self._address(found) if isinstance(found, h5py.Dataset) else None
+
+    def _address(self, found: h5py.Group | h5py.Dataset) -> tuple[int, int]:
+        info = h5o.get_info(found.id)
+        return info.fileno, info.addr
+
+    def read(self, dataset_path: str) -> np.ndarray:
+        """Reads one tensor, and notes in `damaged` if it is not what its digest says.
+
+        Raises:
+            KeyError: If there is no such dataset.
+            FileFormatError: If it cannot be read, or its bytes are outside this file.
+        """
+        dataset, window = self._placed(dataset_path)
+        expected = self.digests.get(dataset_path)
+        try:
+            creation = dataset.id.get_create_plist()
+            outside = creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL
+            if not outside:
+                value = self._empty(dataset)
+                digest = begin_digest(value.dtype, value.shape) if expected else None
+                if _is_laid_out(dataset, creation, value.dtype):
+                    self._read_parts(window, value, dataset.id.get_offset(), digest)
+                else:
+                    _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
+                    value[...] = np.asarray(dataset[()]).view(value.dtype)
+                    if digest:
+                        digest.update(value.reshape(-1).view(np.uint8).data)
+                    self.advance(value.nbytes, self.size)
+                if digest and digest.hexdigest() != expected:
+                    self.damaged.add(dataset_path)
+                return ordered(value, self.axis_orders.get(dataset_path))
+        except _HDF5_ERRORS as error:
+            self.damaged.add(dataset_path)
+            raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
+        raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
+
+    def _read_parts(
+        self, window: Window, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None
+    ) -> None:
+        """Reads parts in other threads, several at a time, and digests them in order."""
+        parts = list(cut(value, READ_CHUNK))
+        places = (start + number * READ_CHUNK for number in range(len(parts)))
+        at_once = map if len(parts) == 1 else self._threads.map
+        for part, _ in zip(parts, at_once(window.read_at, parts, places), strict=True):
+            if digest:
+                digest.update(part)
+            self.advance(len(part), self.size)
+
+    def read_once(self, dataset_path: str) -> Stored:
+        """Reads one tensor as `read` does, but the same array for all of its paths."""
+        info = h5o.get_info(self._placed(dataset_path)[0].id)
+        address = (info.fileno, info.addr)
+        if address in self._read:
+            return self._read[address]
+        memory = self.read(dataset_path)
+        stored = memory.view(Stored)
+        stored.__dict__["memory"] = memory
+        if info.rc > 1:
+            self._read[address] = stored
+        return stored
+
+    def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
+        """Makes room for the values of a dataset, if it can hold what it declares."""
+        dtype = _dtype(dataset)
+        if dtype.kind not in _KINDS and dtype != BFLOAT16:
+            raise TypeError(f"values of type {dtype}")
+        self._check_size(dataset)
+        return aligned(dataset.shape, dtype)
+
+    def _check_size(self, dataset: h5py.Dataset) -> None:
+        # A dataset is allocated whole, and may be in a place beyond the end of the file.
+        declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self.size)
+        if declared > max(self.room, stored):
+            raise ValueError(f"{declared} bytes declared, {stored} stored")
+
+    def check_sizes(self) -> None:
+        """Raises an error if a dataset declares more than it stores."""
+        for path in self.below(""):
+            try:
+                self._check_size(self._placed(path)[0])
+            except ValueError as error:
+                raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
+
+    def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
+        """Returns a dataset, and the file that it is in."""
+        for file, window in zip(self._files, self._windows, strict=True):
+            dataset = self._at(file, path)
+            if isinstance(dataset, h5py.Dataset):
+                return dataset, window
+        raise KeyError(path)
+
+    def twins(self, first: str, other: str) -> dict[str, str]:
+        """Maps each dataset below the path `other` to the same one below `first`.
+
+        There are none if both are one group, as tiedio writes it.
+        """
+        if self._found(other) == self._found(first):
+            return {}
+        paths = self.below(other)
+        return {path: f"{first}{path.removeprefix(other)}" for path in paths}
+
+    def disagreements(self, paths: Mapping[str, str]) -> list[str]:
+        """Lists the datasets that should be, but do not equal, another one.
+
+        Args:
+            paths: dataset_paths of aliases, to those of their owners.
+        """
+        differing = []
+        for alias, owner in paths.items():
+            first, second = self._find(owner), self._find(alias)
+            # One object under two paths, as tiedio writes it, needs no look at the values.
+            if not (first is not None and second is not None and first == second):
+                try:
+                    if self.read(alias).tobytes() == self.read(owner).tobytes():
+                        continue
+                except KeyError:
+                    pass
+                differing.append(alias)
+        return differing
+
+    def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
+        """Returns the first object at `path`, or `None`; only hard links are followed."""
+        return next(iter(self._found(path)), None)
+
+    def _found(self, path: str) -> list[h5py.Group | h5py.Dataset]:
+        """Returns the objects at `path` of all files that have one."""
+        return [found for file in self._files if (found := self._at(file, path)) is not None]
+
+    def _at(self, file: h5py.File, path: str) -> h5py.Group | h5py.Dataset | None:
+        found: Any = file
+        for name in path.split("/") if path else ():
+            place = id(found), name  # of an object that is kept, here or as a file
+            if place not in self._members:
+                try:
+                    self._members[place] = self._member(found, name.encode())
+                except _HDF5_ERRORS as error:
+                    raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
+            found = self._members[place]
+            if found is None:
+                break
+        return found
+
+    def _member(self, group: Any, name: bytes) -> h5py.Group | h5py.Dataset | None:
+        if not (name and isinstance(group, h5py.Group) and group.id.links.exists(name)):
+            return None
+        if group.id.links.get_info(name).type != h5l.TYPE_HARD:
+            raise ValueError("a link that is not a hard one")
+        found = h5o.open(group.id, name)
+        if isinstance(found, h5py.h5g.GroupID):
+            return h5py.Group(found)
+        return h5py.Dataset(found) if isinstance(found, h5py.h5d.DatasetID) else None
+
+    def _error(self, what: str, received: str) -> FileFormatError:
+        return FileFormatError(
+            f"`{self.filepath}` {what}.\n"
+            f"Expected: weights as Keras stores them. Received: {received}.\n{_DAMAGED}"
+        )
+
+
+class Store(Mapping[str, np.ndarray]):
+    """The arrays of one saveable, as `load_own_variables` expects them."""
+
+    def __init__(self, file: WeightsFile, group_path: str):
+        self._file = file
+        self._group_path = group_path
+        self._names = file.names(group_path)
+
+    def shared(self) -> "SharedStore":
+        """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
+        return SharedStore(self._file, self._group_path)
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shapes of arrays that are named by number, in their order."""
+        names = sorted(self._names, key=lambda name: (len(name), name))
+        paths = [f"{self._group_path}/{name}" for name in names]
+        try:
+            return [self._file.shape(path) for path in paths]
+        except KeyError as error:
+            raise self._file._error(f"has no array at `{error.args[0]}`", "a group") from error
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.read(f"{self._group_path}/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class SharedStore(Store):
+    """A store of arrays that variables may keep."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.read_once(f"{self._group_path}/{name}")
+
+
+def _dtype(dataset: h5py.Dataset) -> np.dtype:
+    bfloat16 = dataset.dtype == BFLOAT16_STORED and dataset.attrs.get("dtype") == "bfloat16"
+    return BFLOAT16 if bfloat16 else dataset.dtype
+
+
+def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
+    """Whether the bytes of a dataset lie in the file as they do in memory."""
+    return (
+        creation.get_layout() == h5py.h5d.CONTIGUOUS
+        and dtype.isnative
+        and dtype.kind in "fiubcV"
+        # Nothing was ever stored in a dataset without a place: it has its fill value.
+        and dataset.id.get_offset() is not None
+        and dataset.id.get_storage_size() == dataset.nbytes
+        and dataset.id.get_type().get_size() == dtype.itemsize
+    )
+
+
+def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:
+    """The error for datasets that contradict the record of a file."""
+    return FileFormatError(
+        f"`{filepath}` is damaged at {listed(names)}.\n"
+        f"Expected: the values that were saved. Received: {received}.\n"
+        f"{_DAMAGED}"
+    )

@@ -1,0 +1,180 @@
+"""Lay a weights file out and stream it; shared tensors are hard links.
+
+HDF5 lays the file out without any tensor in it; then the laid-out bytes and the
+tensors are streamed to a file that need not seek: one pass, one tensor in memory
+at a time. `hdf5_reader` reads it back.
+"""
+
+import dataclasses
+import posixpath
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+import xxhash
+
+from tiedio.record.ties import METADATA_KEY
+from tiedio.storage.streams import Sheet, WriteBehind
+
+# HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16_STORED = np.dtype("V2")
+
+# Large tensors are written in parts that fit into a processor's cache.
+CHUNK = 1 << 20  # bytes
+
+# Told of bytes that were read or written: how many more, and of how many.
+Advance = Callable[[int, int], None]
+
+
+def untold(count: int, total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array to be written, made only when its turn comes.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        read: Makes it.
+        axis_order: How it lies in memory, if not row by row: its axes, that of the
+            largest stride first.
+        source: The variable whose value it is, if it is that of one.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    axis_order: tuple[int, ...] | None = None
+    source: Any = None
+
+
+@dataclasses.dataclass
+class Layout:
+    """What a weights file holds.
+
+    Attributes:
+        groups: Attributes of each HDF5 group, by path ("" is the root); parents need no
+            mention.
+        tensors: The tensors by dataset_path.
+        links: Second paths of tensors, or of groups, to the first ones.
+    """
+
+    groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    links: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(
+    layout: Layout,
+    stream: IO[bytes] | WriteBehind,
+    advance: Advance = untold,
+    record: Callable[[dict[str, str]], str] | None = None,
+) -> dict[str, str]:
+    """Writes `layout` as an HDF5 file to a stream, from its start to its end.
+
+    Args:
+        layout: What to write.
+        stream: Where to.
+        advance: Told how many bytes more are written, and of how many.
+        record: Makes the text of the root dataset `tiedio`, if there is to be one, given
+            the digests that are returned.
+
+    Returns:
+        The digest of each tensor, by dataset_path, linked ones included.
+    """
+    digests: dict[str, str] = {}
+
+    def closing() -> np.ndarray:
+        text = record(_with_links(digests, layout)) if record else ""
+        return np.array(text.encode().ljust(text_size))
+
+    text_size = 0
+    if record:
+        # As long as it will be: a digest is as long as any other.
+        text = record(_with_links(dict.fromkeys(layout.tensors, _blank_digest()), layout))
+        text_size = len(text.encode())
+        last = {METADATA_KEY: Tensor((), np.dtype(f"S{text_size}"), closing)}
+        layout = dataclasses.replace(layout, tensors=layout.tensors | last)
+    sheet = Sheet()
+    with h5py.File(sheet, "w") as file:
+        placed = sorted(_lay_out(layout, file))
+    if record and placed[-1][1] != METADATA_KEY:
+        raise AssertionError("HDF5 did not place the record behind the tensors")
+    position = 0
+    for offset, path in placed:
+        tensor = layout.tensors[path]
+        content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
+        digest = begin_digest(tensor.dtype, tensor.shape)
+        if content.nbytes:
+            stream.write(sheet.between(position, offset))
+            for part in cut(content, CHUNK):
+                digest.update(part)
+                stream.write(part)
+                advance(len(part), sheet.size)
+            position = offset + content.nbytes
+        digests[path] = digest.hexdigest()
+    stream.write(sheet.between(position, sheet.size))
+    digests.pop(METADATA_KEY, None)
+    return _with_links(digests, layout)
+
+
+def _with_links(digests: dict[str, str], layout: Layout) -> dict[str, str]:
+    linked = {path: digests[first] for path, first in layout.links.items() if first in digests}
+    return digests | linked
+
+
+def _blank_digest() -> str:
+    return begin_digest(np.dtype(bool), ()).hexdigest()
+
+
+def begin_digest(dtype: np.dtype, shape: tuple[int, ...]) -> xxhash.xxh3_64:
+    """Begins the digest of a tensor: its dtype and shape, before its bytes."""
+    return xxhash.xxh3_64(f"{dtype.name}{list(shape)}".encode())
+
+
+def cut(array: np.ndarray, size: int) -> Iterator[memoryview]:
+    """Cuts the bytes of a contiguous array into parts of `size` bytes."""
+    content = array.reshape(-1).view(np.uint8).data
+    return (content[start : start + size] for start in range(0, array.nbytes, size))
+
+
+def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
+    """Creates every object of `layout`; returns the offset and path of each tensor."""
+    for path, attributes in layout.groups.items():
+        (file.require_group(path) if path else file).attrs.update(attributes)
+    # Allocated at once and never filled, a dataset gets its place and no bytes.
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_obj_track_times(False)  # of equal tensors files are equal
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    placed = []
+    for path, tensor in layout.tensors.items():
+        parent, name = posixpath.split(path)
+        bfloat16 = tensor.dtype == BFLOAT16
+        dataset = h5py.Dataset(
+            h5py.h5d.create(
+                (file.require_group(parent) if parent else file).id,
+                name.encode(),
+                h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
+                h5py.h5s.create_simple(tensor.shape)
+                if tensor.shape
+                else h5py.h5s.create(h5py.h5s.SCALAR),
+                creation,
+            )
+        )
+        if bfloat16:
+            dataset.attrs["dtype"] = "bfloat16"
+        # What is empty has no place.
+        placed.append((dataset.id.get_offset() if dataset.nbytes else 0, path))
+    for path, target in layout.links.items():
+        # A shared layer may have stored nothing.
+        if target in file:
+            if parent := posixpath.dirname(path):
+                file.require_group(parent)
+            file[path] = file[target]
+    return placed

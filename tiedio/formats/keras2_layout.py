@@ -1,0 +1,173 @@
+"""Read and write the HDF5 layout of Keras 2, which Keras 3 still writes.
+
+    @model_config @training_config @keras_version @backend    of a whole model only
+    model_weights/ @layer_names                               of weights only: the root itself
+        <layer>/ @weight_names, and a dataset below each name
+        top_level_model_weights/ @weight_names
+    optimizer_weights/ @weight_names
+
+Whoever reads it goes by the order in the lists of names; the names mean nothing.
+"""
+
+import json
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tiedio.errors import FileFormatError, damaged, listed
+from tiedio.formats import hdf5_writer
+from tiedio.formats.content import OldLayout, Weight
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.record.json_fields import parse
+
+_LAYERS = "model_weights"
+_TOP_LEVEL = "top_level_model_weights"
+_OPTIMIZER = "optimizer_weights"
+
+# HDF5 keeps attributes among 64 KiB of other things: a longer list is split.
+_LONGEST_LIST = 64512  # bytes
+
+
+def write(old: OldLayout, layout: hdf5_writer.Layout) -> None:
+    """Adds this layout to that of a file which has the tensors already."""
+    root = layout.groups.setdefault("", {})
+    root.update(keras_version=old.keras_version, backend=old.backend)
+    for name in ("model_config", "training_config"):
+        if (config := getattr(old, name)) is not None:
+            root[name] = json.dumps(config).encode()
+    parent = "" if old.model_config is None else _LAYERS
+    layout.groups.setdefault(parent, {}).update(
+        **_split("layer_names", list(old.layers)),
+        backend=old.backend.encode(),
+        keras_version=old.keras_version.encode(),
+    )
+    groups = {**old.layers, _TOP_LEVEL: old.top_level or ()}
+    lists = {posixpath.join(parent, name): weights for name, weights in groups.items()}
+    if old.optimizer:
+        lists[_OPTIMIZER] = old.optimizer
+    for group_path, weights in lists.items():
+        names = list(_made_unique(weight.name for weight in weights))
+        layout.groups[group_path] = _split("weight_names", names)
+        for name, weight in zip(names, weights, strict=True):
+            if (path := f"{group_path}/{name}") != weight.dataset_path:
+                layout.links[path] = weight.dataset_path
+
+
+def read(weights: WeightsFile) -> OldLayout | None:
+    """Reads what a file says, if it is in this layout; tensors are not read.
+
+    Raises:
+        FileFormatError: If it contradicts itself, or lacks what it names. All is named.
+    """
+    root = _attributes(weights, "")
+    parent = "" if _listed(weights, "", "layer_names") is not None else _LAYERS
+    layer_names = _listed(weights, parent, "layer_names")
+    if layer_names is None:
+        return None
+    versions = _attributes(weights, parent)
+    missing: list[str] = []
+
+    def stored(group_path: str) -> tuple[Weight, ...]:
+        return tuple(_weights(weights, group_path, missing))
+
+    if len(set(layer_names)) < len(layer_names):
+        raise damaged(weights.filepath, f"`layer_names` with a name twice: {listed(layer_names)}")
+    old = OldLayout(
+        weights.filepath,
+        _config(weights, "model_config", root),
+        _config(weights, "training_config", root),
+        _text(weights, "keras_version", versions.get("keras_version", "")),
+        _text(weights, "backend", versions.get("backend", "")),
+        {name: stored(posixpath.join(parent, name)) for name in layer_names},
+        stored(posixpath.join(parent, _TOP_LEVEL)) if _TOP_LEVEL in weights.names(parent) else None,
+        stored(_OPTIMIZER) if _OPTIMIZER in weights.names("") else (),
+    )
+    if missing:
+        raise FileFormatError(
+            f"`{weights.filepath}` lacks {listed(missing)}.\n"
+            "Expected: whatever its lists of names mention. Received: no such thing.\n"
+            "The file is damaged; restore it from a copy or save the model again."
+        )
+    return old
+
+
+def _weights(weights: WeightsFile, group_path: str, missing: list[str]) -> Iterator[Weight]:
+    names = _listed(weights, group_path, "weight_names")
+    if names is None:
+        missing.append(f"{group_path}/@weight_names")
+    for name in names or ():
+        dataset_path = f"{group_path}/{name}"
+        try:
+            yield Weight(name, dataset_path, weights.shape(dataset_path))
+        except KeyError:
+            missing.append(dataset_path)
+
+
+def _attributes(weights: WeightsFile, group_path: str) -> dict[str, Any]:
+    return next(iter(weights.attributes(group_path)), {})
+
+
+def _config(weights: WeightsFile, name: str, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    if name not in attributes:
+        return None
+    return parse(weights.filepath, name, _text(weights, name, attributes[name]))
+
+
+def _text(weights: WeightsFile, name: str, value: Any) -> str:
+    """Returns a text, which some versions store as bytes."""
+    try:
+        value = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise damaged(weights.filepath, f"`{name}` that is no text") from error
+    if not isinstance(value, str):
+        raise damaged(weights.filepath, f"`{name}` of type {type(value).__name__}")
+    return value
+
+
+def _listed(weights: WeightsFile, group_path: str, name: str) -> list[str] | None:
+    """Returns a list of names, in one attribute or in parts; `None` if there is none."""
+    attributes = _attributes(weights, group_path)
+    parts = [name] if name in attributes else []
+    while f"{name}{len(parts)}" in attributes and name not in parts:
+        parts.append(f"{name}{len(parts)}")
+    names = []
+    for part in parts:
+        values = attributes[part]
+        if not isinstance(values, np.ndarray) or values.ndim != 1:
+            raise damaged(weights.filepath, f"`{part}` at `{group_path}` that is no list")
+        names += [_text(weights, part, value) for value in values.tolist()]
+    return names if parts else None
+
+
+def _split(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Makes attributes of a list, as many as it takes."""
+    whole = np.array([one.encode() for one in names])
+    count = 1
+    parts = [whole]
+    while max(part.nbytes for part in parts) > _LONGEST_LIST and count < len(names):
+        count += 1
+        parts = np.array_split(whole, count)
+    if count == 1:
+        return {name: whole}
+    return {f"{name}{number}": part for number, part in enumerate(parts)}
+
+
+def _made_unique(names: Iterable[str]) -> Iterator[str]:
+    """Numbers names that HDF5 would take for one, or for a group and what is in it."""
+    taken: set[str] = set()  # names, and the groups that they make
+    leaves: set[str] = set()
+    for name in names:
+        unique, number = name, 0
+        while unique in taken or leaves & set(_parents(unique)):
+            number += 1
+            unique = f"{name.replace('/', '_')}_{number}"
+        leaves.add(unique)
+        taken.update((unique, *_parents(unique)))
+        yield unique
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := posixpath.dirname(path):
+        yield path

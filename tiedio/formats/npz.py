@@ -1,0 +1,276 @@
+"""Read weights that Keras wrote as `.npz`, without running what they pickle.
+
+Keras puts its variables, whole, into object arrays, and so NumPy pickles them; neither Keras
+nor NumPy reads them back. Here the opcodes of a pickle are followed by a machine that
+notes which functions it would call, and with what, and calls none. The arrays are
+made anew from the bytes that are among the arguments.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import pickletools
+import re
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from tiedio.errors import FileFormatError, damaged, first_line
+from tiedio.formats import hdf5_writer
+from tiedio.storage.streams import Window
+
+_SIGNATURE = b"PK\x03\x04"
+_ROOT = "__root__"
+
+# A variable takes about 200. Each is two microseconds, and up to a hundred bytes.
+_MOST_OPCODES = 1 << 21
+
+# What comes of bytes that are no such file, and of values that are not as they should be.
+_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class _UnknownKindError(Exception):
+    """A value is of no kind that is read here."""
+
+
+def is_one(file: Window) -> bool:
+    """Whether a file is a zip archive, as those of NumPy are."""
+    begins = file.read(len(_SIGNATURE))
+    file.seek(0)
+    return begins == _SIGNATURE
+
+
+@contextlib.contextmanager
+def converted(source: Window, filepath: str) -> Iterator[Window]:
+    """Yields the same weights as an HDF5 file.
+
+    Raises:
+        FileFormatError: If they are damaged, or not of a kind that can be read: those of
+            the TensorFlow and the JAX backend are, and arrays of NumPy.
+    """
+    with tempfile.TemporaryFile() as file:
+        try:
+            tensors = {path: _tensor(array) for path, array in _arrays(source)}
+            hdf5_writer.write(hdf5_writer.Layout(tensors=tensors), file)
+        except _UnknownKindError as error:
+            raise FileFormatError(
+                f"`{filepath}` has values that tiedio cannot read.\n"
+                "Expected: arrays of NumPy, or variables of Keras on TensorFlow or JAX. "
+                f"Received: {error}.\n"
+                "Save the model again as a `.keras` file, as `model.save` does."
+            ) from error
+        except _ERRORS as error:
+            raise damaged(filepath, f"values that cannot be read ({first_line(error)})") from error
+        file.flush()
+        yield Window(file, 0, file.tell())
+
+
+def _tensor(array: np.ndarray) -> hdf5_writer.Tensor:
+    return hdf5_writer.Tensor(array.shape, array.dtype, lambda: array)
+
+
+def _arrays(source: Window) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields every array, and its dataset_path."""
+    budget = iter(range(_MOST_OPCODES))
+    with zipfile.ZipFile(source) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > source.size:
+            raise ValueError("members larger than the file, which NumPy does not compress")
+        for member in members:
+            path = member.filename.removesuffix(".npy")
+            with _Member(archive.open(member), member.file_size) as stream:
+                version = np.lib.format.read_magic(stream)
+                read_header = np.lib.format.read_array_header_1_0
+                if version != (1, 0):
+                    read_header = np.lib.format.read_array_header_2_0
+                shape, by_columns, dtype = read_header(stream)
+                if not dtype.hasobject:
+                    yield _checked(path), _rebuilt(shape, dtype, by_columns, stream.read())
+                    continue
+                held = _values(_followed(stream, budget))
+                if stream.read(1):  # which also compares the checksum
+                    raise ValueError("more than one pickle")
+            group = "vars" if path == _ROOT else f"{path}/vars"
+            for key, value in held.items():
+                yield _checked(f"{group}/{key}"), _array(value)
+
+
+class _Member(io.BufferedReader):
+    """A member of an archive. Who asks for more than it has makes no room for that."""
+
+    def __init__(self, member: Any, size: int):
+        super().__init__(member)
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(self._size if size is None else size, self._size))
+
+
+def _checked(path: str) -> str:
+    """Returns the path of a dataset, if HDF5 takes it as it stands there."""
+    if not {"", ".", ".."}.isdisjoint(path.split("/")) or "\0" in path:
+        raise ValueError(f"{path!r} is no path")
+    return path
+
+
+def _rebuilt(shape: Any, dtype: np.dtype, by_columns: bool, content: bytes) -> np.ndarray:
+    """Makes an array of its bytes, if they are as many as they should be."""
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("a shape that is none")
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(f"{len(content)} bytes in a shape of {shape}")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
+
+
+@dataclasses.dataclass(eq=False)
+class _Made:
+    """What a pickle would make: by which function, of what, and the state given to it."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    """A function or class that a pickle names."""
+
+    name: str
+
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LITERALS = re.compile(r"BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BIN(UNICODE|BYTES)8?")
+
+
+def _followed(stream: IO[bytes], budget: Iterator[int]) -> Any:
+    """Follows a pickle of protocols 2 to 4, calling nothing.
+
+    No value is compared, hashed or printed but texts and numbers: a few bytes can
+    make a tuple of tuples that takes for ever.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def popped(count: int) -> list[Any]:
+        """Takes values off the stack."""
+        start = len(stack) - count
+        if start < (marks[-1] if marks else 0):
+            raise ValueError("a pickle that takes more than there is")
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    def marked() -> list[Any]:
+        values = popped(len(stack) - marks[-1])
+        marks.pop()
+        return values
+
+    argument: Any
+    for (opcode, argument, _), _ in zip(pickletools.genops(stream), budget, strict=False):
+        name = opcode.name
+        if name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif _LITERALS.fullmatch(name):
+            stack.append(argument)
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            stack.append(tuple(popped(_TUPLES[name])))
+        elif name == "TUPLE":
+            stack.append(tuple(marked()))
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "GLOBAL":
+            stack.append(_Global(argument.replace(" ", ".")))
+        elif name == "STACK_GLOBAL":
+            stack.append(_Global(".".join(popped(2))))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, arguments = popped(2)
+            stack.append(_Made(function, tuple(arguments)))
+        elif name == "BUILD":
+            (state,) = popped(1)
+            if not isinstance(stack[-1], _Made):
+                raise ValueError("a state of what was not made")
+            stack[-1].state = state
+        elif name in ("SETITEM", "SETITEMS"):
+            items = popped(2) if name == "SETITEM" else marked()
+            if isinstance(stack[-1], dict):
+                pairs = zip(items[::2], items[1::2], strict=True)
+                stack[-1].update({key: value for key, value in pairs if isinstance(key, str)})
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = popped(1) if name == "APPEND" else marked()
+            if isinstance(stack[-1], list):
+                stack[-1].extend(items)
+        elif name == "STOP":
+            return stack[-1]
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"a pickle with {name}")
+    raise EOFError("a pickle without its end, or one that is too long")
+
+
+def _values(made: Any) -> dict[str, Any]:
+    """Returns the dict that is the one element of an object array."""
+    (held,) = made.state[4]
+    if not isinstance(held, dict):
+        raise ValueError("no values by name")
+    return held
+
+
+def _array(value: Any) -> np.ndarray:
+    """Makes the array that something pickled is, or holds."""
+    if isinstance(value, (bool, int, float)):
+        return np.asarray(value)
+    if not isinstance(value, _Made):
+        raise _UnknownKindError(f"a {type(value).__name__}")
+    function, arguments, state = value.function, value.arguments, value.state
+    called = function.name if isinstance(function, _Global) else ""
+    if called.endswith(".multiarray._reconstruct"):
+        _, shape, dtype, by_columns, content = state
+        return _rebuilt(shape, _dtype(dtype), by_columns, content)
+    if called.endswith(".multiarray.scalar"):
+        return _rebuilt((), _dtype(arguments[0]), False, arguments[1])
+    if called == "jax._src.array._reconstruct_array":
+        reconstruct, given, state, *_ = arguments
+        return _array(_Made(reconstruct, given, state))
+    if called.endswith(".convert_to_tensor"):
+        return _array(arguments[0])
+    if isinstance(function, _Made):  # a variable of TensorFlow, as a `functools.partial`
+        return _array(function.state[2]["initial_value"])
+    if isinstance(state, dict) and "_value" in state:  # a variable of Keras
+        return _array(state["_value"])
+    raise _UnknownKindError(called[:99] or "something made by an unknown function")
+
+
+def _dtype(made: Any) -> np.dtype:
+    code, *_ = made.arguments
+    if code == _Global("ml_dtypes.bfloat16"):
+        return hdf5_writer.BFLOAT16
+    if not re.fullmatch(r"[biufc]\d{1,2}", code):
+        raise ValueError(f"a dtype {code!r}")
+    return np.dtype(code).newbyteorder(made.state[1])

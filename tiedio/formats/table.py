@@ -1,0 +1,137 @@
+"""The formats of Keras, as one table: what a file is, and who reads and writes it."""
+
+import dataclasses
+import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from tiedio.errors import FileFormatError, SaveError
+from tiedio.formats import folder, hdf5_file, hdf5_writer, shards, zip_archive
+from tiedio.formats.content import Archive, Content
+from tiedio.storage.base import Storage
+from tiedio.storage.open_file import OpenFile
+
+Write = Callable[[Storage, Content, bool, hdf5_writer.Advance], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One way to lay a model, or its weights, out in files.
+
+    Attributes:
+        title: What it is called.
+        suffixes: What its paths end in; none is a folder.
+        holds_model: Whether it holds a whole model, or weights only.
+        signature: What it begins with; none is a folder.
+        write: Writes it.
+        reading: Opens it.
+        has_old_layout: Whether it also holds the layout of Keras 2.
+        has_checksum: Whether its weights have a checksum.
+    """
+
+    title: str
+    suffixes: tuple[str, ...]
+    holds_model: bool
+    signature: bytes
+    write: Write
+    reading: Callable[[Storage], AbstractContextManager[Archive]]
+    has_old_layout: bool = False
+    has_checksum: bool = False
+
+
+# The first that fits is taken.
+FORMATS = (
+    Format(
+        "zip archive",
+        (".keras",),
+        True,
+        b"PK\x03\x04",
+        zip_archive.write,
+        zip_archive.reading,
+        has_checksum=True,
+    ),
+    Format("folder", (), True, b"", folder.write, folder.reading),
+    Format(
+        "HDF5 file",
+        (".weights.h5",),
+        False,
+        b"\x89HDF\r\n\x1a\n",
+        hdf5_file.write,
+        hdf5_file.reading,
+    ),
+    Format(
+        "HDF5 file",
+        (".h5", ".hdf5"),
+        True,
+        b"\x89HDF\r\n\x1a\n",
+        hdf5_file.write,
+        hdf5_file.reading,
+        True,
+    ),
+    Format("shards", (".weights.json",), False, b"{", shards.write, shards.reading),
+)
+_FOLDER = FORMATS[1]
+_LONGEST_SIGNATURE = 8  # bytes
+
+
+def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> Format:
+    """Returns the format in which a model, or its weights, are saved at a place.
+
+    Raises:
+        SaveError: If its name says none.
+    """
+    fit = [one for one in FORMATS if one.holds_model == holds_model]
+    endings = ", ".join(f"`{suffix}`" for one in fit for suffix in one.suffixes)
+    if isinstance(target, OpenFile) and zipped:
+        return fit[0]
+    for one in fit:
+        if target.name.endswith(one.suffixes) and zipped == bool(one.suffixes):
+            return one
+    suffixes = (suffix for one in FORMATS for suffix in one.suffixes)
+    ending = next(filter(target.name.endswith, suffixes), None)
+    if not zipped and not ending:
+        return _FOLDER
+    expected = f"a path ending in {endings}"
+    if not zipped:
+        expected = f"the path of a folder, which should not end in `{ending}`"
+    raise SaveError(
+        f"`{target.name}` names no format in which {'models' if holds_model else 'weights'} "
+        "are saved.\n"
+        f"Expected: {expected}. Received: {target.name}.\n"
+        "Change the ending"
+        + (", or pass `zipped=False` to save to a folder." if holds_model and zipped else ".")
+    )
+
+
+def reading(source: Storage) -> AbstractContextManager[Archive]:
+    """Opens a file, or a folder, for reading, whatever it is called.
+
+    Raises:
+        MissingFileError: If there is nothing.
+        FileFormatError: If it is of no format in the table, or damaged.
+    """
+    return format_of(source).reading(source)
+
+
+def format_of(source: Storage) -> Format:
+    """Tells of which format a file, or a folder, is.
+
+    Raises:
+        MissingFileError: If there is nothing.
+        FileFormatError: If it is of no format in the table.
+    """
+    if source.is_folder():
+        return _FOLDER
+    begins = source.begins(_LONGEST_SIGNATURE)
+    for one in FORMATS:
+        if one.signature and begins.startswith(one.signature):
+            return one
+    with source.reading() as file:
+        if zipfile.is_zipfile(file):  # other bytes may come before an archive
+            return FORMATS[0]
+    raise FileFormatError(
+        f"`{source.name}` is not a Keras file.\n"
+        "Expected: a zip archive, an HDF5 file, the JSON of sharded weights, or a folder. "
+        f"Received: a file that begins with {begins!r}.\n"
+        "Check the path; a model in another format must be saved again by Keras."
+    )

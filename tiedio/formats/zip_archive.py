@@ -1,0 +1,199 @@
+"""The `.keras` zip archive.
+
+Nothing is read from one before its size is checked, and no member can leave the
+folder it is extracted to.
+"""
+
+import collections
+import contextlib
+import io
+import json
+import logging
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tiedio.errors import TiedioError, damaged, first_line, listed
+from tiedio.formats import hdf5_writer, npz
+from tiedio.formats.content import (
+    ASSETS,
+    CONFIG,
+    METADATA,
+    VALUES,
+    WEIGHTS,
+    Archive,
+    Content,
+    lacking,
+)
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.record.json_fields import parse
+from tiedio.record.ties import METADATA_KEY
+from tiedio.storage.base import Storage
+from tiedio.storage.streams import Window, WriteBehind
+
+# Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs. What is
+# compressed goes to disk, but for texts: these may be as long as the whole archive is.
+_LARGEST_EXPANSION = 100
+_EXPANSION_FLOOR = 1 << 28  # bytes
+_TEXT_FLOOR = 1 << 22  # bytes
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+# Where the header before a member's bytes says how long its name and extra field are
+# (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7).
+_HEADER_LENGTHS_AT = 26
+
+_log = logging.getLogger(__name__)
+
+# What `zipfile` raises for damaged, encrypted or unheard-of members.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+)
+
+
+def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer.Advance) -> None:
+    """Writes an archive."""
+    # Before any byte is written: it may hold what JSON cannot.
+    config = json.dumps(content.config)
+    with (
+        target.replacing(durable) as file,
+        WriteBehind(file) as stream,
+        zipfile.ZipFile(stream, "w") as archive,
+    ):
+        archive.writestr(CONFIG, config)
+        with archive.open(WEIGHTS, "w", force_zip64=True) as member:
+            digests = hdf5_writer.write(content.layout, member, advance)
+        for name, path in content.asset_files():
+            archive.write(path, f"{ASSETS}/{name}")
+        archive.writestr(METADATA, json.dumps(content.metadata_with(digests)))
+
+
+@contextlib.contextmanager
+def reading(source: Storage) -> Iterator[Archive]:
+    """Opens an archive.
+
+    Raises:
+        FileFormatError: If it is not one of a model, or a damaged one.
+    """
+    with source.reading() as file, contextlib.ExitStack() as resources:
+        try:
+            archive = resources.enter_context(zipfile.ZipFile(file))
+        except (*_ZIP_ERRORS, ValueError) as error:
+            raise damaged(source.name, "a zip archive without its end; it was truncated") from error
+        try:
+            content = _Zip(source.name, archive, file, resources).content()
+        except TiedioError:  # among which are kinds of those below
+            raise
+        except _ZIP_ERRORS as error:
+            raise damaged(source.name, first_line(error)) from error
+        resources.enter_context(contextlib.closing(content.weights))
+        yield content
+
+
+class _Zip:
+    """A zip archive, checked before anything of it is read."""
+
+    def __init__(
+        self,
+        filepath: str,
+        archive: zipfile.ZipFile,
+        file: BinaryIO,
+        resources: contextlib.ExitStack,
+    ):
+        self._filepath = filepath
+        self._archive = archive
+        self._file = file
+        self._resources = resources
+        self._members = archive.namelist()
+        missing = {CONFIG, WEIGHTS}.difference(self._members)
+        if missing and not (missing == {WEIGHTS} and VALUES in self._members):
+            raise lacking(filepath, "a zip archive", missing, len(self._members))
+        self._check_members()
+
+    def content(self) -> Archive:
+        metadata = self._json(METADATA) if METADATA in self._members else {}
+        config = self._json(CONFIG)
+        window = self._window(WEIGHTS if WEIGHTS in self._members else VALUES)
+        if npz.is_one(window):
+            window = self._resources.enter_context(npz.converted(window, self._filepath))
+        return Archive(
+            self._filepath,
+            metadata.get(METADATA_KEY),
+            config,
+            WeightsFile([window], self._filepath),
+            metadata,
+            self._verify_weights,
+            self._extract_assets,
+        )
+
+    def _verify_weights(self) -> None:
+        try:
+            with self._archive.open(WEIGHTS if WEIGHTS in self._members else VALUES) as member:
+                while member.read(hdf5_writer.CHUNK):
+                    pass
+        except _ZIP_ERRORS as error:
+            raise damaged(self._filepath, first_line(error)) from error
+
+    def _extract_assets(self, folder: Path) -> None:
+        for info in self._archive.infolist():
+            if info.filename.startswith(f"{ASSETS}/"):
+                try:
+                    # `extract` drops drive letters, leading slashes and `..`.
+                    self._archive.extract(info, folder)
+                except _ZIP_ERRORS as error:
+                    raise damaged(self._filepath, first_line(error)) from error
+
+    def _json(self, name: str) -> dict[str, object]:
+        return parse(self._filepath, name, self._archive.read(name))
+
+    def _window(self, name: str) -> Window:
+        """Opens a member; one that is compressed is unpacked to disk."""
+        info = self._archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            _log.debug("%s is compressed: it is unpacked", name)
+            unpacked = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+            with self._archive.open(info) as member:
+                shutil.copyfileobj(member, unpacked, hdf5_writer.CHUNK)
+            return Window(unpacked, 0, unpacked.tell())
+        self._archive.open(info).close()  # compares its header with the archive's directory
+        self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
+        lengths = struct.unpack("<HH", self._file.read(4))
+        start = info.header_offset + _HEADER_LENGTHS_AT + 4 + sum(lengths)
+        if info.file_size != info.compress_size or start + info.file_size > self._file.seek(
+            0, io.SEEK_END
+        ):
+            raise damaged(self._filepath, f"`{name}` beyond the end of the file")
+        return Window(self._file, start, info.file_size)
+
+    def _check_members(self) -> None:
+        """Refuses what readers would take differently, or would fill the disk or the memory."""
+        members = self._archive.infolist()
+        length = self._file.seek(0, io.SEEK_END)
+        names = collections.Counter(info.filename for info in members)
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise damaged(self._filepath, f"several members named {listed(twice)}")
+        if strange := [i.filename for i in members if i.compress_type not in _COMPRESSIONS]:
+            raise damaged(self._filepath, f"{listed(strange)} of another compression")
+        texts = [info for info in members if info.filename in (CONFIG, METADATA)]
+        for parts, limit in (
+            (texts, max(_TEXT_FLOOR, length)),
+            (members, max(_EXPANSION_FLOOR, _LARGEST_EXPANSION * length)),
+        ):
+            if sum(info.file_size for info in parts) > limit:
+                largest = max(parts, key=lambda info: info.file_size)
+                raise damaged(
+                    self._filepath,
+                    f"{listed([largest.filename])} of {largest.file_size} bytes in "
+                    f"{largest.compress_size}",
+                )

@@ -1,0 +1,1 @@
+"""Keras' own functions and callbacks, made to keep ties."""

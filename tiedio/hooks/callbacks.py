@@ -1,0 +1,150 @@
+"""`keras.callbacks` that keep ties: they save them, bring them back, or tell when one breaks."""
+
+import json
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from tiedio.errors import FileFormatError, TiedioWarning, TieError
+from tiedio.hooks.patching import routed
+from tiedio.model.tying import assert_tied
+from tiedio.record.ties import TieGroup
+
+
+class AssertTied(keras.callbacks.Callback):
+    """Stops training when a tie breaks.
+
+    Ties are checked before the first step and at the end of every epoch, as by
+    `assert_tied`. Training that begins with a broken tie raises; when one breaks
+    on the way, the run stops after that epoch, and a `TiedioWarning` says which.
+
+    Args:
+        ties: The tie groups to check, as from `find_ties`. `None` checks those
+            made by `tie` or restored by `load_tied`.
+
+    Raises:
+        TieError: From `fit`, if a tie is broken before the first step.
+
+    Example:
+
+    >>> import keras, numpy, tiedio
+    >>> layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((2,)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> model.compile(optimizer="sgd", loss="mse")
+    >>> data = numpy.ones((4, 2))
+    >>> _ = model.fit(data, data, callbacks=[tiedio.AssertTied()], verbose=0)
+    """
+
+    def __init__(self, ties: Iterable[TieGroup] | None = None):
+        super().__init__()
+        self.ties = None if ties is None else tuple(ties)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._check(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        model: Any = self.model
+        try:
+            self._check(model)
+        except TieError as error:
+            model.stop_training = True
+            warnings.warn(f"Training stopped. {error}", TiedioWarning, stacklevel=2)
+
+    def _check(self, model: Any) -> None:
+        assert_tied(model, self.ties)
+
+
+class _Routed(keras.callbacks.Callback):
+    """Routes what a callback of Keras, the next base class, saves and loads in its hooks."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        with routed():
+            super().on_train_begin(logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        with routed():
+            super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with routed():
+            super().on_epoch_end(epoch, logs)
+
+
+class TiedModelCheckpoint(_Routed, keras.callbacks.ModelCheckpoint):
+    """Saves a model, with its shared variables, while it is trained.
+
+    Takes the place of `keras.callbacks.ModelCheckpoint`, and has its arguments. Files are
+    written as by `save_tied`, or with `save_weights_only=True` by `save_tied_weights`: a
+    run that is killed leaves the old file or the new one, whole.
+
+    Raises:
+        TiedioError: From `fit`, what `save_tied` and `save_tied_weights` raise.
+
+    Example:
+
+    >>> import keras, numpy, tiedio
+    >>> layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((2,)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> model.compile(optimizer="adam", loss="mse")
+    >>> data = numpy.ones((4, 2))
+    >>> best = tiedio.TiedModelCheckpoint("best.keras", monitor="loss", save_best_only=True)
+    >>> _ = model.fit(data, data, epochs=3, callbacks=[best], verbose=0)
+    >>> first, second = tiedio.load_tied("best.keras").layers
+    >>> first.kernel is second.kernel
+    True
+
+    Source: `keras.callbacks.ModelCheckpoint`.
+    """
+
+
+class TiedBackupAndRestore(_Routed, keras.callbacks.BackupAndRestore):
+    """Backs up a training run, and goes on with it where it was killed, with its ties.
+
+    Takes the place of `keras.callbacks.BackupAndRestore`, and has its arguments. A model that
+    is built without its ties gets them from the backup. Backups are files as of
+    `save_tied_weights`, with the state of the optimizer and of random generators: what was
+    saved at the end of an epoch goes on as if it had not stopped.
+
+    With `double_checkpoint=True`, the backup before is taken if a file of the newest one is
+    damaged: the weights, or the JSON beside them that says which epoch it was. That is written
+    after them: a run that is killed in between trains an epoch again, as with Keras.
+
+    Raises:
+        FileFormatError: From `fit`, if the backup is damaged, and there is none before it.
+        TiedioError: From `fit`, what `save_tied_weights` and `load_tied_weights` raise.
+
+    Example:
+
+    >>> import keras, numpy, tiedio
+    >>> def train(epochs, tie):
+    ...     layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
+    ...     model = keras.Sequential([keras.Input((2,)), *layers])
+    ...     if tie:
+    ...         tiedio.tie(layers[1], to=layers[0])
+    ...     model.compile(optimizer="adam", loss="mse")
+    ...     data = numpy.ones((4, 2))
+    ...     backup = tiedio.TiedBackupAndRestore("backup", delete_checkpoint=False)
+    ...     return model, model.fit(data, data, epochs=epochs, callbacks=[backup], verbose=0)
+    >>> _ = train(epochs=2, tie=True)
+    >>> model, history = train(epochs=3, tie=False)
+    >>> history.epoch, model.layers[0].kernel is model.layers[1].kernel
+    ([2], True)
+
+    Source: `keras.callbacks.BackupAndRestore`.
+    """
+
+    def _load_model(self) -> None:
+        try:
+            super()._load_model()
+        except json.JSONDecodeError as error:
+            path = self._training_metadata_path
+            # Of the kind for which Keras takes the backup before, if it has one.
+            raise FileFormatError(
+                f"`{path}` is damaged: it was not written to its end.\n"
+                f'Expected: JSON that names the "epoch" to go on with. Received: {error}.\n'
+                "Write it there, or remove the folder to begin anew."
+            ) from error

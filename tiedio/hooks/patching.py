@@ -1,0 +1,225 @@
+"""Route Keras' own saving and loading through tiedio, for code that is not yours.
+
+The functions of Keras check their arguments, choose a format, and let another module do the work.
+That module is replaced, where they look it up: so code that imported one of them by name is routed
+too, and messages and prompts stay those of Keras.
+"""
+
+import contextlib
+import contextvars
+import functools
+import io
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from tiedio.errors import NoModelError, SaveError
+from tiedio.model.keras_internals import KerasSaveable, saving_api
+from tiedio.model.places import find_shared, find_shared_layers
+from tiedio.model.walk import walk
+from tiedio.record.ties import METADATA_KEY
+from tiedio.saving import weights
+from tiedio.saving.model import load_tied, save_tied
+
+_Function = Callable[..., Any]
+
+_lock = threading.Lock()
+_undo = contextlib.ExitStack()  # gives Keras its own back
+_uses: tuple["patch", ...] = ()  # what wants it replaced; others read it without the lock
+_here = contextvars.ContextVar("tiedio_routed", default=False)
+
+
+class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as a function
+    """Lets Keras' own functions save and load tied variables, for code that is not yours.
+
+    From the call on, `model.save`, `keras.saving.save_model` and `load_model`,
+    `model.save_weights` and `load_weights` and the callbacks of Keras do what `save_tied`,
+    `load_tied`, `save_tied_weights` and `load_tied_weights` do, in all threads, and also where they
+    were imported by name before. Pickles and copies by `copy.deepcopy` keep ties too; such a
+    pickle needs tiedio, but no `patch`, where it is loaded. In a `with` statement until its
+    end, otherwise until `unpatch`; several may hold at once. Arguments, prompts and messages
+    about paths stay those of Keras.
+
+    What tiedio does not save goes on to Keras, with its checks and without ties: models that are
+    not built, layers and optimizers that are not in a model, Orbax checkpoints, and models
+    without ties whose optimizer could not resume.
+
+    Raises:
+        TiedioError: From Keras' functions, where those of tiedio raise it.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
+    >>> _ = tiedio.tie(decoder, to=encoder)
+    >>> with tiedio.patch():
+    ...     model.save("model.keras")
+    ...     loaded = keras.saving.load_model("model.keras")
+    >>> loaded.layers[0].kernel is loaded.layers[1].kernel
+    True
+    """
+
+    everywhere = True
+
+    def __init__(self):
+        self._begin()
+
+    def _begin(self) -> None:
+        global _uses
+        with _lock:
+            if not _uses:
+                for holder, name, replacement in _replacements():
+                    _undo.callback(setattr, holder, name, getattr(holder, name))
+                    setattr(holder, name, replacement)
+            if self not in _uses:
+                _uses = (*_uses, self)
+
+    def __enter__(self) -> Any:
+        self._begin()  # if it has ended before
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        global _uses
+        with _lock:
+            _uses = tuple(use for use in _uses if use is not self)
+            if not _uses:
+                _undo.close()
+
+
+def unpatch() -> None:
+    """Gives Keras its own functions back, however often it was patched.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> save = keras.Model.save
+    >>> _ = tiedio.patch()
+    >>> tiedio.unpatch()
+    >>> keras.Model.save is save
+    True
+    """
+    for use in _uses:
+        if use.everywhere:
+            use.__exit__()
+
+
+class routed(patch):  # noqa: N801
+    """Routes what this thread saves and loads, and no other."""
+
+    everywhere = False
+
+    def __enter__(self) -> Any:
+        super().__enter__()
+        self._token = _here.set(True)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _here.reset(self._token)
+        super().__exit__(*exception)
+
+
+def _is_routed() -> bool:
+    return _here.get() or any(use.everywhere for use in _uses)
+
+
+class _Overlay:
+    """A module of Keras, with other functions in the place of some."""
+
+    def __init__(self, module: Any, **functions: _Function):
+        self._module = module
+        for name, function in functions.items():
+            setattr(self, name, _either(function, getattr(module, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _either(ours: _Function, stock: _Function) -> _Function:
+    """Calls `ours` where calls are routed, unless it is about something that only Keras saves."""
+
+    @functools.wraps(stock)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        saved = [arg for arg in args if isinstance(arg, KerasSaveable)]
+        if _is_routed() and all(isinstance(one, keras.Model) and one.built for one in saved):
+            try:
+                return ours(*args, **kwargs)
+            except NoModelError:  # a file of an optimizer, say
+                pass
+            except SaveError:  # what could not resume; Keras saves it all the same, but untied
+                if any(map(_shares, saved)):
+                    raise
+        return stock(*args, **kwargs)
+
+    return either
+
+
+def _shares(model: Any) -> bool:
+    visits = walk(model)
+    return bool(find_shared(visits) or find_shared_layers(visits))
+
+
+def _replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Lists what is replaced in Keras: where, its name, and by what."""
+    containers = _Overlay(
+        saving_api.saving_lib,
+        save_model=save_tied,
+        load_model=load_tied,
+        save_weights_only=_save_weights,
+        load_weights_only=weights.load_tied_weights,
+    )
+    old_layout = _Overlay(
+        saving_api.legacy_h5_format,
+        save_model_to_hdf5=_save_hdf5,
+        load_model_from_hdf5=load_tied,
+        load_weights_from_hdf5_group=_load_hdf5,
+        load_weights_from_hdf5_group_by_name=functools.partial(_load_hdf5, by_name=True),
+    )
+    yield saving_api, "saving_lib", containers
+    yield saving_api, "legacy_h5_format", old_layout
+    yield KerasSaveable, "__reduce__", _either(_reduce, KerasSaveable.__reduce__)
+    editor = keras.saving.KerasFileEditor
+    yield editor, "__init__", _without_record(editor.__init__)
+
+
+def _save_weights(
+    model: keras.Model, filepath: Any, max_shard_size: Any = None, objects_to_skip: Any = None
+) -> None:
+    weights.save_tied_weights(
+        model, filepath, max_shard_size=max_shard_size, objects_to_skip=objects_to_skip
+    )
+
+
+def _save_hdf5(
+    model: keras.Model, filepath: Any, overwrite: bool = True, include_optimizer: bool = True
+) -> None:
+    # Keras has asked at the prompt already.
+    save_tied(model, filepath, include_optimizer=include_optimizer)
+
+
+def _load_hdf5(
+    file: Any, model: keras.Model, skip_mismatch: bool = False, by_name: bool = False
+) -> None:
+    weights.load_tied_weights(model, file.file.filename, skip_mismatch, by_name=by_name)
+
+
+def _reduce(model: keras.Model) -> tuple[_Function, tuple[Any, ...]]:
+    """How a model is pickled, and deeply copied: as a file, which Keras would read without ties."""
+    file = io.BytesIO()
+    save_tied(model, file)
+    safe_mode = False  # as in Keras: a pickle can run any code as it is
+    return load_tied, (file, None, True, safe_mode)
+
+
+def _without_record(initialize: _Function) -> _Function:
+    """Keras' editor takes every dataset of a file for weights."""
+
+    @functools.wraps(initialize)
+    def init(editor: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(editor, *args, **kwargs)
+        if _is_routed():
+            editor.weights_dict.pop(METADATA_KEY, None)
+
+    return init

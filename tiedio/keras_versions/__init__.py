@@ -1,0 +1,1 @@
+"""What each version of Keras called otherwise, or stored in another order."""

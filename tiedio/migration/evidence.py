@@ -1,0 +1,89 @@
+"""Find out from a file which of its variables were one, and how sure that is.
+
+A record, hard links, names and object graphs say it. Equal contents do not: an optimizer
+keeps its slots once for each variable, so these say how many of the equal ones were copies.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
+from tiedio.checkpoints.stated_ties import joined, stated
+from tiedio.checkpoints.values import Contents, equal_ones
+from tiedio.errors import TieError, listed
+from tiedio.migration.slot_deficit import SlotDeficit
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a file says of ties.
+
+    Attributes:
+        ties: Those that something speaks for.
+        forbidden: Those of equal contents that the optimizer's state speaks against.
+        notes: What could not be explained.
+    """
+
+    ties: tuple[Tie, ...]
+    forbidden: tuple[Tie, ...]
+    notes: tuple[str, ...]
+
+
+def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]], contents: Contents) -> Findings:
+    """Finds the ties of a checkpoint.
+
+    Args:
+        checkpoint: The file.
+        given: Names of variables, each with that of one that it is one with.
+        contents: Its values.
+
+    Raises:
+        TieError: If `given` names variables that are not there, or of other shapes.
+    """
+    by_name = {one.name: one for one in checkpoint.variables}
+    _check_given(checkpoint, given, by_name)
+    ties = stated(checkpoint, contents)
+    known = joined(ties)
+    given_ties = [Tie((owner, alias), Evidence.GIVEN, "given by you") for alias, owner in given]
+    slots = SlotDeficit(checkpoint, known, contents)
+    confirmed, proposed, forbidden = [], [], []
+    together = joined([*ties, *given_ties])
+    for group in equal_ones(checkpoint, known, contents):
+        for part, verdict, why in slots.judged(group):
+            tie = Tie(tuple(one.name for one in part), Evidence.CONTENTS, why)
+            if verdict is True:
+                confirmed.append(dataclasses.replace(tie, evidence=Evidence.SLOTS))
+            elif len({together.get(name, name) for name in tie.names}) > 1:  # not said already
+                (proposed if verdict is None else forbidden).append(tie)
+    return Findings(
+        (*ties, *given_ties, *confirmed, *proposed), tuple(forbidden), tuple(slots.notes)
+    )
+
+
+def _check_given(
+    checkpoint: Checkpoint, given: Sequence[tuple[str, str]], by_name: Mapping[str, StoredVariable]
+) -> None:
+    unknown = {name for pair in given for name in pair if name not in by_name}
+    if unknown:
+        raise TieError(
+            f"`{checkpoint.filepath}` has no {listed(unknown)}.\n"
+            f"Expected: some of {listed(by_name)}. Received: {listed(unknown)}.\n"
+            "Name variables as `tiedio plan` prints them, or layers."
+        )
+    differing = {
+        alias: owner
+        for alias, owner in given
+        if (by_name[alias].shape, by_name[alias].dtype)
+        != (by_name[owner].shape, by_name[owner].dtype)
+    }
+    if differing:
+        facts = (
+            f"`{name}`: {by_name[name].shape} {by_name[name].dtype}"
+            for pair in differing.items()
+            for name in pair
+        )
+        raise TieError(
+            f"Cannot tie {listed(differing)}: shapes or dtypes differ.\n"
+            f"Expected: equal ones. Received: {'; '.join(dict.fromkeys(facts))}.\n"
+            "Tie only variables of equal shape and dtype."
+        )

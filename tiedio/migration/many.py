@@ -1,0 +1,175 @@
+"""Migrate many files, one after the other; one that fails does not stop the rest.
+
+Which files a folder or a pattern means, and what they are called in the new folder, is decided
+here; what becomes of each is not.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiedio.checkpoints.tensorflow_files import SAVED_MODEL
+from tiedio.errors import MigrationError, TiedioError, listed
+from tiedio.formats import table
+from tiedio.formats.content import CONFIG, VALUES, WEIGHTS
+from tiedio.migration import planning
+from tiedio.migration.planning import Plan
+from tiedio.storage.progress import shown
+
+_SUFFIXES = tuple(suffix for one in table.FORMATS for suffix in one.suffixes)
+_SHARD = re.compile(r"_\d{5}\.weights\.h5$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        filepath: The file.
+        plan: What was done, or would be; `None` if not even that could be told.
+        error: Why it failed; empty if it did not.
+        needs_option: Whether it failed for something that has to be allowed.
+    """
+
+    filepath: str
+    plan: Plan | None
+    error: str = ""
+    needs_option: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def is_many(source: str) -> bool:
+    """Whether a path means many files: a folder that is no model itself, or a pattern."""
+    if os.path.exists(source):
+        return os.path.isdir(source) and not _is_model(source)
+    return glob.has_magic(source) and "://" not in source
+
+
+def files(source: str) -> list[tuple[str, str]]:
+    """Lists the files that a folder or a pattern means.
+
+    Returns:
+        Each file, and its name below that folder, or below the last one that the pattern
+        names whole.
+    """
+    if os.path.isdir(source):
+        below, found = source, _below(source)
+    else:
+        parts = Path(source).parts
+        whole = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        below = os.path.join("", *parts[:whole])
+        found = glob.glob(source, recursive=True)
+        found = [path for path in found if not os.path.isdir(path) or _is_model(path)]
+    return [(os.path.normpath(path), os.path.relpath(path, below or ".")) for path in sorted(found)]
+
+
+def migrate(
+    source: str,
+    folder: str,
+    ties: Sequence[str] = (),
+    accept: Sequence[str] = (),
+    reconcile: str = "error",
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    durable: bool = True,
+    *,
+    dry_run: bool = False,
+    progress: bool = False,
+) -> list[Outcome]:
+    """Migrates all files that a folder or a pattern means.
+
+    Args:
+        source: The folder, or a pattern as the shell has them; `**` is any number of folders.
+        folder: Where the new files go, under the same names with the ending `.keras`, or
+            `.weights.h5` for weights only.
+        ties: As in `tiedio.files.migrate`.
+        accept: As there.
+        reconcile: As there.
+        config: As there.
+        overwrite: As there.
+        durable: As there.
+        dry_run: Whether to plan only.
+        progress: Whether to show a progress bar, by bytes.
+
+    Returns:
+        What became of each file.
+
+    Example:
+
+    >>> import keras, os
+    >>> from tiedio.migration import many
+    >>> os.mkdir("old")
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    >>> model.save("old/a.keras")
+    >>> _ = open("old/b.keras", "w").write("no model")
+    >>> [one.error == "" for one in many.migrate("old", "new")]
+    [True, False]
+    """
+    found = files(source)
+    sizes = {path: _size(path) for path, _ in found}
+    outcomes: list[Outcome] = []
+    taken: dict[str, str] = {}
+    with shown("Planning" if dry_run else "Migrating", progress) as advance:
+        for path, name in found:
+            target = os.path.join(folder, _renamed(name))
+            plan = None
+            try:
+                if target in taken:
+                    raise MigrationError(
+                        f"`{path}` would be written to `{target}`.\n"
+                        "Expected: a path of its own. "
+                        f"Received: that of {listed([taken[target]])}.\n"
+                        "Migrate it by itself, or rename one of the two."
+                    )
+                if dry_run:
+                    plan = planning.plan(path, ties, config)
+                    planning.accepted(plan, accept, reconcile)
+                else:
+                    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+                    plan = planning.migrate(
+                        path, target, ties, accept, reconcile, config, overwrite, durable
+                    )
+                    taken[plan.target] = path  # which may have another ending
+                taken[target] = path
+                outcomes.append(Outcome(path, plan))
+            except (TiedioError, OSError) as error:
+                needs_option = isinstance(error, MigrationError)
+                outcomes.append(Outcome(path, plan, str(error), needs_option))
+            advance(sizes[path], sum(sizes.values()))
+    return outcomes
+
+
+def _is_model(folder: str) -> bool:
+    """Whether a folder is one file of Keras, unpacked, or one of TensorFlow."""
+    names = set(os.listdir(folder))
+    is_of_keras = CONFIG in names and not names.isdisjoint((WEIGHTS, VALUES))
+    return is_of_keras or any(name == SAVED_MODEL or name.endswith(".index") for name in names)
+
+
+def _below(folder: str) -> list[str]:
+    """Lists the files of Keras in a folder, and in the folders inside it."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        models = [name for name in folders if _is_model(os.path.join(parent, name))]
+        folders[:] = [name for name in folders if name not in models]
+        # Shards are read with the JSON that names them.
+        own = [name for name in names if name.endswith(_SUFFIXES) and not _SHARD.search(name)]
+        found += [os.path.join(parent, name) for name in (*models, *own)]
+    return found
+
+
+def _renamed(name: str) -> str:
+    """Returns the name of a new file: a whole model's, which weights only change again."""
+    suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
+    stem = name.removesuffix(suffix)
+    return stem + (".weights.h5" if suffix in (".weights.h5", ".weights.json") else ".keras")
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path)

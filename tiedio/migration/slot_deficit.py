@@ -1,0 +1,147 @@
+"""Tell by the state of an optimizer which of the variables that are equal were copies.
+
+An optimizer keeps its slots once for each variable, and not once for each of its copies. So
+as many variables as have none were copies: the slot deficit.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable
+from tiedio.checkpoints.values import Contents, equal_ones
+
+
+class SlotDeficit:
+    """What the state of the optimizer says of variables that are equal.
+
+    Attributes:
+        notes: What it leaves open.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, known: Mapping[str, str], contents: Contents):
+        self.notes: list[str] = []
+        self._contents = contents
+        self._slots = checkpoint.slots if checkpoint.slots and checkpoint.slots.kinds else None
+        self._per_use = checkpoint.has_slots_per_use
+        self._trained = [one for one in checkpoint.variables if one.trainable is not False]
+        self._distinct = [one for one in self._trained if known.get(one.name, one.name) == one.name]
+        self._groups = collections.defaultdict(list)
+        for group in equal_ones(checkpoint, known, contents):
+            trained = [one for one in group if one.trainable is not False]
+            if len(trained) > 1:
+                self._groups[group[0].shape].append(trained)
+        self._copies = self._count()
+
+    def _count(self) -> dict[tuple[int, ...], int] | None:
+        """Counts the copies of each shape: variables, less those that have slots."""
+        if self._slots is None or self._per_use or not self._slots.variables:
+            return None
+        stored = collections.Counter(one.shape for one in self._distinct)
+        with_slots = collections.Counter(
+            next(iter(kinds.values())).shape for kinds in self._slots.variables
+        )
+        copies = {shape: count - with_slots[shape] for shape, count in stored.items()}
+        if min(copies.values(), default=0) < 0 or set(with_slots) - set(stored):
+            self.notes.append(
+                "The optimizer's state does not fit the variables of the layers, and says nothing "
+                "of ties."
+            )
+            return None
+        for shape, count in copies.items():
+            equal = sum(len(group) - 1 for group in self._groups[shape])
+            if count > equal:
+                self.notes.append(
+                    f"{count} variables of shape {shape} have no state in the optimizer, and only "
+                    f"{equal} equal others: they were frozen, or tied and changed since."
+                )
+        return copies
+
+    def judged(
+        self, group: Sequence[StoredVariable]
+    ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
+        """Yields parts of a group of equal variables, and whether each is one variable.
+
+        `None` means that it may be; what is likely to be equal by chance is left out then.
+        """
+        trained = [one for one in group if one.trainable is not False]
+        frozen = [one for one in group if one.trainable is False]
+        is_telling = self._contents.are_telling(group[0])
+        if frozen and is_telling:
+            several = [*trained[:1], *frozen]
+            if len(several) > 1:
+                yield several, None, f"equal contents; {len(frozen)} of them not trained"
+        if len(trained) < 2:
+            return
+        if self._per_use and self._slots:
+            yield from self._judged_by_use(trained)
+        elif self._copies is not None:
+            yield from self._judged_by_count(trained, self._copies[trained[0].shape])
+        elif is_telling:
+            yield trained, None, "equal contents"
+
+    def _judged_by_count(
+        self, trained: Sequence[StoredVariable], copies: int
+    ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
+        groups = self._groups[trained[0].shape]
+        possible = sum(len(one) - 1 for one in groups)
+        if copies <= 0:
+            why = "equal contents, but each has a state of its own in the optimizer"
+            yield trained, False, why
+            return
+        unsure = any(
+            one.trainable is None for one in self._distinct if one.shape == trained[0].shape
+        )
+        if not unsure and possible == copies:
+            why = f"equal contents, and {copies} fewer in the optimizer's state"
+            if self._contents.is_constant(trained[0]):  # a frozen one looks the same
+                yield trained, None, f"{why}, but never trained, for all that the values say"
+            else:
+                yield trained, True, why
+            return
+        named = self._told_by_names(groups)
+        if named is not None and len(named) == copies and not unsure:
+            mine = [one for one in trained if one.name in named]
+            if not mine:
+                yield trained, False, "equal contents, but the optimizer's state names each"
+                return
+            if len(mine) == len(trained) - 1 and not self._contents.is_constant(trained[0]):
+                why = "equal contents, and the optimizer's state names one of them"
+                yield trained, True, why
+                return
+        if self._contents.are_telling(trained[0]):
+            why = f"equal contents; of {possible} such copies the optimizer's state has {copies}"
+            yield trained, None, why
+
+    def _told_by_names(self, groups: Sequence[Sequence[StoredVariable]]) -> set[str] | None:
+        """Names the variables without slots, where the names of slots tell."""
+        hints = {hint.replace("/", "_") for hint in self._slots.hints} if self._slots else set()
+        if "" in hints or not hints:
+            return None
+        of = {one.name: one.listed.replace("/", "_") for one in itertools.chain(*groups)}
+        names = collections.Counter(of.values())
+        if "" in names or max(names.values()) > 1:
+            return None
+        return {name for name, listed_as in of.items() if listed_as not in hints}
+
+    def _judged_by_use(
+        self, trained: Sequence[StoredVariable]
+    ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
+        slots = self._slots.variables if self._slots else ()
+        if len(slots) != len(self._trained):
+            if self._contents.are_telling(trained[0]):
+                yield trained, None, "equal contents"
+            return
+        of = {one.name: kinds for one, kinds in zip(self._trained, slots, strict=True)}
+        held = collections.defaultdict(list)
+        for one in trained:
+            paths = [weight.dataset_path for weight in of[one.name].values()]
+            held[tuple(map(self._contents.digest, paths))].append((one, paths))
+        for alike in held.values():
+            if len(alike) > 1:
+                moved = any(not self._contents.is_zero(path) for path in alike[0][1])
+                why = "equal contents, and equal states in the optimizer"
+                if moved or self._contents.are_telling(trained[0]):
+                    yield [one for one, _ in alike], moved or None, why
+        if len(held) == len(trained):
+            yield trained, False, "equal contents, but other states in the optimizer"

@@ -1,0 +1,123 @@
+"""The private names of Keras that tiedio uses, each with its reason.
+
+Nothing else imports `keras.src`. `tests/model/test_keras_internals.py` says which name broke
+when a Keras version moves it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+# Keras' account of the variables that wait for a value: one that is left in it would be
+# given a random one at the next chance.
+from keras.src.backend.common import global_state
+
+# The configs of Keras 2: there is no public way to make them, nor a model of one.
+from keras.src.legacy.saving import json_utils as json_utils
+from keras.src.legacy.saving import saving_utils as saving_utils
+from keras.src.legacy.saving.saving_options import keras_option_scope as keras_option_scope
+
+# A graph of layers keeps its order and its nodes by the layers' identity: it is drawn anew.
+from keras.src.ops.function import map_graph as map_graph
+
+# All that Keras saves and loads in public goes through this module: `patching` replaces what it
+# calls, and reaches so whoever imported its functions by name.
+from keras.src.saving import saving_api as saving_api
+
+# Objects that Keras' saving walks: layers, optimizers, metrics, losses.
+from keras.src.saving.keras_saveable import KerasSaveable as KerasSaveable
+
+# The attributes it does not visit, their order, and how it names the members of lists
+# (`walk`): paths made from anything else would not be where stock Keras looks for them.
+from keras.src.saving.saving_lib import _name_key
+from keras.src.saving.saving_lib import get_attr_skipset as get_attr_skipset
+
+# Re-exported for `saving`: a model is read and written inside these scopes.
+from keras.src.saving.serialization_lib import ObjectSharingScope as ObjectSharingScope
+from keras.src.saving.serialization_lib import SafeModeScope as SafeModeScope
+from keras.src.utils.naming import to_snake_case as to_snake_case
+
+name_key = _name_key
+
+# The two lists in which a layer tracks its variables (there is no public way
+# to put another variable into a given place of them).
+TRACKED = ("_trainable_variables", "_non_trainable_variables")
+
+# Attributes that mention a variable without being a name for it: the lists
+# above, that of seed generators, and TensorFlow's own account of attributes.
+BOOKKEEPING = {
+    *TRACKED,
+    "_seed_generators",
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_deferred_dependencies",
+    "_self_unconditional_dependency_names",
+}
+
+
+def custom_object_scope(custom_objects: Mapping[str, Any] | None) -> Any:
+    """Opens a scope of custom objects; Keras' own would hide those of the scope around it."""
+    around = global_state.get_global_attribute("custom_objects_scope_dict") or {}
+    return keras.saving.CustomObjectScope({**around, **(custom_objects or {})})
+
+
+class Uninitialized:
+    """A scope that lists the variables made without values inside it."""
+
+    _ACCOUNT = "uninitialized_variables"
+
+    def __enter__(self) -> "Uninitialized":
+        self.variables: list[keras.Variable] = []
+        self._others = global_state.get_global_attribute(self._ACCOUNT)
+        global_state.set_global_attribute(self._ACCOUNT, self.variables)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        global_state.set_global_attribute(self._ACCOUNT, self._others)
+
+
+def has_value(variable: Any) -> bool:
+    """Whether a variable has a value yet; asked otherwise, it makes one up."""
+    return variable._value is not None
+
+
+def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> None:
+    """Gives a variable its first value, by another initializer than its own if there is one."""
+    if initializer:
+        variable._initializer = initializer
+    variable._deferred_initialize()
+
+
+def axis_order(variable: Any) -> tuple[int, ...] | None:
+    """Returns the axes of a torch variable by stride, if they are not in their order.
+
+    Matrices are multiplied in another way then, with other last bits.
+    """
+    value = variable._value
+    if not hasattr(value, "stride") or value.is_contiguous():
+        return None
+    return tuple(sorted(range(value.ndim), key=value.stride().__getitem__, reverse=True))
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """Returns a tensor in the memory of `array`, where Keras would copy it."""
+    # Another type to NumPy's side of DLPack, to torch, and to Keras on JAX.
+    bfloat16 = array.dtype.name == "bfloat16"
+    plain = array.view(np.int16) if bfloat16 else array
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
+
+            tensor = tf.experimental.dlpack.from_dlpack(plain.__dlpack__())
+            return tf.bitcast(tensor, tf.bfloat16) if bfloat16 else tensor
+        case "torch":
+            import torch  # pyright: ignore[reportMissingImports]
+
+            tensor = torch.from_numpy(plain)
+            return tensor.view(torch.bfloat16) if bfloat16 else tensor
+        case "jax" if bfloat16:
+            import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+
+            return jnp.asarray(array, dtype=array.dtype)
+    return array

@@ -1,0 +1,210 @@
+"""Put one variable, layer or seed generator in the place of another, wherever it is held.
+
+Attributes that Keras keeps private are read here, and `renewal`, only where a comment says why.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tiedio.errors import TieError
+from tiedio.model.keras_internals import TRACKED, has_value, map_graph
+from tiedio.model.places import attributes_of
+from tiedio.record.record import LayerState
+
+# What a layer asks of its variables, in attributes such as `kernel_regularizer`.
+_WISHES = ("regularizer", "constraint")
+
+# What `map_graph` returns, in its order.
+_GRAPH = ("_nodes", "_nodes_by_depth", "_operations", "_operations_by_depth")
+
+
+@dataclasses.dataclass
+class Substitution:
+    """`new` is to take the place of `old` in `layer`."""
+
+    layer: keras.Layer
+    old: Any
+    new: Any
+
+
+def substitute(layer: keras.Layer, old: Any, new: Any) -> None:
+    """Puts `new` wherever `layer` itself holds `old`, in the same place of its lists."""
+    # A built layer refuses new state, and tracking would append what must keep its place.
+    tracker = layer._tracker
+    tracked = {
+        store: (held, [new if thing is old else thing for thing in held])
+        for store, (_, held) in tracker.config.items()
+    }
+    locked, tracker.locked = tracker.locked, False
+    try:
+        for name, value in attributes_of(layer).items():
+            replaced = _replaced(value, old, new)
+            if replaced is not value:
+                setattr(layer, name, replaced)
+    finally:
+        tracker.locked = locked
+    for store, (held, things) in tracked.items():
+        held[:] = things
+        tracker.stored_ids[store] = {id(thing) for thing in things}
+    track_parameters(layer)
+
+
+def substitute_layer(old: keras.Layer, new: keras.Layer, holders: Iterable[keras.Layer]) -> None:
+    """Puts one layer in the place of another in every layer and graph of `holders`."""
+    for node in old._inbound_nodes:  # the calls of a layer in graphs, numbered per layer
+        node.operation = new
+        number = len(new._inbound_nodes)
+        new._inbound_nodes.append(node)
+        for tensor in node.outputs:
+            history = tensor._keras_history
+            tensor._keras_history = history._replace(operation=new, node_index=number)
+    old._inbound_nodes = []
+    new._outbound_nodes.extend(old._outbound_nodes)
+    for holder in holders:
+        substitute(holder, old, new)
+        # A Sequential model keeps its graph in a model that nobody else sees.
+        graph: Any = getattr(holder, "_functional", None) or holder
+        if any(operation in (old, new) for operation in getattr(graph, "_operations", ())):
+            substitute(graph, old, new)
+            parts = map_graph(graph._inputs, graph._outputs)
+            graph.__dict__.update(zip(_GRAPH, parts, strict=True))
+
+
+def track_parameters(layer: keras.Layer) -> None:
+    """Makes a torch module's parameters those of its variables (it keeps them when built)."""
+    if hasattr(layer, "_track_variables") and all(map(has_value, layer.variables)):
+        layer._track_variables()
+
+
+def _replaced(value: Any, old: Any, new: Any, entered: tuple[int, ...] = ()) -> Any:
+    """Returns `value` with `new` for `old`: lists and dicts changed in place."""
+    if value is old:
+        return new
+    if id(value) in entered:  # it is inside itself
+        return value
+    entered = (*entered, id(value))
+    if isinstance(value, tuple):
+        items = [_replaced(item, old, new, entered) for item in value]
+        if all(item is before for item, before in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, (list, dict)):
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            replaced = _replaced(item, old, new, entered)
+            if replaced is not item:
+                value[key] = replaced
+    return value
+
+
+def check_shapes(pairs: Iterable[tuple[str, Any, str, Any]]) -> None:
+    """Refuses to tie variables that differ.
+
+    Args:
+        pairs: Name and variable of each alias, then of its owner.
+
+    Raises:
+        TieError: If shapes or dtypes differ; every pair is named.
+    """
+    differing = [
+        (f"`{alias_name}` to `{owner_name}`", facts_of(alias), facts_of(owner))
+        for alias_name, alias, owner_name, owner in pairs
+        if facts_of(alias) != facts_of(owner)
+    ]
+    if differing:
+        differing.sort()
+        pairs_named, received, expected = (
+            ", ".join(column) for column in zip(*differing, strict=True)
+        )
+        raise TieError(
+            f"Cannot tie {pairs_named}: shapes or dtypes differ.\n"
+            f"Expected: {expected} (owner). Received: {received}.\n"
+            "Tie only variables of equal shape and dtype."
+        )
+
+
+def facts_of(variable: Any) -> str:
+    """Tells what must be equal for two variables to be tied, as messages show it."""
+    return f"{tuple(variable.shape)} {variable.dtype}"
+
+
+def may_adopt(layer: keras.Layer, attribute: str) -> bool:
+    """Whether `attribute` is empty, and of a kind that a class may fill from outside.
+
+    The name comes from a file. It is none that a class defines, and none of Keras' own:
+    what every layer has, or what a layer of Keras is configured with.
+    """
+    keras_classes = [c for c in type(layer).__mro__ if c.__module__.split(".")[0] == "keras"]
+    return (
+        attributes_of(layer).get(attribute, layer) is None
+        and type(layer) not in keras_classes
+        and not hasattr(type(layer), attribute)
+        and not hasattr(keras.layers.Layer(name="any"), attribute)
+        and not any(
+            attribute.lstrip("_") in inspect.signature(c.__init__).parameters for c in keras_classes
+        )
+    )
+
+
+def adopt(layer: keras.Layer, attribute: str, variable: Any) -> None:
+    """Gives `layer` a variable as an attribute that was empty so far."""
+    locked, layer._tracker.locked = layer._tracker.locked, False
+    try:
+        setattr(layer, attribute, variable)
+    finally:
+        layer._tracker.locked = locked
+
+
+def copy_of(variable: Any, layer: keras.Layer) -> Any:
+    """Makes a separate variable for `layer` with the value of `variable`."""
+    copy = variable_of(
+        layer,
+        np.array(keras.ops.convert_to_numpy(variable)),
+        variable.name,
+        dtype=variable.dtype,
+        trainable=variable.trainable,
+        autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
+        aggregation=variable.aggregation,
+    )
+    for wish in _WISHES:
+        if not hasattr(layer, f"{variable.name}_{wish}"):
+            setattr(copy, wish, getattr(variable, wish))
+    return copy
+
+
+def variable_of(layer: keras.Layer, value: np.ndarray, name: str, **options: Any) -> Any:
+    """Makes a variable as `layer` would: named and regularised like one of its own."""
+    with layer._open_name_scope():  # names tell owners from aliases
+        variable = keras.Variable(value, name=name, **options)
+    for wish in _WISHES:
+        setattr(variable, wish, getattr(layer, f"{name}_{wish}", None))
+    return variable
+
+
+def restore_layer(layer: Any, saved: LayerState, named: dict[str, Any]) -> None:
+    """Names, flags and lists the variables of `layer` as they were when saved.
+
+    Args:
+        layer: The layer.
+        saved: Its state when saved.
+        named: Its variables by attribute, those in no attribute included.
+    """
+    layer.name = saved.name
+    layer._path = saved.path  # there is no public way to say that it was built elsewhere
+    # Not by its setter, which would flag all variables and sub-layers too.
+    layer._trainable = saved.trainable
+    lists: dict[str, list[Any]] = {tracked: [] for tracked in TRACKED}
+    for held in saved.variables:
+        if held.attribute in named:
+            variable = named[held.attribute]
+            variable._path = held.path  # there is no public way to rename a variable
+            variable.trainable = held.trainable
+            lists[TRACKED[0] if held.listed_trainable else TRACKED[1]].append(variable)
+    for tracked, variables in lists.items():
+        getattr(layer, tracked)[:] = variables
+        layer._tracker.stored_ids[tracked.removeprefix("_")] = {id(v) for v in variables}
+    track_parameters(layer)

@@ -1,0 +1,39 @@
+"""Remember which variables were tied on purpose, so that a tie that broke can be told.
+
+Kept beside the layers, by weak reference: a layer forgets nothing of it by being
+quantised or assigned to, and takes it along when it is gone.
+"""
+
+import collections
+import weakref
+from collections.abc import Iterable
+
+import keras
+
+from tiedio.model.walk import Visit, layers_of
+from tiedio.record.ties import Place
+
+# For each layer, its tied attributes; those that were made one variable have one token.
+_tokens: weakref.WeakKeyDictionary[keras.Layer, dict[str, object]] = weakref.WeakKeyDictionary()
+
+
+def remember(tied: Iterable[tuple[keras.Layer, str]]) -> None:
+    """Remembers that these attributes hold one variable; the first may hold it already."""
+    (owner, attribute), *aliases = tied
+    token = _tokens.setdefault(owner, {}).setdefault(attribute, object())
+    for layer, alias in aliases:
+        _tokens.setdefault(layer, {})[alias] = token
+
+
+def forget(layer: keras.Layer, attribute: str) -> None:
+    """Forgets that an attribute of `layer` is tied."""
+    _tokens.get(layer, {}).pop(attribute, None)
+
+
+def remembered(visits: Iterable[Visit]) -> list[tuple[Place, ...]]:
+    """Lists the places among `visits` that are to hold one variable."""
+    groups = collections.defaultdict(list)
+    for inner_path, layer in layers_of(visits):
+        for attribute, token in _tokens.get(layer, {}).items():
+            groups[token].append(Place(inner_path, attribute))
+    return [tuple(places) for places in groups.values() if len(places) > 1]

@@ -1,0 +1,304 @@
+"""`tie`, `untie`, `assert_tied`: make layers share variables, stop it, check that they do."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import keras
+import numpy as np
+
+from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed
+from tiedio.model import renewal, substitution, tie_memory
+from tiedio.model.places import find_places, find_shared, named_variables
+from tiedio.model.walk import layers_of, walk
+from tiedio.record.ties import Place, TieGroup
+
+LayerT = TypeVar("LayerT", bound=keras.Layer)
+
+
+class _Weight(NamedTuple):
+    holder: keras.Layer
+    attribute: str
+    variable: Any
+
+
+def tie(
+    layer: LayerT,
+    to: keras.Layer,
+    weights: Iterable[str] | None = None,
+    *,
+    input_shape: Any = None,
+) -> LayerT:
+    """Makes `layer` use the variables of another layer.
+
+    Both layers then hold the same `keras.Variable` objects, each in its usual
+    place, whatever else differs between them: padding, strides, activation. The
+    variables stay those of `to`, with its initial values, regularizers,
+    constraints and `trainable` flags.
+
+    Layers may be built or not, and be part of a model or not. Models that
+    contain `layer` forget their compiled functions. One whose optimizer was
+    built for the variables given up gets a new optimizer from the same config;
+    if it had been trained, a `TiedioWarning` says that slots and iterations
+    start at zero. Tie before training to avoid that.
+
+    Args:
+        layer: The layer that gives up its own variables.
+        to: The layer whose variables are used, the owner.
+        weights: Names of the weights to tie, such as `("kernel",)`; in a layer
+            with sub-layers a name stands for all weights of that name. `None`
+            ties every weight that both layers have, kernel with kernel, bias
+            with bias.
+        input_shape: Shape to build unbuilt layers for, batch axis included. By
+            default an unbuilt `layer` is built for the owner's shape.
+
+    Returns:
+        `layer`.
+
+    Raises:
+        TieError: If the layers are one, have no weights of equal name, lack one
+            of `weights`, or weights differ in shape or dtype. Nothing is changed
+            but that unbuilt layers may be built.
+        ModelNotBuiltError: If a layer is not built and cannot be.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> same = keras.layers.Conv2D(8, 3, padding="same")
+    >>> valid = tiedio.tie(keras.layers.Conv2D(8, 3), to=same, input_shape=(None, 28, 28, 1))
+    >>> valid.kernel is same.kernel and valid.bias is same.bias
+    True
+
+    Source: a public way to share a variable has been asked for since
+    [keras#18419](https://github.com/keras-team/keras/issues/18419).
+    """
+    if layer is to:
+        raise TieError(
+            f"Cannot tie `{layer.name}` to itself.\n"
+            f"Expected: two layers. Received: one, twice.\n"
+            "Pass the layer whose variables are to be used as `to`."
+        )
+    # Nothing else can hold variables that do not exist yet.
+    in_use = any(part.built for part in layer._flatten_layers())
+    _build(to, input_shape)
+    _build(layer, input_shape, like=to)
+    own, owned = _weights(layer), _weights(to)
+    names = _select(own, weights, layer)
+    if weights is None:
+        names = [name for name in names if name in owned]
+    elif missing := [name for name in names if name not in owned]:
+        raise _unknown(missing, to, owned)
+    if not names:
+        raise TieError(
+            f"Cannot tie `{layer.name}` to `{to.name}`: they have no weights of equal name.\n"
+            f"Expected: {listed(owned) or 'weights'} (owner). Received: {listed(own) or 'none'}.\n"
+            "Tie layers of the same kind."
+        )
+    substitution.check_shapes(
+        (f"{layer.name}/{name}", own[name].variable, f"{to.name}/{name}", owned[name].variable)
+        for name in names
+    )
+    substitutions = [
+        substitution.Substitution(own[name].holder, own[name].variable, owned[name].variable)
+        for name in names
+    ]
+    for name in names:
+        tie_memory.remember(weight[name][:2] for weight in (owned, own))
+    _apply(substitutions, renewal.live_layers() if in_use else [])
+    return layer
+
+
+def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
+    """Gives a layer its own copy of the variables it shares with others.
+
+    The other layers keep the shared variable. Models that contain `layer` are
+    renewed as by `tie`.
+
+    Args:
+        layer: A built layer.
+        weights: Names of the weights to separate, such as `("kernel",)`. `None`
+            separates every weight that another layer holds too.
+
+    Returns:
+        `layer`.
+
+    Raises:
+        TieError: If the layer lacks one of `weights`, or shares none of them.
+        ModelNotBuiltError: If the layer is not built.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> a, b = keras.layers.Dense(2), keras.layers.Dense(2)
+    >>> _ = tiedio.tie(b, to=a, input_shape=(None, 3))
+    >>> _ = tiedio.untie(b, weights=("bias",))
+    >>> b.kernel is a.kernel, b.bias is a.bias
+    (True, False)
+    """
+    _build(layer, None)
+    own = _weights(layer)
+    inside = {id(weight.holder) for weight in own.values()}
+    everywhere = renewal.live_layers()
+    elsewhere = {
+        id(variable)
+        for other in everywhere
+        if id(other) not in inside
+        for variable in named_variables(other).values()
+    }
+    names = [name for name in _select(own, weights, layer) if id(own[name].variable) in elsewhere]
+    if not names:
+        raise TieError(
+            f"Cannot untie `{layer.name}`: no other layer holds its weights.\n"
+            f"Expected: a tied weight. Received: {listed(own) or 'no weights'}.\n"
+            "Untie one of the layers that were tied, by the names of tied weights."
+        )
+    weights_untied = [own[name] for name in names]
+    copies = {
+        id(one.variable): substitution.copy_of(one.variable, one.holder) for one in weights_untied
+    }
+    for one in weights_untied:
+        tie_memory.forget(one.holder, one.attribute)
+    _apply(
+        [
+            substitution.Substitution(one.holder, one.variable, copies[id(one.variable)])
+            for one in weights_untied
+        ],
+        everywhere,
+    )
+    return layer
+
+
+def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> None:
+    """Checks that the variables of a model are tied as they should be.
+
+    Args:
+        model: A model, or any layer.
+        ties: The tie groups it should have, as `find_ties` lists them for a model
+            of the same structure: one that was cloned, say. `None` checks those
+            made by `tie` or restored by `load_tied` and not undone by `untie`.
+
+    Raises:
+        TieError: If variables that should be one are not. All are named, with the
+            largest difference between their values. Also if `ties` is `None`, and
+            the model never had any.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((2,)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> tiedio.assert_tied(model)
+    >>> clone = keras.models.clone_model(model)  # Keras clones layer by layer
+    >>> try:
+    ...     tiedio.assert_tied(clone, tiedio.find_ties(model))
+    ... except tiedio.TiedioError:
+    ...     print("not tied")
+    not tied
+    """
+    visits = walk(model)
+    places = find_places(visits)
+    groups = tie_memory.remembered(visits) if ties is None else [group.places for group in ties]
+    if not groups and ties is None and not find_shared(visits):
+        raise TieError(
+            f"Model `{model.name}` has no ties to check.\n"
+            "Expected: layers tied by `tie` or `load_tied`. Received: none.\n"
+            "Pass the ties it should have, as from `find_ties`."
+        )
+    broken = dict(_broken(groups, places))
+    if broken:
+        raise TieError(
+            f"{listed(broken)} are not tied.\n"
+            f"Expected: the variable of the owner. "
+            f"Received: {'; '.join(broken[name] for name in sorted(broken))}.\n"
+            "Tie these layers again with `tiedio.tie`, or undo the tie with `tiedio.untie`."
+        )
+
+
+def _broken(
+    groups: Iterable[Sequence[Place]], places: dict[Place, tuple[keras.Layer, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Yields the places that do not hold the variable of their owner, and how they differ."""
+    for owner, *aliases in groups:
+        expected = places[owner][1] if owner in places else None
+        if expected is None:
+            yield str(owner), f"no variable at `{owner}`"
+        for alias in aliases if expected is not None else ():
+            received = places[alias][1] if alias in places else None
+            if received is None:
+                yield str(alias), f"no variable at `{alias}`"
+            elif received is not expected:
+                yield str(alias), f"`{alias}` and `{owner}` {_difference(received, expected)}"
+
+
+def _difference(received: Any, expected: Any) -> str:
+    facts = [substitution.facts_of(variable) for variable in (received, expected)]
+    if facts[0] != facts[1]:
+        return f"are {facts[0]} and {facts[1]}"
+    a, b = (
+        np.asarray(keras.ops.convert_to_numpy(variable), dtype="float64")
+        for variable in (received, expected)
+    )
+    return f"differ by up to {np.abs(a - b).max(initial=0.0):.3g}"
+
+
+def _weights(layer: keras.Layer) -> dict[str, _Weight]:
+    """Maps names such as `kernel`, or `cell/kernel`, to what they stand for."""
+    named = {}
+    for inner_path, holder in layers_of(walk(layer)):
+        for attribute, variable in named_variables(holder).items():
+            name = f"{inner_path}/{attribute.lstrip('_')}".lstrip("/")
+            named[name] = _Weight(holder, attribute, variable)
+    return named
+
+
+def _select(own: dict[str, Any], weights: Iterable[str] | None, layer: keras.Layer) -> list[str]:
+    """Lists the names among `own` that `weights` stand for."""
+    if weights is None:
+        return list(own)
+    asked = [weights] if isinstance(weights, str) else list(weights)
+    found = {name: [n for n in own if f"/{n}".endswith(f"/{name}")] for name in asked}
+    if unknown := [name for name, names in found.items() if not names]:
+        raise _unknown(unknown, layer, own)
+    return list(dict.fromkeys(name for names in found.values() for name in names))
+
+
+def _unknown(names: Iterable[str], layer: keras.Layer, own: Iterable[str]) -> TieError:
+    return TieError(
+        f"Layer `{layer.name}` has no weights {listed(names)}.\n"
+        f"Expected: some of {listed(own) or 'none'}. Received: {listed(names)}.\n"
+        "Pass names that both layers have."
+    )
+
+
+def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None) -> None:
+    """Builds `layer` if need be, for `input_shape` or for the shape of `like`."""
+    if layer.built:
+        return
+    config = {"input_shape": input_shape} if input_shape else like and like.get_build_config()
+    if not config:
+        raise ModelNotBuiltError(
+            f"Layer `{layer.name}` has no variables yet: it is not built.\n"
+            "Expected: a built layer. Received: an unbuilt one, and no `input_shape`.\n"
+            "Build it, call it on data, or pass `input_shape` to `tie`."
+        )
+    try:
+        layer.build_from_config(config)
+    except Exception as error:  # whatever a layer's own `build` raises
+        raise ModelNotBuiltError(
+            f"Layer `{layer.name}` cannot be built: {first_line(error)}\n"
+            f"Expected: a shape it accepts. Received: {config}.\n"
+            "Build the layer first, or pass its `input_shape` to `tie`."
+        ) from error
+
+
+def _apply(substitutions: list[substitution.Substitution], everywhere: list[keras.Layer]) -> None:
+    layers = [one.layer for one in substitutions]
+    # A wrapper may keep a reference of its own to the kernel inside it (SpectralNormalization).
+    wrappers = [one for one in everywhere if isinstance(one, keras.layers.Wrapper)]
+    substitutions = substitutions + [
+        substitution.Substitution(wrapper, one.old, one.new)
+        for one in substitutions
+        for wrapper in wrappers
+        if wrapper.layer is one.layer
+    ]
+    renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))

@@ -1,0 +1,1 @@
+"""What a file says of ties: the vocabulary, and its JSON form."""

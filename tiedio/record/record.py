@@ -1,0 +1,253 @@
+"""The record: all that a file says beside what Keras itself writes, and its JSON form.
+
+No Keras and no HDF5 here, so another tool can read a record with this module (or this page).
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from tiedio.errors import RecordError
+from tiedio.record.json_fields import Fields, contradictory, malformed, typed, unreadable
+from tiedio.record.ties import VERSION, Place, TieGroup
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldVariable:
+    """A variable in a layer's own list.
+
+    Attributes:
+        attribute: Where the layer holds it, as in `Place`.
+        path: Its `Variable.path`, by which optimizers tell variables apart.
+        listed_trainable: Whether it is in the list of trainable variables.
+        trainable: Its own `trainable` flag.
+    """
+
+    attribute: str
+    path: str
+    listed_trainable: bool
+    trainable: bool
+
+    def to_json(self) -> list[Any]:
+        return list(dataclasses.astuple(self))
+
+    @classmethod
+    def from_json(cls, data: Any) -> "HeldVariable":
+        if len(typed(data, list, "a held variable")) != 4:
+            raise malformed("four facts of a held variable", data)
+        attribute, path, listed_trainable, trainable = data
+        return cls(
+            typed(attribute, str, "an attribute"),
+            typed(path, str, "a variable path"),
+            typed(listed_trainable, bool, "a flag"),
+            typed(trainable, bool, "a flag"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerState:
+    """What Keras does not write of a layer that has no config of its own.
+
+    Attributes:
+        name: Its name, which may have been given automatically.
+        path: Its `Layer.path`, as the paths of its variables begin.
+        trainable: Its `trainable` flag.
+        variables: Its variables in its own order. A layer built anew may list
+            them otherwise, and Keras stores some by position.
+    """
+
+    name: str
+    path: str
+    trainable: bool
+    variables: tuple[HeldVariable, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "path": self.path,
+            "trainable": self.trainable,
+            "variables": [variable.to_json() for variable in self.variables],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "LayerState":
+        fields = Fields(data, "a layer")
+        return cls(
+            fields.get("name", str),
+            fields.get("path", str),
+            fields.get("trainable", bool),
+            tuple(fields.each("variables", HeldVariable.from_json, missing=[])),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomState:
+    """The state of a seed generator, and the places that hold it."""
+
+    places: tuple[Place, ...]
+    state: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"places": [place.to_json() for place in self.places], "state": list(self.state)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "RandomState":
+        fields = Fields(data, "a random state")
+        places = tuple(fields.each("places", Place.from_json))
+        if not places:
+            raise malformed("places of a random state", data)
+        return cls(places, tuple(fields.each("state", _word)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The tiedio metadata of a file: all that Keras itself does not write.
+
+    Attributes:
+        tie_groups: The tie groups of the model.
+        layers: State of every layer, by inner_path.
+        shared_layers: For each layer that is reached by several inner_paths,
+            all of them; its values are stored under the first.
+        exact_values: Variables whose layer stores another value than theirs, as
+            with LoRA, or none; their exact value is at the `dataset_path`.
+        optimizer_variables: For each optimizer (by inner_path), the variables
+            it was built for, in the order of its slots; `None` if it was not built.
+        random_states: State of each seed generator.
+        digests: For each dataset_path the XXH3 digest (64 bits, in hexadecimal) of
+            dtype, shape and bytes of the tensor there, such as `float32[2, 3]` and
+            24 bytes; empty if the file has none.
+        axis_orders: For each dataset_path whose tensor did not lie row by row in the
+            memory of torch, its axes, that of the largest stride first.
+    """
+
+    tie_groups: tuple[TieGroup, ...] = ()
+    layers: Mapping[str, LayerState] = dataclasses.field(default_factory=dict)
+    shared_layers: tuple[tuple[str, ...], ...] = ()
+    exact_values: tuple[Place, ...] = ()
+    optimizer_variables: Mapping[str, tuple[Place, ...] | None] = dataclasses.field(
+        default_factory=dict
+    )
+    random_states: tuple[RandomState, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    axis_orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was made of a model, and not of a file alone."""
+        return bool(self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "tie_groups": [group.to_json() for group in self.tie_groups],
+            "layers": {inner_path: layer.to_json() for inner_path, layer in self.layers.items()},
+            "shared_layers": [list(inner_paths) for inner_paths in self.shared_layers],
+            "exact_values": [place.to_json() for place in self.exact_values],
+            "optimizer_variables": {
+                inner_path: places and [place.to_json() for place in places]
+                for inner_path, places in self.optimizer_variables.items()
+            },
+            "random_states": [state.to_json() for state in self.random_states],
+            "digests": dict(self.digests),
+            "axis_orders": {path: list(axes) for path, axes in self.axis_orders.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Record":
+        """Reads a record; keys it does not know are ignored, missing ones are empty.
+
+        Raises:
+            RecordError: If the version is another one, a value has the wrong
+                type, or two tie groups claim one place.
+        """
+        fields = Fields(data, "the record")
+        version = fields.get("version", int)
+        if version != VERSION:
+            raise RecordError(
+                "Cannot read the record of this file.\n"
+                f"Expected: version {VERSION}. Received: version {version}.\n"
+                "Read it with the version of tiedio that wrote it, or a newer one."
+            )
+        record = cls(
+            tuple(fields.each("tie_groups", TieGroup.from_json, missing=[])),
+            {
+                inner_path: LayerState.from_json(layer)
+                for inner_path, layer in fields.get("layers", dict, missing={}).items()
+            },
+            tuple(fields.each("shared_layers", _inner_paths, missing=[])),
+            tuple(fields.each("exact_values", Place.from_json, missing=[])),
+            {
+                inner_path: None
+                if typed(places, list | None, "optimizer variables") is None
+                else tuple(map(Place.from_json, places))
+                for inner_path, places in fields.get(
+                    "optimizer_variables", dict, missing={}
+                ).items()
+            },
+            tuple(fields.each("random_states", RandomState.from_json, missing=[])),
+            {
+                path: typed(digest, str, "a digest")
+                for path, digest in fields.get("digests", dict, missing={}).items()
+            },
+            {
+                path: _axes(axes)
+                for path, axes in fields.get("axis_orders", dict, missing={}).items()
+            },
+        )
+        record._check_places()
+        return record
+
+    def _check_places(self) -> None:
+        """Refuses places that stand where they could mean two things."""
+        owners = {place: group.owner for group in self.tie_groups for place in group.places}
+        for what, places in (
+            ("a tie group", [p for group in self.tie_groups for p in group.places]),
+            ("an exact value", self.exact_values),
+            ("a random state", [p for state in self.random_states for p in state.places]),
+            *(
+                (f"a slot of `{inner_path}`", [owners.get(place, place) for place in trained or ()])
+                for inner_path, trained in self.optimizer_variables.items()
+            ),
+        ):
+            if twice := _twice(places):
+                raise contradictory(f"{what} for every place", map(str, twice))
+        if twice := _twice(p for inner_paths in self.shared_layers for p in inner_paths):
+            raise contradictory("one shared layer for every path", twice)
+        # A layer's tensor is no business of another one's, where nothing is tied.
+        for place in self.exact_values:
+            layer = "/".join((place.dataset_path or "").split("/")[:-2])
+            above, below = sorted(
+                (f"{path}/".lstrip("/") for path in (layer, place.inner_path)), key=len
+            )
+            if place not in owners and layer in self.layers and not below.startswith(above):
+                raise unreadable(f"a tensor of `{place}`", f"`{place.dataset_path}`")
+        # One tensor for many variables that are not tied would fill the memory.
+        values = {(owners.get(p, p), p.dataset_path) for p in self.exact_values}
+        if twice := _twice(path for _, path in values if path):
+            raise contradictory("a tensor for every exact value", twice)
+
+
+def _twice(items: Iterable[T]) -> list[T]:
+    return [item for item, times in collections.Counter(items).items() if times > 1]
+
+
+def _axes(item: Any) -> tuple[int, ...]:
+    axes = [typed(axis, int, "an axis") for axis in typed(item, list, "an order of axes")]
+    if sorted(axes) != list(range(len(axes))):
+        raise malformed("every axis once", item)
+    return tuple(axes)
+
+
+def _inner_paths(item: Any) -> tuple[str, ...]:
+    if len(typed(item, list, "a shared layer")) < 2:
+        raise malformed("two paths or more of a shared layer", item)
+    return tuple(typed(inner_path, str, "an inner_path") for inner_path in item)
+
+
+def _word(item: Any) -> int:
+    if not -(1 << 63) <= typed(item, int, "a random state") < 1 << 63:
+        raise malformed("a random state in 64 bits", item)
+    return item

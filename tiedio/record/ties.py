@@ -1,0 +1,152 @@
+"""What a tie group is, and its JSON form.
+
+A file and a live model meet in these words only: no Keras and no HDF5 here, so
+another tool can read a record with this module (or this page).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from tiedio.record import html
+from tiedio.record.json_fields import Fields, malformed, typed
+
+METADATA_KEY = "tiedio"
+VERSION = 1
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Place:
+    """One place of a model that holds a variable.
+
+    Attributes:
+        inner_path: Path of the layer in Keras' walk over a model, such as
+            `"layers/conv2d"`; empty for the model itself.
+        attribute: Name of the layer's attribute, such as `"_kernel"`; items of
+            a list or dict follow after slashes, as in `"kernels/0"`. Who had a file
+            and no model knows the number only under which the layer stores it: `"0"`.
+        dataset_path: Where a file keeps the value, such as
+            `"layers/conv2d/vars/0"`; `None` outside a file, or when the file
+            keeps it under another place of the same tie group. Not compared.
+    """
+
+    inner_path: str
+    attribute: str
+    dataset_path: str | None = dataclasses.field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.inner_path}/{self.attribute}".lstrip("/")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inner_path": self.inner_path,
+            "attribute": self.attribute,
+            "dataset_path": self.dataset_path,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Place":
+        fields = Fields(data, "a place")
+        return cls(
+            fields.get("inner_path", str),
+            fields.get("attribute", str),
+            fields.get("dataset_path", str | None),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TieGroup:
+    """The places that hold one and the same variable.
+
+    Attributes:
+        owner: The place whose layer created the variable.
+        aliases: The other places, in the order of Keras' walk.
+        shape: Shape of the variable.
+        dtype: Its dtype, as a Keras name such as `"float32"`.
+        trainable: Its own `trainable` flag.
+    """
+
+    owner: Place
+    aliases: tuple[Place, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The owner, then the aliases."""
+        return (self.owner, *self.aliases)
+
+    @property
+    def dataset_paths(self) -> list[str]:
+        """Where a file keeps the value, the owner's path first: one tensor, and its links."""
+        return list(dict.fromkeys(p.dataset_path for p in self.places if p.dataset_path))
+
+    def at(self, places: Sequence[Place]) -> "TieGroup":
+        """Returns the same with other places; without any, it has no aliases."""
+        owner = places[0] if places else self.owner
+        return dataclasses.replace(self, owner=owner, aliases=tuple(places[1:]))
+
+    def __str__(self) -> str:
+        aliases = ", ".join(map(str, self.aliases))
+        frozen = "" if self.trainable else ", not trainable"
+        return f"{self.owner} = {aliases}  {self.shape} {self.dtype}{frozen}"
+
+    def _repr_html_(self) -> str:
+        return html.tie_table([self._row()])
+
+    def _row(self) -> tuple[str, list[str], str, str, bool]:
+        aliases = [str(alias) for alias in self.aliases]
+        return str(self.owner), aliases, str(self.shape), self.dtype, self.trainable
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "owner": self.owner.to_json(),
+            "aliases": [alias.to_json() for alias in self.aliases],
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "TieGroup":
+        fields = Fields(data, "a tie group")
+        return cls(
+            Place.from_json(fields.get("owner", dict)),
+            tuple(fields.each("aliases", Place.from_json)),
+            tuple(fields.each("shape", _dimension)),
+            fields.get("dtype", str),
+            fields.get("trainable", bool),
+        )
+
+
+class Ties(tuple[TieGroup, ...]):
+    """Tie groups; a notebook shows them as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return html.tie_table(group._row() for group in self)
+
+
+def merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
+    """Makes one tie group of those that have a place in common."""
+    found: list[TieGroup] = []
+    for group in groups:
+        touching = [one for one in found if set(one.places) & set(group.places)]
+        places: dict[Place, Place] = {}
+        for place in (place for one in (*touching, group) for place in one.places):
+            known = places.setdefault(place, place)
+            if known.dataset_path is None:
+                places[place] = place
+        found = [one for one in found if one not in touching]
+        found.append((touching[0] if touching else group).at(list(places.values())))
+    return found
+
+
+def _dimension(item: Any) -> int:
+    if typed(item, int, "a size in `shape`") < 0:
+        raise malformed("a size in `shape` of 0 or more", item)
+    return item

@@ -1,0 +1,1 @@
+"""A live model out into a file, and back in."""

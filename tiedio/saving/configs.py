@@ -1,0 +1,291 @@
+"""Turn a model into its config, and a config into a model."""
+
+import collections
+import contextlib
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from tiedio.errors import (
+    CustomObjectsError,
+    LoadError,
+    NoModelError,
+    TiedioError,
+    first_line,
+    listed,
+)
+from tiedio.keras_versions import public_names
+from tiedio.model import renewal
+from tiedio.model.keras_internals import ObjectSharingScope, SafeModeScope, custom_object_scope
+from tiedio.saving.deferral import Deferral
+
+_log = logging.getLogger(__name__)
+
+# How Keras says in a config that several layers are one object.
+_MARK = "shared_object_id"
+
+# Where Keras has the classes that it names in the layout of Keras 2.
+_AREAS = (
+    "constraints",
+    "initializers",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "regularizers",
+)
+
+
+def write(model: keras.Model) -> dict[str, Any]:
+    """Returns the config of a model, and of how it was compiled."""
+    with ObjectSharingScope():
+        config = _without_marks(keras.saving.serialize_keras_object(model))
+    if (config.get("compile_config") or {}).get("optimizer"):
+        # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
+        # only where the policy in force is the same. In a scope of its own, as Keras would mark
+        # what it meets a second time.
+        with ObjectSharingScope():
+            optimizer = keras.saving.serialize_keras_object(model.optimizer)
+        config["compile_config"]["optimizer"] = optimizer
+    return public_names.with_public_names(config)
+
+
+def uncompiled(config: Any) -> Any:
+    """Copies a config without how the model, and models in it, were compiled."""
+    if isinstance(config, list):
+        return [uncompiled(item) for item in config]
+    if isinstance(config, dict):
+        return {k: uncompiled(item) for k, item in config.items() if k != "compile_config"}
+    return config
+
+
+@contextlib.contextmanager
+def reading(
+    config: dict[str, Any],
+    path: str,
+    custom_objects: Mapping[str, Any] | None,
+    safe_mode: bool,
+) -> Iterator["Config"]:
+    """Opens the scopes in which Keras reads the config of the file `path`."""
+    with (
+        contextlib.ExitStack() as sharing,
+        SafeModeScope(safe_mode),
+        custom_object_scope(custom_objects),
+    ):
+        yield Config(config, path, sharing)
+
+
+class Config:
+    """A config that was read from a file, within its scopes.
+
+    Args:
+        config: The config.
+        path: The file, for messages.
+        sharing: Closes the scope of shared objects.
+    """
+
+    def __init__(self, config: dict[str, Any], path: str, sharing: contextlib.ExitStack):
+        self._config = config
+        self._path = path
+        self._sharing = sharing
+
+    def _for_this_keras(self) -> dict[str, Any]:
+        config = public_names.with_public_names(self._config)
+        return _without_marks(without_unknown(config))
+
+    def build(self, deferral: Deferral) -> keras.Model:
+        """Builds the model, uncompiled."""
+
+        def build() -> Any:
+            # A second attempt shares nothing with the first.
+            self._sharing.enter_context(ObjectSharingScope())
+            config = self._for_this_keras()
+            return keras.saving.deserialize_keras_object({**config, "compile_config": None})
+
+        with explained(self._config, self._path):
+            model = deferral.build(build)
+        check_model(model, self._path)
+        return model
+
+    def compile(self, model: keras.Model, deferral: Deferral) -> bool:
+        """Compiles the model if it was; its optimizer is left unbuilt if its class lets us."""
+        if not self._config.get("compile_config"):
+            return False
+        with explained(self._config, self._path):
+            config = self._for_this_keras()["compile_config"]
+            if renewal.compiles_as_keras(model):
+                model.compile(**keras.saving.deserialize_keras_object(config))
+            else:
+                _log.debug("built with initial values: its class compiles it")
+                deferral.finish()  # it may build optimizers
+                model.compile_from_config(config)
+        model.compiled = True
+        return True
+
+
+def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:
+    """Refuses what a config may be of and is no model."""
+    if not isinstance(model, kind):
+        raise NoModelError(
+            f"`{path}` holds no model.\n"
+            f"Expected: a model. Received: {type(model).__name__}.\n"
+            "Load it with `keras.saving.load_model`."
+        )
+
+
+@contextlib.contextmanager
+def explained(config: Any, path: str) -> Iterator[None]:
+    """Turns what Keras says of a config that it cannot read into errors of tiedio."""
+    try:
+        yield
+    except TiedioError:
+        raise
+    except Exception as error:  # a config may lead Keras anywhere
+        unknown = any(words in str(error) for words in ("ould not locate", "Unknown layer"))
+        missing = _unregistered(config) if unknown else set()
+        if missing:
+            raise CustomObjectsError(
+                f"`{path}` needs classes or functions that are not registered: "
+                f"{listed(missing)}.\n"
+                "Expected: all of them in `custom_objects`. Received: not these.\n"
+                "Pass `custom_objects`, or register them with "
+                "`keras.saving.register_keras_serializable`."
+            ) from error
+        # Keras wraps the error of a layer once for each model around it, and shows configs.
+        kind = type(error).__name__
+        cause = str(error).rpartition("Exception encountered: ")[2].partition(" Full object")[0]
+        raise LoadError(
+            f"Cannot build the model of `{path}`: {first_line(Exception(cause or kind))}\n"
+            f"Expected: a config that Keras {keras.__version__} reads. Received: {kind}.\n"
+            "Load the file with the same classes, in the version it was saved with."
+        ) from error
+
+
+@contextlib.contextmanager
+def for_keras_2(keras_version: str) -> Iterator[None]:
+    """Points to the migration, where a file of Keras 2 cannot be loaded as it is."""
+    try:
+        yield
+    except LoadError as error:
+        if not keras_version.startswith("2."):
+            raise
+        what, told, *_ = str(error).splitlines()
+        raise LoadError(
+            f"{what}\n{told}\n"
+            f"Keras {keras_version} wrote it: `tiedio migrate` makes a file that Keras 3 loads."
+        ) from error
+
+
+def _without_marks(config: Any) -> Any:
+    """Copies a config without Keras' marks of layers that are shared by several graphs.
+
+    A graph finds the calls of its layers by number: made one object by such a mark, a
+    layer that was called in another graph before would answer with that call.
+    """
+    marked = collections.Counter()
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return [copied(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        marked.update(mark for mark in map(_mark, _graph_layers(part)) if mark is not None)
+        return {key: copied(value) for key, value in part.items()}
+
+    def clean(part: Any) -> None:
+        for item in part.values() if isinstance(part, dict) else part:
+            if isinstance(item, (list, dict)):
+                clean(item)
+        for layer in _graph_layers(part):
+            if marked[_mark(layer)] > 1:
+                layer.pop(_MARK, None)
+
+    config = copied(config)
+    clean(config)
+    return config
+
+
+def _graph_layers(config: Any) -> list[dict[str, Any]]:
+    layers = config.get("layers") if isinstance(config, dict) else None
+    return [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
+
+
+def _mark(layer: dict[str, Any]) -> Any:
+    mark = layer.get(_MARK)
+    return mark if isinstance(mark, int) else None
+
+
+def _unregistered(config: Any) -> set[str]:
+    """Names the classes and functions in a config that Keras cannot find."""
+    found = set()
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        if not isinstance(part, dict):
+            continue
+        parts += part.values()
+        name = part.get("class_name")
+        if name == "function":
+            try:  # only Keras knows all the modules in which it looks a function up
+                keras.saving.deserialize_keras_object(part)
+            except Exception:
+                found.add(str(part.get("config")))
+        elif name and not _is_of_keras(part, str(name)):
+            registered = str(part.get("registered_name") or name)
+            if keras.saving.get_registered_object(registered) is None:
+                found.add(str(name))
+    return found
+
+
+def _is_of_keras(part: dict[str, Any], name: str) -> bool:
+    if "module" in part:
+        return str(part["module"]).split(".")[0] == "keras"
+    # The layout of Keras 2 does not say.
+    return name.startswith("__") or any(hasattr(getattr(keras, area), name) for area in _AREAS)
+
+
+def without_unknown(config: Any) -> Any:
+    """Copies a config without the unused arguments that classes of this Keras do not know."""
+    if isinstance(config, (list, tuple)):
+        return [without_unknown(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    copied = {key: without_unknown(value) for key, value in config.items()}
+    arguments = copied.get("config")
+    known = _arguments_of(copied.get("module"), copied.get("class_name"))
+    if known and isinstance(arguments, dict):
+        copied["config"] = {
+            name: value for name, value in arguments.items() if value is not None or name in known
+        }
+    return copied
+
+
+def _arguments_of(module: Any, name: Any) -> frozenset[str]:
+    """Names what a class of Keras can be made with; none if it is no such class."""
+    if not (isinstance(module, str) and isinstance(name, str)):
+        return frozenset()
+    return _known_arguments(module, name) if module.split(".")[0] == "keras" else frozenset()
+
+
+@functools.cache
+def _known_arguments(module: str, name: str) -> frozenset[str]:
+    # Only what is imported already: a file imports nothing.
+    kind = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(kind, type) and kind.__module__.startswith("keras.")):
+        return frozenset()
+    if "from_config" in vars(kind) or issubclass(kind, keras.Model):
+        return frozenset()  # it reads its config in a way of its own
+    return frozenset(
+        argument
+        for one in kind.__mro__
+        if "__init__" in vars(one)
+        for argument in inspect.signature(one.__init__).parameters
+    )

@@ -1,0 +1,170 @@
+"""Build a model without values, then give every variable its first value once.
+
+Random initial values, and room for them, would be most of the time and memory of
+loading. A model that needs values while it is built gets them, as Keras does it.
+"""
+
+import logging
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+
+from tiedio.formats.arrays import Stored
+from tiedio.formats.hdf5_reader import Store
+from tiedio.model.keras_internals import Uninitialized, has_value, initialize, to_tensor
+from tiedio.model.places import own_variables
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Whose way of loading is known: it assigns each array to one variable, and keeps none.
+_KNOWN = ("keras.", "keras_hub.")
+
+
+# When loading fails, initial values may be made of so many bytes, whatever the file has.
+_FLOOR = 1 << 20
+
+
+class Deferral:
+    """Variables that were made without values, until they are given one.
+
+    Args:
+        room: Bytes of the tensors in the file.
+    """
+
+    def __init__(self, room: int):
+        self._room = room
+        # Not kept alive: one that is replaced by a shared one needs no value.
+        self._made: list[weakref.ref[keras.Variable]] = []
+
+    def __enter__(self) -> "Deferral":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # When loading failed, a variable may yet be in use elsewhere, as one of a class is. But
+        # the model may be one that nobody could hold.
+        size = sum(_bytes(variable) for variable in self._alive()) if kind else 0
+        if size <= _FLOOR + 2 * self._room:  # copies that ties would have replaced count too
+            self.finish()
+
+    def build(self, make: Callable[[], T]) -> T:
+        """Returns what `make` makes, its variables without values if that can be done.
+
+        `make` is called once more if not, and must then start from the beginning.
+        """
+        # The values of distributed variables are laid out by their initializers.
+        reason = "it is distributed" if keras.distribution.distribution() else ""
+        made: Any = None
+        if not reason:
+            with Uninitialized() as uninitialized, _Assignments() as assignments:
+                try:
+                    made = make()
+                except Exception as error:  # what a class raises that wants to see a value
+                    reason = str(error)
+            # Also what was made in vain, if something outside holds it now.
+            for variable in uninitialized.variables:
+                self._made.append(weakref.ref(variable))
+                variable.assign = _FirstAssign(variable)
+            if not reason and not assignments.made:
+                return made
+        _log.debug("built with initial values: %s", reason or "it assigns values")
+        return make()
+
+    def load(self, saveable: Any, store: Store) -> None:
+        """Lets `saveable` load its own variables; what has no value takes over what was read."""
+        own = own_variables(saveable)
+        if any(isinstance(variable.assign, _FirstAssign) for variable in own):
+            if loads_as_keras(saveable):
+                store = store.shared()
+            else:
+                _log.debug("loaded with initial values, by code of its own: %s", saveable)
+                _initialize(own)
+        saveable.load_own_variables(store)
+
+    def forget(self, replaced: Iterable[keras.Variable]) -> None:
+        """Leaves those without a value that nothing holds any more, but perhaps a cycle."""
+        gone = {id(variable) for variable in replaced}
+        for made in self._alive():
+            if id(made) in gone:
+                del made.assign
+        self._made = [reference for reference in self._made if id(reference()) not in gone]
+
+    def finish(self) -> None:
+        """Gives what was not loaded the initial value that Keras would have given it."""
+        made = self._alive()
+        self._made.clear()
+        for variable in made:
+            del variable.assign
+        _initialize(made)
+
+    def _alive(self) -> list[Any]:
+        return [made for reference in self._made if (made := reference()) is not None]
+
+
+def loads_as_keras(saveable: Any) -> bool:
+    """Whether a saveable has variables to load, and no code of its own to do so."""
+    load = getattr(type(saveable), "load_own_variables", None)
+    return load is not None and load.__module__.startswith(_KNOWN)
+
+
+class _Assignments(keras.StatelessScope):
+    """Collects what is assigned to variables inside, instead of doing it."""
+
+    def __init__(self):
+        super().__init__(initialize_variables=False)
+        self.made: list[Any] = []
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        super().add_update(update)
+        self.made.append(update[1])
+
+
+class _FirstAssign:
+    """Takes the place of `Variable.assign` until loading is done."""
+
+    def __init__(self, variable: keras.Variable):
+        self._variable = weakref.ref(variable)
+        self._given: Callable[[], Any] = lambda: self  # a weak reference, once it is given one
+
+    def __call__(self, value: Any) -> Any:
+        variable: Any = self._variable()
+        assign = type(variable).assign
+        if value is self._given():  # a shared tensor, by another of its paths
+            return variable.value
+        if has_value(variable):
+            return assign(variable, value)
+        taken = _taken_over(value) if isinstance(value, Stored) else None
+        with _Assignments() as assignments:  # Keras converts and checks
+            assign(variable, value if taken is None else taken)
+        (first,) = assignments.made
+        if taken is None:  # it may be another variable's
+            first = keras.ops.copy(first)
+        initialize(variable, lambda shape, dtype: first)
+        if isinstance(value, Stored):
+            self._given = weakref.ref(value)
+        return variable.value
+
+
+def _taken_over(value: Stored) -> Any:
+    """Returns a tensor in the memory of `value`, or `None` if the backend has none such."""
+    try:
+        return to_tensor(value.take_over())
+    except Exception as error:
+        _log.debug("a tensor of %s is copied: %s", value.dtype, error)
+        return None
+
+
+def _initialize(made: Iterable[keras.Variable]) -> None:
+    for variable in made:
+        if not has_value(variable):
+            initialize(variable)
+
+
+def _bytes(variable: keras.Variable) -> int:
+    size = math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+    return 0 if has_value(variable) else size

@@ -1,0 +1,282 @@
+"""Fit the record of a file to a model that exists already, and check it before anything changes.
+
+Such a model keeps its names and flags, and the ties that it has. Of the record it
+takes what makes variables one, and the order in which they are stored.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tiedio.errors import LoadError, first_line, listed
+from tiedio.formats.hdf5_reader import Store, WeightsFile
+from tiedio.model import renewal
+from tiedio.model.places import find_layers, find_places, find_shared, tie_group
+from tiedio.model.walk import Visit, layers_of
+from tiedio.record.record import HeldVariable, LayerState, Record
+from tiedio.record.ties import Place, TieGroup, merged
+from tiedio.saving import retying
+from tiedio.saving.capture import find_stored, listed_only, shapes_to_store
+from tiedio.saving.deferral import Deferral, loads_as_keras
+from tiedio.saving.optimizers import built_optimizer
+from tiedio.saving.restoration import (
+    find_incomplete,
+    nothing_stored,
+    read_by_record,
+    slots_error,
+    unloadable,
+)
+
+
+def fitted(record: Record, visits: Sequence[Visit], left_out: Collection[str]) -> Record:
+    """Returns what a record says of the model with these saveables.
+
+    Args:
+        record: The record of the file.
+        visits: The saveables to be loaded.
+        left_out: The inner_paths of those that are not.
+    """
+
+    def kept(places: Iterable[Place]) -> tuple[Place, ...]:
+        return tuple(place for place in places if place.inner_path not in left_out)
+
+    stored = {place: place for place, _ in find_stored(visits)}
+    own = [group for group, _ in find_shared(visits)]
+    groups = [group.at(kept(group.places)) for group in record.tie_groups]
+    groups += _ties_of_shared_layers(record, visits)
+    groups += [group.at([stored.get(p, p) for p in group.places]) for group in own]
+    groups = merged(group for group in groups if group.aliases)
+    return dataclasses.replace(
+        record,
+        tie_groups=tuple(groups),
+        layers={
+            path: layer for path, layer in _layers(record, visits, groups) if path not in left_out
+        },
+        shared_layers=(),
+        exact_values=kept(record.exact_values),
+        optimizer_variables={
+            path: trained
+            for path, trained in record.optimizer_variables.items()
+            if path not in left_out
+        },
+        random_states=tuple(
+            dataclasses.replace(one, places=places)
+            for one in record.random_states
+            if (places := kept(one.places))
+        ),
+    )
+
+
+def _ties_of_shared_layers(record: Record, visits: Sequence[Visit]) -> Iterator[TieGroup]:
+    """Yields ties between variables, where the record has one layer and the model has two."""
+    places = find_places(visits)
+    for first, *others in record.shared_layers:
+        for place, (_, variable) in places.items():
+            if not (place.inner_path == first or place.inner_path.startswith(f"{first}/")):
+                continue
+            rest = place.inner_path.removeprefix(first)
+            aliases = [Place(f"{other}{rest}", place.attribute) for other in others]
+            known = (alias for alias in aliases if alias in places)
+            yield tie_group(place, known, variable)
+
+
+def _layers(
+    record: Record, visits: Sequence[Visit], groups: Sequence[TieGroup]
+) -> Iterator[tuple[str, LayerState]]:
+    """Yields the layers of a record as the model names and flags them, in the saved order."""
+    layers = find_layers(visits)
+    held = {
+        Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
+    }
+    owners = {place: group.owner for group in groups for place in group.places}
+    recorded = {place for group in record.tie_groups for place in group.places}
+    for path, saved in record.layers.items():
+        own = layers.get(path)
+
+        def as_owned(one: HeldVariable, path: str = path) -> HeldVariable:
+            place = Place(path, one.attribute)
+            mine = held.get(place, one)
+            owner = held.get(owners.get(place, place), mine)
+            return dataclasses.replace(mine, path=owner.path, trainable=owner.trainable)
+
+        names = {one.attribute for one in saved.variables}
+        listed = list(saved.variables)
+        for one in own.variables if own else ():
+            place = Place(path, one.attribute)
+            if one.attribute not in names and place in owners and place not in recorded:
+                listed.append(one)  # tied in the model only
+        yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
+
+
+def check(record: Record, weights: WeightsFile, visits: Sequence[Visit]) -> Iterator[Exception]:
+    """Yields an error for all that does not fit, as far as can be told; nothing is changed.
+
+    Args:
+        record: What to restore, as from `fitted`.
+        weights: The file.
+        visits: The saveables to be loaded.
+    """
+    if error := nothing_stored(renewal.without_optimizers(visits), record, weights):
+        yield error
+    problems = retying.find_problems(visits, record)
+    problems.update(_find_unfit_values(visits, record, weights))
+    if error := retying.error_of(problems):
+        yield error
+    if error := _mismatch(renewal.without_optimizers(visits), record, weights):
+        yield error
+
+
+def conflict(record: Record, weights: WeightsFile, visits: Sequence[Visit]) -> LoadError | None:
+    """The error for variables that will be one, and that the file has with different values.
+
+    Args:
+        record: What to restore, as from `fitted`.
+        weights: The file.
+        visits: The saveables to be loaded.
+    """
+    stored = {place: place.dataset_path for place, _ in find_stored(visits)}
+    groups = [group.places for group, _ in find_shared(visits)]
+    # What was one beside what LoRA was merged into is several, for a model without LoRA.
+    incomplete = find_incomplete(record, find_places(visits))
+    groups += [
+        group.places
+        for group in record.tie_groups
+        if any(place.inner_path in incomplete for place in group.places)
+    ]
+    aliases = {}
+    for places in groups:
+        paths = [path for place in places if (path := stored.get(place))]
+        first, *others = [path for path in paths if weights.address(path)] or [None]
+        aliases.update({other: first for other in others if first})
+    return conflict_error(weights, aliases)
+
+
+def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadError | None:
+    """The error for one variable of a model that would be given several values.
+
+    Args:
+        weights: The file.
+        aliases: dataset_paths of one variable, to the first of them.
+    """
+    differing = weights.disagreements(aliases)
+    if not differing:
+        return None
+    return LoadError(
+        f"Cannot load {listed(differing)} of `{weights.filepath}`: the model ties what has several "
+        "values there.\n"
+        f"Expected: the values at {listed({aliases[path] for path in differing})}. "
+        "Received: others.\n"
+        "Use `tiedio.untie` first, or load a file of a tied model."
+    )
+
+
+def find_unresumable(
+    record: Record,
+    weights: WeightsFile,
+    visits: Sequence[Visit],
+    everything: Sequence[Visit],
+) -> dict[str, LoadError | None]:
+    """Finds the optimizers that cannot go on as the file says; nothing is changed.
+
+    Args:
+        record: What to restore, as from `fitted`.
+        weights: The file.
+        visits: The saveables to be loaded.
+        everything: All saveables of the model.
+
+    Returns:
+        An error for each; `None` for one that was not built when saved, and is now: the file
+        says nothing of how it goes on.
+    """
+    found: dict[str, LoadError | None] = {}
+    places = find_places(everything)
+    by_path = {visit.inner_path: visit.saveable for visit in visits}
+    owner_of = {
+        id(places[place][1]): id(places[group.owner][1])
+        for group in record.tie_groups
+        for place in group.places
+        if place in places and group.owner in places
+    }
+    for inner_path, optimizer in renewal.find_optimizers(visits).items():
+        store = weights.store(inner_path)
+        trained = record.optimizer_variables.get(inner_path)
+        if trained is None and inner_path in record.optimizer_variables and optimizer.built:
+            found[inner_path] = None
+        if trained is None or not len(store) or renewal.keeps_to_itself(optimizer, trained):
+            continue
+        known = [places[place][1] for place in trained if place in places]
+        ids = {owner_of.get(id(v), id(v)) for v in known}
+        holder, _, attribute = inner_path.rpartition("/")
+        trainable = []
+        if attribute == "optimizer" and renewal.compiles_as_keras(by_path[holder]):
+            trainable = by_path[holder].trainable_variables
+        left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
+        if left:
+            found[inner_path] = LoadError(
+                f"Cannot resume `{inner_path}`: in the file it does not train {listed(left)}.\n"
+                f"Expected: it to train {len(trainable)} variables. Received: {len(known)}.\n"
+                "Freeze what was frozen, or leave the optimizer out, with "
+                "`objects_to_skip=[model.optimizer]` or `strict=False`."
+            )
+        elif error := _slots_error(inner_path, optimizer, known, store):
+            found[inner_path] = error
+    return found
+
+
+def _slots_error(
+    inner_path: str, optimizer: Any, known: list[Any], store: Store
+) -> LoadError | None:
+    built = optimizer
+    if list(map(id, renewal.optimizer_variables(optimizer) or [])) != list(map(id, known)):
+        try:
+            # Its variables never get values: only their shapes are asked for.
+            another = renewal.renewed_optimizer(optimizer)
+            built = built_optimizer(another, known, Deferral(0))
+        except Exception as error:  # the code of optimizers may raise anything
+            return LoadError(
+                f"Cannot resume `{inner_path}`: {first_line(error)}\n"
+                "Expected: an optimizer that can be made anew from its config. "
+                f"Received: {type(error).__name__}.\n"
+                "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
+            )
+    return slots_error(inner_path, built, store)
+
+
+def _find_unfit_values(
+    visits: Sequence[Visit], record: Record, weights: WeightsFile
+) -> Iterator[tuple[str, str]]:
+    """Finds the exact values of the file that the model has no variable, or no room for."""
+    places = find_places(visits)
+    layers = {inner_path for inner_path, _ in layers_of(visits)}
+    exact = [
+        place
+        for place in record.exact_values
+        if place.inner_path in layers and not listed_only(place.attribute)
+    ]
+    # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
+    merged = {place.inner_path for place, _ in find_stored(visits) if place in exact}
+    for place in exact:
+        if place not in places:
+            if place.inner_path not in merged:
+                yield str(place), "no such variable"
+        elif place.dataset_path and weights.shape(place.dataset_path) != places[place][1].shape:
+            yield str(place), "another shape"
+
+
+def _mismatch(visits: Iterable[Visit], record: Record, weights: WeightsFile) -> LoadError | None:
+    """Compares the shapes of what is stored with those of what is to be loaded."""
+    by_record = read_by_record(record)
+    differing = {}
+    for visit in visits:
+        # What other code stores, only it knows.
+        if visit.inner_path in by_record or not loads_as_keras(visit.saveable):
+            continue
+        expected = shapes_to_store(visit.saveable)
+        received = weights.store(visit.inner_path).shapes()
+        if expected and not received:  # which is an error of its own
+            continue
+        if visit.inner_path in record.layers:  # which says in which order they are
+            expected, received = sorted(expected), sorted(received)
+        if received != expected:
+            differing[visit.inner_path or "the model"] = f"{expected}, received {received}"
+    return unloadable(differing, "their shapes must match the model")

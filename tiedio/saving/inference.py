@@ -1,0 +1,171 @@
+"""Tell what the record of a file does not say, or all if it has none: what was shared."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+
+from tiedio.errors import RecordError, listed
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.model.places import named_variables, tie_group
+from tiedio.model.walk import Visit, layers_of
+from tiedio.record.record import Record
+from tiedio.record.ties import Place, TieGroup, merged
+from tiedio.saving.capture import find_stored
+
+
+def of_model(record: Record | None, visits: Sequence[Visit], weights: WeightsFile) -> Record:
+    """Returns what a record says, by attributes, and what can be told without one.
+
+    A record that was made of a file alone knows variables by the number under which they are
+    stored, and nothing of layers. What it does not say, hard links do, and what is stored
+    under another path only.
+
+    Args:
+        record: The record of the file, if it has one.
+        visits: The saveables of a model that was built from the same code.
+        weights: The file.
+    """
+    known = _by_attribute(record or Record(), visits)
+    if known.is_complete:
+        return known
+    return dataclasses.replace(
+        known,
+        tie_groups=tuple(merged([*known.tie_groups, *_find_linked(visits, weights)])),
+        shared_layers=_find_shared_layers(visits, weights),
+    )
+
+
+def _by_attribute(record: Record, visits: Sequence[Visit]) -> Record:
+    trained = record.optimizer_variables
+    places = [place for group in record.tie_groups for place in group.places]
+    places += [place for held in trained.values() for place in held or ()]
+    if not any(place.attribute.isdigit() for place in places):
+        return record
+    stored = {place.dataset_path: place for place, _ in find_stored(visits)}
+
+    def named(places: Sequence[Place]) -> tuple[Place, ...]:
+        return tuple(
+            stored.get(place.dataset_path, place) if place.attribute.isdigit() else place
+            for place in places
+        )
+
+    return dataclasses.replace(
+        record,
+        tie_groups=tuple(merged(group.at(named(group.places)) for group in record.tie_groups)),
+        optimizer_variables={path: held and named(held) for path, held in trained.items()},
+    )
+
+
+def located(visits: Sequence[Visit], weights: WeightsFile) -> Sequence[Visit]:
+    """Lists saveables with the path first under which the file stores them.
+
+    Another class may reach a layer by other paths before, and versions of Keras differ, where
+    some visit a part of the model that others do not.
+    """
+    found: list[Visit] = []
+    moved: dict[str, str] = {}
+    for visit in visits:
+        parents = (p for p in moved if visit.inner_path.startswith(f"{p}/"))
+        parent = max(parents, key=len, default=None)
+        path = visit.inner_path
+        if parent is not None:
+            path = moved[parent] + path.removeprefix(parent)
+        candidates = [path, *visit.inner_paths[1:], *visit.views]
+        stored = next((one for one in candidates if weights.names(one)), visit.inner_path)
+        if stored != visit.inner_path:
+            moved[visit.inner_path] = stored
+        others = [one for one in visit.inner_paths if one != stored]
+        found.append(dataclasses.replace(visit, inner_paths=[stored, *others]))
+    return found
+
+
+def unrecorded_links(
+    visits: Sequence[Visit], weights: WeightsFile, record: Record
+) -> RecordError | None:
+    """The error for variables that are two by the record, and one tensor in the file."""
+    recorded = [set(group.places) for group in record.tie_groups]
+    found = [
+        group
+        for group in _find_linked(visits, weights)
+        if not any(places.issuperset(group.places) for places in recorded)
+    ]
+    if not found:
+        return None
+    return RecordError(
+        f"The record of `{weights.filepath}` does not say that these are one: "
+        f"{listed(str(place) for group in found for place in group.places)}.\n"
+        "Expected: a tie group for tensors that hard links make one. Received: none.\n"
+        "The file was changed after it was saved; save it again, or pass `strict=False`."
+    )
+
+
+def _find_linked(visits: Sequence[Visit], weights: WeightsFile) -> tuple[TieGroup, ...]:
+    """Finds the variables that are one tensor in the file, and more than one in the model."""
+    paths = collections.defaultdict(set)
+    for inner_path, _ in layers_of(visits):
+        group_path = f"{inner_path}/vars".lstrip("/")
+        for name in weights.names(group_path):
+            dataset_path = f"{group_path}/{name}"
+            paths[weights.address(dataset_path)].add(dataset_path)
+    linked = {path: address for address, held in paths.items() if len(held) > 1 for path in held}
+    if not linked:
+        return ()
+    held_by = collections.defaultdict(list)
+    for place, variable in find_stored(visits):
+        if place.dataset_path in linked:
+            held_by[linked[place.dataset_path]].append((place, variable))
+    groups = []
+    for (owner, variable), *others in held_by.values():
+        if any(other is not variable for _, other in others):
+            aliases = (place for place, _ in others)
+            groups.append(tie_group(owner, aliases, variable))
+    return tuple(groups)
+
+
+def _find_shared_layers(
+    visits: Sequence[Visit], weights: WeightsFile
+) -> tuple[tuple[str, str], ...]:
+    """Finds the layers that the file stores under another path only.
+
+    Keras stores a layer that is reached by two paths under the first of them. Of two
+    equal layers, one with nothing stored is taken for the other.
+    """
+    layers = dict(layers_of(visits))
+    twins = collections.defaultdict(list)
+    empty = {}
+    for inner_path, layer in layers.items():
+        stored = {
+            bool(len(weights.store(path)))
+            for path, part in _parts(inner_path, layers)
+            if named_variables(part)
+        }
+        if stored == {False}:
+            empty[inner_path] = layer
+        elif stored:
+            twins[type(layer), layer.name].append((inner_path, layer))
+    found: list[tuple[str, str]] = []
+    for inner_path, layer in empty.items():
+        if any(inner_path.startswith(f"{done}/") for _, done in found):
+            continue
+        equal = [
+            path for path, twin in twins[type(layer), layer.name] if _config(twin) == _config(layer)
+        ]
+        if len(equal) == 1:
+            found.append((equal[0], inner_path))
+    return tuple(found)
+
+
+def _parts(inner_path: str, layers: Mapping[str, keras.Layer]) -> Iterator[tuple[str, keras.Layer]]:
+    for path, layer in layers.items():
+        if path == inner_path or path.startswith(f"{inner_path}/".lstrip("/")):
+            yield path, layer
+
+
+def _config(layer: keras.Layer) -> str:
+    text = json.dumps(keras.saving.serialize_keras_object(layer), default=str)
+    # Keras marks what it meets twice while a model is being loaded.
+    config = json.loads(text, object_hook=lambda part: {**part, "shared_object_id": None})
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,250 @@
+"""`save_tied` and `load_tied`: where a live model and a file meet.
+
+On its way out: the saveables are visited, ties found, every array laid out
+once, and streamed. On its way in: the model is built *uncompiled* and without
+values, retied, compiled, and its state read into place; last its optimizers are
+built, so that they see the shared variables, and their state is read.
+"""
+
+import dataclasses
+import datetime
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tiedio.errors import FileFormatError, ModelNotBuiltError, NoModelError
+from tiedio.formats import table
+from tiedio.formats.content import ASSETS, Content
+from tiedio.model import renewal
+from tiedio.model.walk import Visit, walk
+from tiedio.saving import configs, inference, keras2_layout, old_model, retying
+from tiedio.saving.capture import capture
+from tiedio.saving.deferral import Deferral
+from tiedio.saving.optimizers import match_optimizers
+from tiedio.saving.restoration import Restoration, make_room, nothing_stored, report
+from tiedio.storage.base import Storage
+from tiedio.storage.hub import Hub
+from tiedio.storage.locating import at
+from tiedio.storage.progress import shown
+
+
+def save_tied(
+    model: keras.Model,
+    filepath: Any,
+    overwrite: bool = True,
+    zipped: bool | None = None,
+    *,
+    include_optimizer: bool = True,
+    durable: bool = True,
+    progress: bool = False,
+) -> None:
+    """Saves a model, with its shared variables, as a `.keras` file or in another format.
+
+    Takes the place of `model.save`. The file is one that Keras itself can load,
+    without the sharing. Each shared tensor is stored once: its other paths are
+    HDF5 hard links. The tie groups are recorded in the file's metadata. The old file
+    is replaced once the new one is complete and on disk, or left untouched.
+
+    Args:
+        model: A built model.
+        filepath: Path of the file: it ends in `.keras`, or for the format of Keras 2 in
+            `.h5` or `.hdf5`. Also a URL that fsspec knows, such as `s3://bucket/model.keras`,
+            a file that is open for writing (`.keras` goes there), or `hf://namespace/name`.
+        overwrite: Whether to replace an existing file without asking at the
+            prompt, as in Keras.
+        zipped: `False` saves to a folder, whose other files are kept. `None` does so on the
+            Hugging Face Hub only.
+        include_optimizer: Whether to save how the model, and models in it, were compiled, with
+            their optimizers.
+        durable: Whether to wait until the file is on disk. Without, saving is quicker, and
+            a crash of the process still leaves the old file or the new one, but after a
+            power failure the file may be incomplete, or missing.
+        progress: Whether to show a progress bar, by bytes.
+
+    Raises:
+        ModelNotBuiltError: If the model has no variables yet.
+        SaveError: If the path names no format, an optimizer was built for variables that were
+            replaced since, or HDF5 is asked for and cannot hold the model. All is named.
+        OSError: If the file cannot be written.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
+    >>> _ = tiedio.tie(decoder, to=encoder)
+    >>> tiedio.save_tied(model, "model.keras")
+    >>> loaded = tiedio.load_tied("model.keras")
+    >>> loaded.layers[0].kernel is loaded.layers[1].kernel
+    True
+
+    Source: the file format is that of `keras.saving.save_model`; for the record
+    see `tiedio/record/record.py`.
+    """
+    target = at(filepath)
+    if zipped is None:
+        zipped = not isinstance(target, Hub)
+    container = table.format_to_save(target, holds_model=True, zipped=zipped)
+    check_built(model, "saving")
+    if not may_replace(target, overwrite):
+        return
+    visits = walk(model)
+    if not include_optimizer:
+        visits = walk(model, renewal.find_optimizers(visits).values())
+    with tempfile.TemporaryDirectory() as assets:
+        layout, record = capture(visits, Path(assets))
+        config = configs.write(model)
+        if not include_optimizer:
+            config = configs.uncompiled(config)
+        content = Content(layout, record, metadata(), config, Path(assets))
+        if container.has_old_layout:
+            old = keras2_layout.capture(model, layout, include_optimizer)
+            content = dataclasses.replace(content, old_layout=old)
+        with shown(f"Saving {target.label}", progress) as advance:
+            container.write(target, content, durable, advance)
+
+
+def load_tied(
+    filepath: Any,
+    custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
+    safe_mode: bool = True,
+    *,
+    strict: bool = True,
+    verify: bool = True,
+    progress: bool = False,
+) -> Any:
+    """Loads a model and shares again the variables that it shared when saved.
+
+    Takes the place of `keras.saving.load_model`, also for files that Keras wrote.
+    The optimizer resumes with its slots, iterations and learning rate, and seed
+    generators (dropout) with their state: training goes on as if it had not
+    stopped.
+
+    Args:
+        filepath: Path of a file or folder in any format that `save_tied` writes, whatever
+            it is called; also a URL, an open file, or `hf://namespace/name`.
+        custom_objects: Maps names to classes and functions of your own.
+        compile: Whether to compile the model as it was.
+        safe_mode: Whether to refuse Python lambdas, which can run any code.
+        strict: Whether it is an error if ties or optimizer state cannot be restored;
+            otherwise it is a `TiedioWarning`, and they are left out.
+        verify: Whether to compare what is read with the digests in the record; of a
+            file without digests, the checksum of the zip archive is compared.
+        progress: Whether to show a progress bar, by bytes.
+
+    Returns:
+        The model.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        FileFormatError: If the file is not a Keras file, or is damaged. All damaged
+            variables are named.
+        RecordError: If its record is malformed, newer than this tiedio, or names
+            variables that the model does not have.
+        CustomObjectsError: If `custom_objects` lacks classes of the file.
+        LoadError: If some state cannot be restored. All is named.
+
+    Example:
+
+    >>> import keras, numpy, tiedio
+    >>> layers = [keras.layers.Conv2D(2, 3, padding=padding) for padding in ("same", "valid")]
+    >>> model = keras.Sequential([keras.Input((9, 9, 2)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> model.compile(optimizer="adam", loss="mse")
+    >>> _ = model.fit(numpy.ones((1, 9, 9, 2)), numpy.ones((1, 7, 7, 2)), epochs=3, verbose=0)
+    >>> tiedio.save_tied(model, "model.keras")
+    >>> resumed = tiedio.load_tied("model.keras")
+    >>> first, second = resumed.layers
+    >>> first.kernel is second.kernel, int(resumed.optimizer.iterations)
+    (True, 3)
+
+    Source: identity of variables after loading is what
+    [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
+    """
+    place = at(filepath)
+    with (
+        table.reading(place) as source,
+        configs.for_keras_2(source.keras_version),
+        tempfile.TemporaryDirectory() as folder,
+        shown(f"Loading {place.label}", progress) as source.weights.advance,
+    ):
+        if source.old_layout and source.old_layout.model_config:
+            with Deferral(source.weights.size) as deferral:
+                model = old_model.load(source, deferral, custom_objects, compile, safe_mode, strict)
+            renewal.renew_functions(model)
+            return model
+        if source.config is None:
+            raise FileFormatError(
+                f"`{place.name}` holds the weights of a model only.\n"
+                "Expected: a whole model. Received: no config.\n"
+                "Build the model, and pass it to `tiedio.load_tied_weights`."
+            )
+        record = source.read_record(verify)
+        with (
+            Deferral(source.weights.size) as deferral,
+            configs.reading(source.config, place.name, custom_objects, safe_mode) as config,
+        ):
+            try:
+                model = config.build(deferral)
+            except NoModelError:
+                source.weights.check_sizes()  # Keras, which may be asked next, does not
+                raise
+            make_room(source.weights, model)
+
+            def saveables() -> Sequence[Visit]:
+                return inference.located(walk(model), source.weights)
+
+            inferred = inference.of_model(record, saveables(), source.weights)
+            error = retying.retie(saveables, inferred, source.weights, deferral)
+            report(error, strict)
+            visits = saveables()
+            report(retying.disagreement(visits, inferred, source.weights), strict=True)
+            compiled = compile and config.compile(model, deferral)
+            source.extract_assets(Path(folder))
+            restoration = Restoration(
+                source.weights, Path(folder) / ASSETS, record and inferred, deferral
+            )
+            # Optimizers last: TensorFlow's cannot be built for variables without values.
+            visits = saveables()
+            parts = renewal.without_optimizers(visits)
+            report(nothing_stored(parts, record and inferred, source.weights), strict)
+            restoration.read(parts)
+            error = match_optimizers(model, visits, inferred, deferral)
+            report(error if compiled else None, strict)
+            restoration.read(renewal.only_optimizers(saveables()))
+            restoration.finish(strict)
+            if record:
+                error = inference.unrecorded_links(saveables(), source.weights, inferred)
+                report(error, strict)
+        renewal.renew_functions(model)
+    return model
+
+
+def metadata() -> dict[str, Any]:
+    """Says when, and by which Keras, a file is saved."""
+    return {
+        "keras_version": keras.__version__,
+        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+    }
+
+
+def check_built(model: keras.Model, what: str) -> None:
+    """Raises an error if a model has no variables yet."""
+    if not model.built:
+        raise ModelNotBuiltError(
+            f"Model `{model.name}` has no variables yet: it is not built.\n"
+            "Expected: a built model. Received: an unbuilt one.\n"
+            f"Build it, or call it on data, before {what}."
+        )
+
+
+def may_replace(target: Storage, overwrite: bool) -> bool:
+    """Whether nothing is there, or it may be replaced; asks at the prompt, as Keras does."""
+    if overwrite or not target.exists():
+        return True
+    answer = input(f"[WARNING] {target.name} already exists - overwrite? [y/n] ")
+    return answer.strip().lower() == "y"

@@ -1,0 +1,56 @@
+"""A file or a folder on this machine's disk."""
+
+import contextlib
+import os
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+from tiedio.storage import atomic
+from tiedio.storage.base import Storage
+
+
+class Local(Storage):
+    """On disk."""
+
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        self._path = path
+
+    def exists(self) -> bool:
+        return os.path.exists(self._path)  # which takes names that no file can have
+
+    def is_folder(self) -> bool:
+        return os.path.isdir(self._path)
+
+    def reading(self) -> AbstractContextManager[BinaryIO]:
+        if not os.path.isfile(self._path):
+            raise self._missing()
+        return open(self._path, "rb")
+
+    def replacing(self, durable: bool) -> AbstractContextManager[BinaryIO]:
+        return atomic.replacing(self._path, durable)
+
+    def sibling(self, name: str) -> "Local":
+        return Local(self._path.with_name(name))
+
+    def siblings(self) -> list[str]:
+        return os.listdir(self._path.parent)
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def rename(self, name: str, durable: bool) -> bool:
+        return atomic.rename(self._path, self._path.with_name(name), durable)
+
+    def is_being_saved(self) -> bool:
+        return atomic.is_being_saved(self._path)
+
+    def reading_folder(self) -> AbstractContextManager[Path]:
+        return contextlib.nullcontext(self._path)
+
+    def replacing_folder(
+        self, replaced: Collection[str], durable: bool
+    ) -> AbstractContextManager[Path]:
+        return atomic.replacing_folder(self._path, replaced, durable)
