@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from tiedio.errors import TiedioError, TiedioWarning
     from tiedio.hooks.callbacks import AssertTied, TiedBackupAndRestore, TiedModelCheckpoint
     from tiedio.hooks.patching import patch, unpatch
-    from tiedio.model.places import find_ties
-    from tiedio.model.tying import assert_tied, tie, untie
+    from tiedio.model.tying import assert_tied, find_ties, tie, untie
     from tiedio.record.ties import Place, TieGroup
     from tiedio.saving.model import load_tied, save_tied
     from tiedio.saving.weights import load_tied_weights, save_tied_weights
@@ -47,7 +46,7 @@ _HOMES = {
     "TiedioError": "errors",
     "TiedioWarning": "errors",
     "assert_tied": "model.tying",
-    "find_ties": "model.places",
+    "find_ties": "model.tying",
     "load_tied": "saving.model",
     "load_tied_weights": "saving.weights",
     "patch": "hooks.patching",

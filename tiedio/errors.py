@@ -19,6 +19,7 @@ them, sorted); what was expected and received; what to do.
 """
 
 import importlib
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,12 @@ class NoModelError(LoadError):
 
 class TiedioWarning(UserWarning):
     """Something was given up that the caller allowed, or could not be kept."""
+
+
+def warn(messages: Iterable[str]) -> None:
+    """Warns whoever called the function of tiedio that calls this one."""
+    for message in messages:
+        warnings.warn(message, TiedioWarning, stacklevel=3)
 
 
 def listed(names: Iterable[str]) -> str:

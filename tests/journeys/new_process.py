@@ -24,8 +24,7 @@ import scenarios
 
 import tiedio
 from tiedio.model import renewal
-from tiedio.model.places import find_generators, find_places, find_shared_layers
-from tiedio.model.walk import layers_of, walk
+from tiedio.model.walk import walk
 from tiedio.saving import retying
 
 PART = sys.argv[2]
@@ -33,30 +32,28 @@ SAVED, SEEN = map(Path, sys.argv[3:5])
 NAMES = sys.argv[5:]
 
 
-def optimizers_of(visits):
+def optimizers_of(found):
     """Lists the places of each optimizer's variables, in its order."""
-    places = find_places(visits)
     return {
         inner_path: [
-            str(next(p for p, (_, held) in places.items() if held is v))
-            for v in renewal.optimizer_variables(optimizer) or ()
+            str(found.places_of[id(v)][0]) for v in renewal.optimizer_variables(optimizer) or ()
         ]
-        for inner_path, optimizer in renewal.find_optimizers(visits).items()
+        for inner_path, optimizer in found.optimizers.items()
     }
 
 
 def facts_of(model):
-    visits = walk(model)
+    found = walk(model)
     return {
         "ties": scenarios.ties_of(model),
-        "shared_layers": find_shared_layers(visits),
+        "shared_layers": found.shared_layers,
         "variables": [(v.path, v.trainable) for v in model.weights],
         "layers": [
             (layer.name, layer.trainable)
-            for _, layer in layers_of(visits)
+            for layer in found.layers.values()
             if not isinstance(layer, keras.layers.InputLayer)  # not made one again
         ],
-        "optimizers": optimizers_of(visits),
+        "optimizers": optimizers_of(found),
         "iterations": model.optimizer and int(model.optimizer.iterations),
         "random_states": random_states(model),
     }
@@ -64,7 +61,7 @@ def facts_of(model):
 
 def random_states(model):
     """Lists the states of the seed generators: which numbers were drawn, not which came of it."""
-    found = find_generators(walk(model)).items()
+    found = walk(model).generators.items()
     return {
         str(place): keras.ops.convert_to_numpy(generator.state).tolist()
         for place, (_, generator) in found
@@ -117,7 +114,7 @@ def contained(name):
 
 def never_retied(name):
     """The control of all these tests: without retying, what they look for is not there."""
-    retying.retie = lambda *arguments: None
+    retying.retie = lambda *arguments: retying.Retied(None, [])
     model = tiedio.load_tied(SAVED / f"{name}.keras", strict=False)
     return facts_of(model)
 
@@ -134,7 +131,7 @@ def stock(name):
     ours, theirs = loaded(tiedio.load_tied, stock), loaded(keras.saving.load_model, stock)
     facts["stock_opens"] = [model is not None for model in (ours, theirs)]
     if ours:
-        facts["shared_layers"] = find_shared_layers(walk(ours))
+        facts["shared_layers"] = walk(ours).shared_layers
     if ours and theirs:
         ours, theirs = without_seeds(ours), without_seeds(theirs)
         facts["equal"] = [a.tobytes() for a in ours] == [a.tobytes() for a in theirs]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import tiedio
-from tiedio.model.places import find_shared_layers
 from tiedio.model.walk import walk
 
 DATA = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
@@ -132,10 +131,10 @@ def test_a_clone_with_new_values_is_tied_as_the_model_was():
 
 def test_a_layer_in_two_models_stays_one_in_a_recursive_clone_only():
     model = one_layer_in_two_models()
-    places = find_shared_layers(walk(model))
+    places = walk(model).shared_layers
     assert len(places) == 1
     recursive = keras.models.clone_model(model, recursive=True)
-    assert find_shared_layers(walk(recursive)) == places
+    assert walk(recursive).shared_layers == places
     clone = keras.models.clone_model(model)
     # One layer is no tie, so that this is what tells.
     assert (clone.count_params(), model.count_params()) == (60, 40)

@@ -10,7 +10,8 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio.saving.capture import _own_variables, _to_numpy
+from tiedio.model.walk import own_state
+from tiedio.saving.capture import _to_numpy
 
 
 def test_an_equal_size_file_would_be_larger_without_links(tmp_path):
@@ -137,15 +138,15 @@ def test_optimizers_are_stored_under_the_names_that_keras_gives():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile(optimizer="adam", loss="mse")
     expected = {}
-    model.optimizer.save_own_variables(expected)
-    stored = _own_variables(model.optimizer)
+    model.optimizer.saveown_state(expected)
+    stored = own_state(model.optimizer)
     assert list(stored) == list(expected)
     assert all(np.array_equal(_to_numpy(stored[key]), expected[key]) for key in expected)
 
 
 def test_optimizers_that_store_in_their_own_way_are_asked():
     class Halved(keras.optimizers.SGD):
-        def save_own_variables(self, store):
+        def saveown_state(self, store):
             store["half"] = np.array(0.5)
 
-    assert _own_variables(Halved()) == {"half": 0.5}
+    assert own_state(Halved()) == {"half": 0.5}

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiedio.keras_versions import layer_outline
-from tiedio.model.walk import layers_of, walk
-from tiedio.saving.capture import find_stored
+from tiedio.model.walk import walk
 
 L = keras.layers
 
@@ -105,9 +104,9 @@ def seen(model):
 
 def built(model):
     """The same of the model itself, as Keras stores it."""
-    visits = walk(model)
+    found = walk(model)
     held = collections.defaultdict(dict)
-    for place, variable in find_stored(visits):
+    for place, variable in found.stored_places.items():
         number = int(place.dataset_path.rpartition("/")[2])
         held[place.inner_path][number] = variable
     names = names_of(model)
@@ -125,7 +124,7 @@ def built(model):
 def names_of(model):
     """The names that lead to each part: layers by their own, parts of a layer by hand."""
     names = {}
-    for path, layer in layers_of(walk(model)):
+    for path, layer in walk(model).layers.items():
         parents = [names[one] for one in sorted(names, key=len) if path.startswith(f"{one}/")]
         above = parents[-1] if parents else ""
         attribute = path.rpartition("/")[2]

@@ -20,7 +20,6 @@ from tiedio.checkpoints.checkpoint import Evidence
 from tiedio.keras_versions import public_names
 from tiedio.migration import planning
 from tiedio.model.walk import walk
-from tiedio.saving.capture import find_stored
 
 L = keras.layers
 
@@ -267,7 +266,7 @@ def test_it_writes_every_format(ending, tmp_path):
 def stored_ties(model):
     """Lists what is one by the paths under which stock Keras stores it."""
     held = collections.defaultdict(set)
-    for place, variable in find_stored(walk(model)):
+    for place, variable in walk(model).stored_places.items():
         held[id(variable)].add(place.dataset_path)
     return [paths for paths in held.values() if len(paths) > 1]
 

@@ -25,7 +25,7 @@ from tiedio.model.keras_internals import (
     keras_option_scope,
     saving_utils,
 )
-from tiedio.model.places import find_generators, named_variables
+from tiedio.model.places import named_variables
 from tiedio.model.walk import _Attributes, walk
 from tiedio.saving import deferral
 from tiedio.saving.capture import capture
@@ -76,7 +76,7 @@ def test_attributes_are_walked_in_the_order_of_keras(name):
     """`saving_lib.get_attr_skipset`, `._name_key`, `KerasSaveable._obj_type`."""
     model = scenarios.SCENARIOS[name]()
     attributes = _Attributes()
-    for visit in walk(model):
+    for visit in walk(model).visits:
         ours = [attribute for attribute, _ in attributes.of(visit.saveable)]
         assert ours == [
             attribute
@@ -124,7 +124,7 @@ def test_bookkeeping_is_no_name_for_a_variable():
     dense = keras.layers.Dense(2)
     dense.build((None, 3))
     assert set(named_variables(dense)) == {"_kernel", "bias"}
-    places = find_generators(walk(layer))
+    places = walk(layer).generators
     assert [place.attribute for place in places] == ["seed_generator"]
 
 

@@ -17,7 +17,6 @@ import keras
 import scenarios
 
 import tiedio
-from tiedio.model.places import find_generators, find_layers, find_places, find_shared_layers
 from tiedio.model.walk import walk
 
 ADDRESS_SPACE = 2 << 30  # bytes beyond what libraries have taken
@@ -40,8 +39,7 @@ def tied_model():
 
 def values_of(model):
     """Maps every place and slot to its value."""
-    visits = walk(model)
-    held = {str(place): v for place, (_, v) in find_places(visits).items()}
+    held = {str(place): v for place, (_, v) in walk(model).places.items()}
     held |= {
         f"optimizer/{i}": v
         for i, v in enumerate(model.optimizer.variables if model.optimizer else ())
@@ -52,13 +50,15 @@ def values_of(model):
 
 def sharing_of(model):
     """Tells what is of the record alone: ties, order, names, flags and seeds."""
-    visits = walk(model)
-    generators = find_generators(visits)
+    found = walk(model)
     return (
-        [array.tolist() for array in scenarios.arrays_of(g.state for _, g in generators.values())],
+        [
+            array.tolist()
+            for array in scenarios.arrays_of(g.state for _, g in found.generators.values())
+        ],
         scenarios.ties_of(model),
-        find_shared_layers(visits),
-        find_layers(visits),
+        found.shared_layers,
+        found.layer_states,
     )
 
 

@@ -17,8 +17,7 @@ import keras
 
 from tiedio.display.summary import layer_name
 from tiedio.errors import MissingPackageError, SaveError, imported
-from tiedio.model.places import find_shared
-from tiedio.model.walk import layers_of, walk
+from tiedio.model.walk import walk
 from tiedio.saving.model import check_built
 
 # The palette of Okabe and Ito, which all eyes can tell apart, with the letters that are best
@@ -143,8 +142,8 @@ class _Drawing:
 
     def __init__(self, graph: Any, model: keras.Model):
         self.graph = graph
-        self.visits = walk(model)
-        self.layers = dict(layers_of(self.visits))
+        self.walk = walk(model)
+        self.layers = self.walk.layers
         self.nodes = dict(_nodes(graph))
         self.root = str(id(model))
         for layer in self.layers.values():
@@ -154,14 +153,13 @@ class _Drawing:
                 node.set("label", label.replace(name, f"<b>{html.escape(layer.name)}</b>"))
 
     def add_ties(self) -> None:
-        shared = find_shared(self.visits)
-        if not shared:
+        if not self.walk.ties:
             return
         if self.root in self.nodes:  # all that Keras drew
             self.graph.del_node(self.root)
             del self.nodes[self.root]
         lines = collections.defaultdict(list)
-        for group, _ in shared:
+        for group in self.walk.ties:
             for alias in group.aliases:
                 ends = self._box(group.owner.inner_path), self._box(alias.inner_path)
                 names = (place.attribute.lstrip("_") for place in (group.owner, alias))

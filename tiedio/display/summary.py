@@ -4,7 +4,7 @@ import collections
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import keras
 
-    from tiedio.model.walk import Visit
+    from tiedio.record.ties import Ties
 
 from tiedio.display import tables
 from tiedio.storage.locating import at
@@ -85,16 +85,15 @@ def _is_layer(model_or_filepath: Any) -> bool:
 
 
 def _sharing(model: "keras.Layer") -> tuple[list[inspection.Group], list[list[str]]]:
-    from tiedio.model.places import find_shared_layers
-    from tiedio.model.walk import layers_of, walk
+    from tiedio.model.walk import walk
 
-    visits = walk(model)
-    layers = dict(layers_of(visits))
+    found = walk(model)
+    layers = found.layers
     shared_layers = [
         [_place_name(layers, layers[paths[0]].name, path) for path in paths]
-        for paths in find_shared_layers(visits)
+        for paths in found.shared_layers
     ]
-    return list(_tie_groups(visits, layers)), shared_layers
+    return list(_tie_groups(found.ties, layers)), shared_layers
 
 
 def _place_name(layers: "Mapping[str, keras.Layer]", name: str, inner_path: str) -> str:
@@ -102,12 +101,7 @@ def _place_name(layers: "Mapping[str, keras.Layer]", name: str, inner_path: str)
     return f"{layer_name(layers, inner_path.rpartition('/')[0])}/{name}".lstrip("/")
 
 
-def _tie_groups(
-    visits: "Sequence[Visit]", layers: "Mapping[str, keras.Layer]"
-) -> Iterator[inspection.Group]:
-    from tiedio.model.places import find_shared
-
-    groups = [group for group, _ in find_shared(visits)]
+def _tie_groups(groups: "Ties", layers: "Mapping[str, keras.Layer]") -> Iterator[inspection.Group]:
     places = [place for group in groups for place in group.places]
     names = {
         place: f"{layer_name(layers, place.inner_path)}/{place.attribute.lstrip('_')}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tiedio.errors import FileFormatError, listed
 from tiedio.formats import hdf5_writer
-from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
 
@@ -90,6 +90,19 @@ class Archive:
         if self.old_layout is not None:
             return self.old_layout.keras_version
         return str(self.metadata.get("keras_version", ""))
+
+    @property
+    def is_by_position(self) -> bool:
+        """Whether it lists what it stores, as Keras 2 does, and has no paths of saveables."""
+        return self.old_layout is not None
+
+    def store(self, inner_path: str) -> Store:
+        """Returns what is stored for one saveable: arrays by name, read when asked for."""
+        if self.old_layout is None:
+            return self.weights.store(inner_path)
+        listed_here = self.old_layout.optimizer if inner_path == "optimizer" else ()
+        paths = {str(number): weight.dataset_path for number, weight in enumerate(listed_here)}
+        return Store(self.weights, paths)
 
     def read_record(self, verify: bool) -> Record | None:
         """Returns the record, by which the weights are then read; `None` if there is none.

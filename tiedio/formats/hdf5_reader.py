@@ -101,9 +101,9 @@ class WeightsFile:
             missing = names.difference(self.names(group))
             self.damaged.update(posixpath.join(group, name) for name in missing)
 
-    def find_damaged(self) -> list[str]:
-        """Reads whatever has a digest, and lists all that is not what it says."""
-        for path in self.digests:
+    def find_damaged(self, also: Iterable[str] = ()) -> list[str]:
+        """Reads whatever has a digest, and `also` these; lists all that is not what was saved."""
+        for path in (*self.digests, *also):
             try:
                 self.read(path)
             except (KeyError, FileFormatError):
@@ -112,7 +112,8 @@ class WeightsFile:
 
     def store(self, inner_path: str) -> "Store":
         """Returns what is stored for one saveable: arrays by name, read when asked for."""
-        return Store(self, f"{inner_path}/vars".lstrip("/"))
+        group_path = f"{inner_path}/vars".lstrip("/")
+        return Store(self, {name: f"{group_path}/{name}" for name in self.names(group_path)})
 
     def names(self, group_path: str) -> list[str]:
         """Lists the names in a group, of all files that have it."""
@@ -361,41 +362,44 @@ class WeightsFile:
 
 
 class Store(Mapping[str, np.ndarray]):
-    """The arrays of one saveable, as `load_own_variables` expects them."""
+    """The arrays of one saveable, as `load_own_variables` expects them.
 
-    def __init__(self, file: WeightsFile, group_path: str):
+    Args:
+        file: The file.
+        paths: The dataset_path of each array by its name.
+    """
+
+    def __init__(self, file: WeightsFile, paths: Mapping[str, str]):
         self._file = file
-        self._group_path = group_path
-        self._names = file.names(group_path)
+        self._paths = paths
 
     def shared(self) -> "SharedStore":
         """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
-        return SharedStore(self._file, self._group_path)
+        return SharedStore(self._file, self._paths)
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of arrays that are named by number, in their order."""
-        names = sorted(self._names, key=lambda name: (len(name), name))
-        paths = [f"{self._group_path}/{name}" for name in names]
+        names = sorted(self._paths, key=lambda name: (len(name), name))
         try:
-            return [self._file.shape(path) for path in paths]
+            return [self._file.shape(self._paths[name]) for name in names]
         except KeyError as error:
             raise self._file._error(f"has no array at `{error.args[0]}`", "a group") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._file.read(f"{self._group_path}/{name}")
+        return self._file.read(self._paths[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._paths)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._paths)
 
 
 class SharedStore(Store):
     """A store of arrays that variables may keep."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._file.read_once(f"{self._group_path}/{name}")
+        return self._file.read_once(self._paths[name])
 
 
 def _dtype(dataset: h5py.Dataset) -> np.dtype:

@@ -17,7 +17,6 @@ import keras
 
 from tiedio.errors import NoModelError, SaveError
 from tiedio.model.keras_internals import KerasSaveable, saving_api
-from tiedio.model.places import find_shared, find_shared_layers
 from tiedio.model.walk import walk
 from tiedio.record.ties import METADATA_KEY
 from tiedio.saving import weights
@@ -157,8 +156,8 @@ def _either(ours: _Function, stock: _Function) -> _Function:
 
 
 def _shares(model: Any) -> bool:
-    visits = walk(model)
-    return bool(find_shared(visits) or find_shared_layers(visits))
+    found = walk(model)
+    return bool(found.ties or found.shared_layers)
 
 
 def _replacements() -> Iterator[tuple[Any, str, Any]]:

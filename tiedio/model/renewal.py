@@ -1,22 +1,20 @@
 """Renew what a model derives from its variables: compiled functions, the optimizer."""
 
 import gc
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
-from tiedio.errors import TiedioWarning, listed
+from tiedio.errors import listed
 from tiedio.model.substitution import Substitution, substitute, track_parameters
-from tiedio.model.walk import Visit
 
 
 def apply(
     substitutions: Sequence[Substitution],
     models: Sequence[keras.Model],
     resumed: Iterable[keras.Model] = (),
-) -> None:
+) -> list[str]:
     """Substitutes, then renews what `models` derived from the old variables.
 
     That is the compiled functions, which would go on training the old
@@ -26,6 +24,9 @@ def apply(
         substitutions: What takes the place of what.
         models: The models that hold something derived from what is replaced.
         resumed: Those whose optimizer will be given its state, and loses nothing.
+
+    Returns:
+        A warning for the caller of tiedio, if an optimizer lost the state of its training.
     """
     pending = [one for one in substitutions if one.old is not one.new]
     replaced = {id(one.old) for one in pending}
@@ -50,14 +51,13 @@ def apply(
         optimizer.build(model.trainable_variables)
     for model, names in dropped:  # a class may make its own, and fail
         _make_functions(model, names)
-    if trained:  # last, as a warning may be made an error
-        warnings.warn(
-            f"The optimizer of {listed(trained)} was built for variables that are now others: "
-            "it starts anew, with its slots and iterations at zero. "
-            "Tie before training to keep them.",
-            TiedioWarning,
-            stacklevel=4,
-        )
+    if not trained:
+        return []
+    return [
+        f"The optimizer of {listed(trained)} was built for variables that are now others: "
+        "it starts anew, with its slots and iterations at zero. "
+        "Tie before training to keep them."
+    ]
 
 
 def renew_functions(model: keras.Layer) -> None:
@@ -88,28 +88,6 @@ def compiles_as_keras(model: keras.Model) -> bool:
     """Whether no class of its own has a say in how `model` is compiled from a config."""
     names = ("compile", "compile_from_config")
     return all(getattr(type(model), name) is getattr(keras.Model, name) for name in names)
-
-
-def find_optimizers(visits: Iterable[Visit]) -> dict[str, keras.optimizers.Optimizer]:
-    """Maps inner_paths to the optimizers of a model, without those inside another one."""
-    found: dict[str, keras.optimizers.Optimizer] = {}
-    for visit in visits:
-        inside = any(visit.inner_path.startswith(f"{path}/") for path in found)
-        if isinstance(visit.saveable, keras.optimizers.Optimizer) and not inside:
-            found[visit.inner_path] = visit.saveable
-    return found
-
-
-def without_optimizers(visits: Sequence[Visit]) -> list[Visit]:
-    """Lists the visits of a model but for those of its optimizers, and of what is inside these."""
-    optimizers = tuple(f"{inner_path}/" for inner_path in find_optimizers(visits))
-    return [visit for visit in visits if not f"{visit.inner_path}/".startswith(optimizers)]
-
-
-def only_optimizers(visits: Sequence[Visit]) -> list[Visit]:
-    """Lists what `without_optimizers` leaves out."""
-    others = {id(visit) for visit in without_optimizers(visits)}
-    return [visit for visit in visits if id(visit) not in others]
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer | None) -> list[Any] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import keras
 
-from tiedio.model.walk import Visit, layers_of
+from tiedio.model.walk import Walk
 from tiedio.record.ties import Place
 
 # For each layer, its tied attributes; those that were made one variable have one token.
@@ -30,10 +30,10 @@ def forget(layer: keras.Layer, attribute: str) -> None:
     _tokens.get(layer, {}).pop(attribute, None)
 
 
-def remembered(visits: Iterable[Visit]) -> list[tuple[Place, ...]]:
-    """Lists the places among `visits` that are to hold one variable."""
+def remembered(walk: Walk) -> list[tuple[Place, ...]]:
+    """Lists the places of a model that are to hold one variable."""
     groups = collections.defaultdict(list)
-    for inner_path, layer in layers_of(visits):
+    for inner_path, layer in walk.layers.items():
         for attribute, token in _tokens.get(layer, {}).items():
             groups[token].append(Place(inner_path, attribute))
     return [tuple(places) for places in groups.values() if len(places) > 1]

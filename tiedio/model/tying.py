@@ -1,16 +1,16 @@
-"""`tie`, `untie`, `assert_tied`: make layers share variables, stop it, check that they do."""
+"""`tie`, `untie`, `find_ties`, `assert_tied`: what users say and ask of shared variables."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
 
-from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed
+from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
 from tiedio.model import renewal, substitution, tie_memory
-from tiedio.model.places import find_places, find_shared, named_variables
-from tiedio.model.walk import layers_of, walk
-from tiedio.record.ties import Place, TieGroup
+from tiedio.model.places import named_variables
+from tiedio.model.walk import Held, walk
+from tiedio.record.ties import Place, TieGroup, Ties
 
 LayerT = TypeVar("LayerT", bound=keras.Layer)
 
@@ -103,7 +103,7 @@ def tie(
     ]
     for name in names:
         tie_memory.remember(weight[name][:2] for weight in (owned, own))
-    _apply(substitutions, renewal.live_layers() if in_use else [])
+    warn(_apply(substitutions, renewal.live_layers() if in_use else []))
     return layer
 
 
@@ -157,14 +157,36 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
     }
     for one in weights_untied:
         tie_memory.forget(one.holder, one.attribute)
-    _apply(
-        [
-            substitution.Substitution(one.holder, one.variable, copies[id(one.variable)])
-            for one in weights_untied
-        ],
-        everywhere,
-    )
+    substitutions = [
+        substitution.Substitution(one.holder, one.variable, copies[id(one.variable)])
+        for one in weights_untied
+    ]
+    warn(_apply(substitutions, everywhere))
     return layer
+
+
+def find_ties(model: keras.Layer) -> Ties:
+    """Finds the variables that several places of a model share.
+
+    Args:
+        model: A model, or any layer; only what is built has variables.
+
+    Returns:
+        The tie groups, in the order of Keras' walk over the model. A layer
+        that is called several times is one place; weights that are merely
+        equal are not tied.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
+    >>> _ = tiedio.tie(decoder, to=encoder, weights=("kernel",))
+    >>> for group in tiedio.find_ties(model):
+    ...     print(group)
+    layers/dense/_kernel = layers/dense_1/_kernel  (4, 4) float32
+    """
+    return walk(model).ties
 
 
 def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> None:
@@ -195,16 +217,15 @@ def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> N
     ...     print("not tied")
     not tied
     """
-    visits = walk(model)
-    places = find_places(visits)
-    groups = tie_memory.remembered(visits) if ties is None else [group.places for group in ties]
-    if not groups and ties is None and not find_shared(visits):
+    found = walk(model)
+    groups = tie_memory.remembered(found) if ties is None else [group.places for group in ties]
+    if not groups and ties is None and not found.ties:
         raise TieError(
             f"Model `{model.name}` has no ties to check.\n"
             "Expected: layers tied by `tie` or `load_tied`. Received: none.\n"
             "Pass the ties it should have, as from `find_ties`."
         )
-    broken = dict(_broken(groups, places))
+    broken = dict(_broken(groups, found.places))
     if broken:
         raise TieError(
             f"{listed(broken)} are not tied.\n"
@@ -215,15 +236,15 @@ def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> N
 
 
 def _broken(
-    groups: Iterable[Sequence[Place]], places: dict[Place, tuple[keras.Layer, Any]]
+    groups: Iterable[Sequence[Place]], places: Mapping[Place, Held]
 ) -> Iterator[tuple[str, str]]:
     """Yields the places that do not hold the variable of their owner, and how they differ."""
     for owner, *aliases in groups:
-        expected = places[owner][1] if owner in places else None
+        expected = places[owner].item if owner in places else None
         if expected is None:
             yield str(owner), f"no variable at `{owner}`"
         for alias in aliases if expected is not None else ():
-            received = places[alias][1] if alias in places else None
+            received = places[alias].item if alias in places else None
             if received is None:
                 yield str(alias), f"no variable at `{alias}`"
             elif received is not expected:
@@ -244,10 +265,9 @@ def _difference(received: Any, expected: Any) -> str:
 def _weights(layer: keras.Layer) -> dict[str, _Weight]:
     """Maps names such as `kernel`, or `cell/kernel`, to what they stand for."""
     named = {}
-    for inner_path, holder in layers_of(walk(layer)):
-        for attribute, variable in named_variables(holder).items():
-            name = f"{inner_path}/{attribute.lstrip('_')}".lstrip("/")
-            named[name] = _Weight(holder, attribute, variable)
+    for place, (holder, variable) in walk(layer).places.items():
+        name = f"{place.inner_path}/{place.attribute.lstrip('_')}".lstrip("/")
+        named[name] = _Weight(holder, place.attribute, variable)
     return named
 
 
@@ -291,7 +311,9 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
         ) from error
 
 
-def _apply(substitutions: list[substitution.Substitution], everywhere: list[keras.Layer]) -> None:
+def _apply(
+    substitutions: list[substitution.Substitution], everywhere: list[keras.Layer]
+) -> list[str]:
     layers = [one.layer for one in substitutions]
     # A wrapper may keep a reference of its own to the kernel inside it (SpectralNormalization).
     wrappers = [one for one in everywhere if isinstance(one, keras.layers.Wrapper)]
@@ -301,4 +323,4 @@ def _apply(substitutions: list[substitution.Substitution], everywhere: list[kera
         for wrapper in wrappers
         if wrapper.layer is one.layer
     ]
-    renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))
+    return renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))

@@ -1,25 +1,32 @@
 """Visit what Keras saves of a live model, in the order and by the paths of its own walk."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import keras
 
 from tiedio.model.keras_internals import (
+    TRACKED,
     KerasSaveable,
     get_attr_skipset,
     name_key,
     to_snake_case,
 )
+from tiedio.model.places import CONTAINERS, members, named_variables
+from tiedio.record.record import HeldVariable, LayerState
+from tiedio.record.ties import Place, TieGroup, Ties
 
 # What can hold a saveable, or be one.
-CONTAINERS = (list, dict, tuple)
 _HOLDING = (KerasSaveable, *CONTAINERS)
 _METHODS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+
+# How optimizers store their variables, unless a class of its own does otherwise.
+_OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
 
 
 @dataclasses.dataclass
@@ -42,8 +49,170 @@ class Visit:
         return self.inner_paths[0]
 
 
-def walk(root: Any, skipped: Iterable[Any] = ()) -> list[Visit]:
-    """Lists the saveables below `root`, itself first, as Keras visits them.
+class Held(NamedTuple):
+    """A variable, or a seed generator, and the layer that holds it."""
+
+    layer: keras.Layer
+    item: Any
+
+
+class Stored(NamedTuple):
+    """What a saveable stores under one name.
+
+    Attributes:
+        shape: Its shape.
+        variable: The variable that is stored as it is; `None` for other values.
+    """
+
+    shape: tuple[int, ...]
+    variable: Any
+
+
+class Walk:
+    """A live model as Keras' saving sees it: a snapshot, and what follows from it, found once.
+
+    Whatever changes the model makes it untrue; walk again then.
+
+    Attributes:
+        visits: The saveables, the model first.
+    """
+
+    def __init__(self, visits: Iterable[Visit]):
+        self.visits = tuple(visits)
+
+    @functools.cached_property
+    def layers(self) -> dict[str, keras.Layer]:
+        """The layers by inner_path."""
+        return {
+            visit.inner_path: visit.saveable
+            for visit in self.visits
+            if isinstance(visit.saveable, keras.Layer)
+        }
+
+    @functools.cached_property
+    def named(self) -> dict[str, dict[str, Any]]:
+        """The variables that each layer itself holds: by inner_path, then by attribute."""
+        return {path: named_variables(layer) for path, layer in self.layers.items()}
+
+    @functools.cached_property
+    def places(self) -> dict[Place, Held]:
+        """Every place that holds a variable."""
+        return {
+            Place(path, attribute): Held(self.layers[path], variable)
+            for path, variables in self.named.items()
+            for attribute, variable in variables.items()
+        }
+
+    @functools.cached_property
+    def places_of(self) -> dict[int, list[Place]]:
+        """The places of each variable, by its `id()`."""
+        places = collections.defaultdict(list)
+        for place, held in self.places.items():
+            places[id(held.item)].append(place)
+        return dict(places)
+
+    @functools.cached_property
+    def generators(self) -> dict[Place, Held]:
+        """Every place that holds a seed generator."""
+        return {
+            Place(path, attribute): Held(layer, generator)
+            for path, layer in self.layers.items()
+            for attribute, generator in members(layer, keras.random.SeedGenerator)
+        }
+
+    @functools.cached_property
+    def shared_layers(self) -> tuple[tuple[str, ...], ...]:
+        """All inner_paths of each layer that is reached by several."""
+        return tuple(
+            tuple(visit.inner_paths)
+            for visit in self.visits
+            if len(visit.inner_paths) > 1
+            and isinstance(visit.saveable, keras.Layer)
+            # The inputs of two models can be one object, and nothing is gained by it.
+            and not isinstance(visit.saveable, keras.layers.InputLayer)
+        )
+
+    @functools.cached_property
+    def layer_states(self) -> dict[str, LayerState]:
+        """What Keras does not write of each layer, by inner_path."""
+        return {path: self._state(path, layer) for path, layer in self.layers.items()}
+
+    def _state(self, path: str, layer: keras.Layer) -> LayerState:
+        attributes = _attribute_of(self.named[path])
+        held = tuple(
+            HeldVariable(attributes[id(v)], v.path, tracked == TRACKED[0], bool(v.trainable))
+            for tracked in TRACKED
+            for v in getattr(layer, tracked)
+        )
+        return LayerState(layer.name, layer.path or layer.name, bool(layer.trainable), held)
+
+    @functools.cached_property
+    def ties(self) -> Ties:
+        """The tie groups."""
+        groups = []
+        for places in self.places_of.values():
+            if len(places) > 1:
+                variable = self.places[places[0]].item
+                # `max` keeps the first of equals, so the order of the walk decides a draw.
+                owner = max(
+                    places, key=lambda place: _created_by(self.layers[place.inner_path], variable)
+                )
+                aliases = (place for place in places if place != owner)
+                groups.append(tie_group(owner, aliases, variable))
+        return Ties(groups)
+
+    @functools.cached_property
+    def stored(self) -> dict[str, dict[str, Stored]]:
+        """What each saveable but optimizers stores, by inner_path; its own code is asked, once."""
+        return {
+            visit.inner_path: {
+                name: Stored(
+                    tuple(getattr(value, "shape", ())),
+                    value if isinstance(value, keras.Variable) else None,
+                )
+                for name, value in own_state(visit.saveable).items()
+            }
+            for visit in self.parts
+            if hasattr(visit.saveable, "save_own_variables")
+        }
+
+    @functools.cached_property
+    def stored_places(self) -> dict[Place, Any]:
+        """The variables that layers store as they are, by places that say where in a file."""
+        found = {}
+        for path in self.layers:
+            attributes = _attribute_of(self.named[path])
+            for name, (_, variable) in self.stored.get(path, {}).items():
+                if variable is not None and id(variable) in attributes:
+                    dataset_path = f"{path}/vars/{name}".lstrip("/")
+                    found[Place(path, attributes[id(variable)], dataset_path)] = variable
+        return found
+
+    @functools.cached_property
+    def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
+        """The optimizers by inner_path, without those inside another one."""
+        found: dict[str, keras.optimizers.Optimizer] = {}
+        for visit in self.visits:
+            inside = any(visit.inner_path.startswith(f"{path}/") for path in found)
+            if isinstance(visit.saveable, keras.optimizers.Optimizer) and not inside:
+                found[visit.inner_path] = visit.saveable
+        return found
+
+    @functools.cached_property
+    def parts(self) -> list[Visit]:
+        """The visits of all but optimizers, and of what is inside these."""
+        optimizers = tuple(f"{path}/" for path in self.optimizers)
+        return [v for v in self.visits if not f"{v.inner_path}/".startswith(optimizers)]
+
+    @functools.cached_property
+    def optimizer_parts(self) -> list[Visit]:
+        """The visits that `parts` leaves out."""
+        parts = {id(visit) for visit in self.parts}
+        return [visit for visit in self.visits if id(visit) not in parts]
+
+
+def walk(root: Any, skipped: Iterable[Any] = ()) -> Walk:
+    """Visits the saveables below `root`, itself first, as Keras does.
 
     Those in `skipped` are left out, with what is reached through them only.
     """
@@ -70,7 +239,7 @@ def walk(root: Any, skipped: Iterable[Any] = ()) -> list[Visit]:
 
     if id(root) not in outside:
         visit(root, "")
-    return list(visits.values())
+    return Walk(visits.values())
 
 
 class _Attributes:
@@ -134,8 +303,34 @@ def _saveables(value: Any, inner_path: str, entered: tuple[int, ...] = ()) -> It
             yield from _saveables(item, f"{inner_path}/{name}", (*entered, id(value)))
 
 
-def layers_of(visits: Iterable[Visit]) -> Iterator[tuple[str, keras.Layer]]:
-    """Yields the layers among `visits` with their inner_paths."""
-    for visit in visits:
-        if isinstance(visit.saveable, keras.Layer):
-            yield visit.inner_path, visit.saveable
+def own_state(saveable: Any) -> dict[str, Any]:
+    """Returns what a saveable stores, by name: its variables, or other values."""
+    if getattr(type(saveable), "save_own_variables", None) is _OPTIMIZERS_OWN:
+        # Keras would copy all of them at once. The variables themselves need no copy, and
+        # say which is the same tensor as that of an optimizer inside (loss scaling).
+        return {str(index): variable for index, variable in enumerate(saveable.variables)}
+    stored: dict[str, Any] = {}
+    saveable.save_own_variables(stored)
+    return stored
+
+
+def _attribute_of(named: Mapping[str, Any]) -> dict[int, str]:
+    """Maps the `id()` of variables to the first attribute of each."""
+    return {id(variable): name for name, variable in reversed(list(named.items()))}
+
+
+def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup:
+    """Makes the tie group of a variable and the places that hold it, or are to."""
+    shape = tuple(int(size) for size in variable.shape)
+    return TieGroup(owner, tuple(aliases), shape, str(variable.dtype), bool(variable.trainable))
+
+
+def _created_by(layer: keras.Layer, variable: Any) -> int:
+    """Tells how sure it is that `layer` created `variable` (0: it is not).
+
+    A variable's path opens with the path of the layer that made it; when that
+    was in the constructor, the layer knew no more of it than its own name.
+    """
+    if variable.path == f"{layer.path}/{variable.name}":
+        return 2
+    return int(f"/{variable.path}".endswith(f"/{layer.name}/{variable.name}"))

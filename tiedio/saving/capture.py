@@ -7,7 +7,7 @@ what Keras itself does not store.
 import collections
 import dataclasses
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,168 +18,153 @@ from tiedio.errors import SaveError, listed
 from tiedio.formats import hdf5_writer
 from tiedio.model import renewal
 from tiedio.model.keras_internals import TRACKED, axis_order
-from tiedio.model.places import (
-    find_generators,
-    find_layers,
-    find_places,
-    find_shared,
-    find_shared_layers,
-    named_variables,
-)
-from tiedio.model.walk import Visit, layers_of
+from tiedio.model.walk import Visit, Walk, own_state
 from tiedio.record.record import RandomState, Record
-from tiedio.record.ties import Place
-
-# How optimizers store their variables, unless a class of its own does otherwise.
-_OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
+from tiedio.record.ties import Place, TieGroup
 
 
 def capture(
-    visits: list[Visit],
-    assets: Path | None,
-    everything: list[Visit] | None = None,
+    walk: Walk, assets: Path | None, everything: Walk | None = None
 ) -> tuple[hdf5_writer.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once.
 
     Args:
-        visits: The saveables.
+        walk: The saveables.
         assets: Folder for their assets, if these are saved.
         everything: All saveables of the model, if some are not to be saved: an optimizer may
             have been built for variables of theirs.
+
+    Raises:
+        SaveError: If an optimizer was built for variables that no layer holds any more.
     """
-    layout = hdf5_writer.Layout()
-    first: dict[int, str] = {}  # dataset_path under which a variable is met first
-    datasets: dict[tuple[str, int], str] = {}  # by inner_path and variable
-    for visit in visits:
+    found = _Capture(walk, assets)
+    for visit in walk.visits:
+        found.add(visit)
+    found.link_layers(walk.shared_layers)
+    # Before Keras 3.12, what is in a list in a list is stored where its holder shows it.
+    found.link_layers(
+        [(v.inner_path, *v.views) for v in walk.visits if "/container" in v.inner_path]
+    )
+    found.add_exact_values()
+    return found.layout, found.record(_optimizer_places(walk, everything or walk))
+
+
+class _Capture:
+    """A layout and a record in the making.
+
+    Attributes:
+        layout: The tensors, and the links to them.
+    """
+
+    def __init__(self, walk: Walk, assets: Path | None):
+        self.layout = hdf5_writer.Layout()
+        self._walk = walk
+        self._assets = assets
+        self._path_of: dict[int, str] = {}  # of each variable, the first dataset_path
+        self._stored: dict[tuple[str, int], str] = {}  # dataset_paths by inner_path and variable
+        self._exact_values: dict[Place, Place] = {}  # themselves, with their dataset_path
+
+    def add(self, visit: Visit) -> None:
+        """Adds what one saveable stores, and its assets."""
         name = getattr(visit.saveable, "name", None)
         group = f"{visit.inner_path}/vars".lstrip("/")
         if hasattr(visit.saveable, "save_own_variables"):
-            stored = _own_variables(visit.saveable)
+            stored = own_state(visit.saveable)
             if isinstance(name, str) or stored:
-                layout.groups[group] = {"name": name} if isinstance(name, str) else {}
+                self.layout.groups[group] = {"name": name} if isinstance(name, str) else {}
             for key, value in stored.items():
-                path = f"{group}/{key}"
-                if isinstance(value, keras.Variable):
-                    datasets.setdefault((visit.inner_path, id(value)), path)
-                    if first.setdefault(id(value), path) != path:
-                        layout.links[path] = first[id(value)]
-                        continue
-                layout.tensors[path] = _tensor(value)
-        if assets and hasattr(visit.saveable, "save_assets"):
-            (assets / visit.inner_path).mkdir(parents=True, exist_ok=True)
-            visit.saveable.save_assets(str(assets / visit.inner_path))
-    shared_layers = find_shared_layers(visits)
-    _link_layers(shared_layers, layout, assets)
-    nested = [(v.inner_path, *v.views) for v in visits if "/container" in v.inner_path]
-    _link_layers(nested, layout, assets)  # for older versions of Keras
-    exact_values = []
-    for inner_path, layer in layers_of(visits):
-        named = named_variables(layer)
-        unstored = [name for name, v in named.items() if (inner_path, id(v)) not in datasets]
-        for attribute, variable in named.items():
-            if not (
-                attribute in unstored or listed_only(attribute) or any(map(listed_only, unstored))
-            ):
-                continue
-            # A tensor beside `vars`, where Keras does not look.
-            path = f"{inner_path}/exact/{len(exact_values)}".lstrip("/")
-            if first.setdefault(id(variable), path) == path:
-                layout.tensors[path] = _tensor(variable)
-            exact_values.append(Place(inner_path, attribute, first[id(variable)]))
+                self._add_value(f"{group}/{key}", visit.inner_path, value)
+        if self._assets and hasattr(visit.saveable, "save_assets"):
+            (self._assets / visit.inner_path).mkdir(parents=True, exist_ok=True)
+            visit.saveable.save_assets(str(self._assets / visit.inner_path))
 
-    exact_paths = {place: place.dataset_path for place in exact_values}
+    def _add_value(self, path: str, inner_path: str, value: Any) -> None:
+        if isinstance(value, keras.Variable):
+            self._stored.setdefault((inner_path, id(value)), path)
+            first = self._path_of.setdefault(id(value), path)
+            if first != path:
+                self.layout.links[path] = first
+                return
+        self.layout.tensors[path] = _tensor(value)
 
-    def stored_at(place: Place, variable: Any) -> Place:
-        dataset_path = datasets.get((place.inner_path, id(variable)), exact_paths.get(place))
+    def link_layers(self, shared_layers: Sequence[Sequence[str]]) -> None:
+        """Gives Keras, which builds a shared layer once for each path, the state of each."""
+        for first, *others in shared_layers:
+            for inner_path in others:
+                if not inner_path.startswith(f"{first}/".lstrip("/")):
+                    self.layout.links[inner_path] = first
+                    if self._assets and (self._assets / first).exists():
+                        copy = self._assets / inner_path
+                        shutil.copytree(self._assets / first, copy, dirs_exist_ok=True)
+
+    def add_exact_values(self) -> None:
+        """Adds the variables of which their layer stores another value, or none."""
+        for inner_path, named in self._walk.named.items():
+            unstored = [
+                name for name, v in named.items() if (inner_path, id(v)) not in self._stored
+            ]
+            lists_unstored = any(map(listed_only, unstored))
+            for attribute, variable in named.items():
+                if not (attribute in unstored or listed_only(attribute) or lists_unstored):
+                    continue
+                # A tensor beside `vars`, where Keras does not look.
+                path = f"{inner_path}/exact/{len(self._exact_values)}".lstrip("/")
+                first = self._path_of.setdefault(id(variable), path)
+                if first == path:
+                    self.layout.tensors[path] = _tensor(variable)
+                place = Place(inner_path, attribute, first)
+                self._exact_values[place] = place
+
+    def record(self, optimizer_variables: dict[str, tuple[Place, ...] | None]) -> Record:
+        """Returns the record; `optimizer_variables` is the part of it that is known already."""
+        stored = dict(self.layout.tensors)
+        for path, first in self.layout.links.items():
+            if first in self.layout.tensors:
+                stored[path] = self.layout.tensors[first]
+        return Record(
+            tie_groups=tuple(map(self._stored_group, self._walk.ties)),
+            layers=self._walk.layer_states,
+            shared_layers=self._walk.shared_layers,
+            exact_values=tuple(self._exact_values),
+            optimizer_variables=optimizer_variables,
+            random_states=_random_states(self._walk),
+            axis_orders={path: t.axis_order for path, t in stored.items() if t.axis_order},
+        )
+
+    def _stored_group(self, group: TieGroup) -> TieGroup:
+        owner, *aliases = map(self._stored_place, group.places)
+        return dataclasses.replace(group, owner=owner, aliases=tuple(aliases))
+
+    def _stored_place(self, place: Place) -> Place:
+        variable = self._walk.places[place].item
+        dataset_path = self._stored.get((place.inner_path, id(variable)))
+        if dataset_path is None and place in self._exact_values:
+            return self._exact_values[place]
         return dataclasses.replace(place, dataset_path=dataset_path)
 
-    groups = []
-    for group, variable in find_shared(visits):
-        owner, *aliases = (stored_at(place, variable) for place in group.places)
-        groups.append(dataclasses.replace(group, owner=owner, aliases=tuple(aliases)))
-    stored = layout.tensors | {
-        path: layout.tensors[first]
-        for path, first in layout.links.items()
-        if first in layout.tensors
-    }
-    return layout, Record(
-        tie_groups=tuple(groups),
-        layers=find_layers(visits),
-        shared_layers=shared_layers,
-        exact_values=tuple(exact_values),
-        optimizer_variables=_optimizer_places(visits, everything or visits),
-        random_states=_random_states(visits),
-        axis_orders={path: t.axis_order for path, t in stored.items() if t.axis_order},
-    )
 
-
-def _link_layers(
-    shared_layers: Iterable[Sequence[str]], layout: hdf5_writer.Layout, assets: Path | None
-) -> None:
-    """Gives Keras, which builds a shared layer once for each path, the state of each."""
-    for first, *others in shared_layers:
-        for inner_path in others:
-            if not inner_path.startswith(f"{first}/".lstrip("/")):
-                layout.links[inner_path] = first
-                if assets and (assets / first).exists():
-                    shutil.copytree(assets / first, assets / inner_path, dirs_exist_ok=True)
-
-
-def _random_states(visits: list[Visit]) -> tuple[RandomState, ...]:
-    held = collections.defaultdict(list)
-    for place, (_, generator) in find_generators(visits).items():
-        held[id(generator)].append((place, generator))
+def _random_states(walk: Walk) -> tuple[RandomState, ...]:
+    places = collections.defaultdict(list)
+    for place, held in walk.generators.items():
+        places[id(held.item)].append(place)
     return tuple(
         RandomState(
-            tuple(place for place, _ in holders),
-            tuple(int(word) for word in _to_numpy(holders[0][1].state)),
+            tuple(held),
+            tuple(int(word) for word in _to_numpy(walk.generators[held[0]].item.state)),
         )
-        for holders in held.values()
+        for held in places.values()
     )
 
 
-def _own_variables(saveable: Any) -> dict[str, Any]:
-    """Returns what a saveable stores, by name."""
-    if getattr(type(saveable), "save_own_variables", None) is _OPTIMIZERS_OWN:
-        # Keras would copy all of them at once. The variables themselves need no copy, and
-        # say which is the same tensor as that of an optimizer inside (loss scaling).
-        return {str(index): variable for index, variable in enumerate(saveable.variables)}
-    stored: dict[str, Any] = {}
-    saveable.save_own_variables(stored)
-    return stored
-
-
-def find_stored(visits: Iterable[Visit]) -> Iterator[tuple[Place, Any]]:
-    """Yields the variables that layers store as they are, each with its place in a file."""
-    for inner_path, layer in layers_of(visits):
-        attributes = {id(v): name for name, v in reversed(named_variables(layer).items())}
-        for key, value in _own_variables(layer).items():
-            if isinstance(value, keras.Variable) and id(value) in attributes:
-                path = f"{inner_path}/vars/{key}".lstrip("/")
-                yield Place(inner_path, attributes[id(value)], path), value
-
-
-def shapes_to_store(saveable: Any) -> list[tuple[int, ...]]:
-    """Lists the shapes of what a saveable stores."""
-    return [tuple(value.shape) for value in _own_variables(saveable).values()]
-
-
-def listed_only(attribute: str) -> bool:
-    """Whether a variable is in a layer's list and in no attribute of it."""
-    return attribute.split("/")[0] in TRACKED
-
-
-def _optimizer_places(
-    visits: list[Visit], everything: list[Visit]
-) -> dict[str, tuple[Place, ...] | None]:
-    found_places = find_places(everything)
-    places = {id(v): place for place, (_, v) in reversed(found_places.items())}
+def _optimizer_places(walk: Walk, everything: Walk) -> dict[str, tuple[Place, ...] | None]:
+    """Maps each optimizer to the places of the variables that it was built for."""
+    places = everything.places_of
     found: dict[str, tuple[Place, ...] | None] = {}
     stale = set()
-    for inner_path, optimizer in renewal.find_optimizers(visits).items():
+    for inner_path, optimizer in walk.optimizers.items():
         trained = renewal.optimizer_variables(optimizer)
         stale.update(v.path for v in trained or () if id(v) not in places)
-        known = tuple(places[id(v)] for v in trained or () if id(v) in places)
+        known = tuple(places[id(v)][0] for v in trained or () if id(v) in places)
         found[inner_path] = None if trained is None else known
     if stale:
         raise SaveError(
@@ -214,3 +199,8 @@ def _to_numpy(value: Any) -> np.ndarray:
             except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
                 continue  # on another device, or bfloat16
     return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def listed_only(attribute: str) -> bool:
+    """Whether a variable is in a layer's list and in no attribute of it."""
+    return attribute.split("/")[0] in TRACKED

@@ -99,6 +99,10 @@ class Config:
         config = public_names.with_public_names(self._config)
         return _without_marks(without_unknown(config))
 
+    def problem(self) -> LoadError | None:
+        """The error for what this Keras computes otherwise than the one that saved it."""
+        return None
+
     def build(self, deferral: Deferral) -> keras.Model:
         """Builds the model, uncompiled."""
 

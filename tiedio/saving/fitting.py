@@ -9,14 +9,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio.errors import LoadError, first_line, listed
+from tiedio.formats.content import Archive
 from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.model import renewal
-from tiedio.model.places import find_layers, find_places, find_shared, tie_group
-from tiedio.model.walk import Visit, layers_of
+from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import HeldVariable, LayerState, Record
 from tiedio.record.ties import Place, TieGroup, merged
 from tiedio.saving import retying
-from tiedio.saving.capture import find_stored, listed_only, shapes_to_store
+from tiedio.saving.capture import listed_only
 from tiedio.saving.deferral import Deferral, loads_as_keras
 from tiedio.saving.optimizers import built_optimizer
 from tiedio.saving.restoration import (
@@ -28,29 +28,28 @@ from tiedio.saving.restoration import (
 )
 
 
-def fitted(record: Record, visits: Sequence[Visit], left_out: Collection[str]) -> Record:
-    """Returns what a record says of the model with these saveables.
+def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record:
+    """Returns what a record says of a model that keeps its names, its flags and its ties.
 
     Args:
         record: The record of the file.
-        visits: The saveables to be loaded.
+        walk: The saveables to be loaded.
         left_out: The inner_paths of those that are not.
     """
 
     def kept(places: Iterable[Place]) -> tuple[Place, ...]:
         return tuple(place for place in places if place.inner_path not in left_out)
 
-    stored = {place: place for place, _ in find_stored(visits)}
-    own = [group for group, _ in find_shared(visits)]
+    stored = {place: place for place in walk.stored_places}
     groups = [group.at(kept(group.places)) for group in record.tie_groups]
-    groups += _ties_of_shared_layers(record, visits)
-    groups += [group.at([stored.get(p, p) for p in group.places]) for group in own]
+    groups += _ties_of_shared_layers(record, walk)
+    groups += [group.at([stored.get(p, p) for p in group.places]) for group in walk.ties]
     groups = merged(group for group in groups if group.aliases)
     return dataclasses.replace(
         record,
         tie_groups=tuple(groups),
         layers={
-            path: layer for path, layer in _layers(record, visits, groups) if path not in left_out
+            path: layer for path, layer in _layers(record, walk, groups) if path not in left_out
         },
         shared_layers=(),
         exact_values=kept(record.exact_values),
@@ -67,24 +66,23 @@ def fitted(record: Record, visits: Sequence[Visit], left_out: Collection[str]) -
     )
 
 
-def _ties_of_shared_layers(record: Record, visits: Sequence[Visit]) -> Iterator[TieGroup]:
+def _ties_of_shared_layers(record: Record, walk: Walk) -> Iterator[TieGroup]:
     """Yields ties between variables, where the record has one layer and the model has two."""
-    places = find_places(visits)
     for first, *others in record.shared_layers:
-        for place, (_, variable) in places.items():
+        for place, (_, variable) in walk.places.items():
             if not (place.inner_path == first or place.inner_path.startswith(f"{first}/")):
                 continue
             rest = place.inner_path.removeprefix(first)
             aliases = [Place(f"{other}{rest}", place.attribute) for other in others]
-            known = (alias for alias in aliases if alias in places)
+            known = (alias for alias in aliases if alias in walk.places)
             yield tie_group(place, known, variable)
 
 
 def _layers(
-    record: Record, visits: Sequence[Visit], groups: Sequence[TieGroup]
+    record: Record, walk: Walk, groups: Sequence[TieGroup]
 ) -> Iterator[tuple[str, LayerState]]:
     """Yields the layers of a record as the model names and flags them, in the saved order."""
-    layers = find_layers(visits)
+    layers = walk.layer_states
     held = {
         Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
     }
@@ -108,36 +106,36 @@ def _layers(
         yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
 
 
-def check(record: Record, weights: WeightsFile, visits: Sequence[Visit]) -> Iterator[Exception]:
+def check(record: Record, source: Archive, walk: Walk) -> Iterator[Exception]:
     """Yields an error for all that does not fit, as far as can be told; nothing is changed.
 
     Args:
         record: What to restore, as from `fitted`.
-        weights: The file.
-        visits: The saveables to be loaded.
+        source: The file.
+        walk: The saveables to be loaded.
     """
-    if error := nothing_stored(renewal.without_optimizers(visits), record, weights):
+    if error := nothing_stored(walk, record, source):
         yield error
-    problems = retying.find_problems(visits, record)
-    problems.update(_find_unfit_values(visits, record, weights))
+    problems = retying.find_problems(walk, record)
+    problems.update(_find_unfit_values(walk, record, source.weights))
     if error := retying.error_of(problems):
         yield error
-    if error := _mismatch(renewal.without_optimizers(visits), record, weights):
+    if not source.is_by_position and (error := _mismatch(walk, record, source.weights)):
         yield error
 
 
-def conflict(record: Record, weights: WeightsFile, visits: Sequence[Visit]) -> LoadError | None:
+def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
     """The error for variables that will be one, and that the file has with different values.
 
     Args:
         record: What to restore, as from `fitted`.
         weights: The file.
-        visits: The saveables to be loaded.
+        walk: The saveables to be loaded.
     """
-    stored = {place: place.dataset_path for place, _ in find_stored(visits)}
-    groups = [group.places for group, _ in find_shared(visits)]
-    # What was one beside what LoRA was merged into is several, for a model without LoRA.
-    incomplete = find_incomplete(record, find_places(visits))
+    stored = {place: place.dataset_path for place in walk.stored_places}
+    groups = [group.places for group in walk.ties]
+    # Without LoRA, a merged kernel and its former alias are two values.
+    incomplete = find_incomplete(record, walk.places)
     groups += [
         group.places
         for group in record.tie_groups
@@ -173,15 +171,15 @@ def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadErro
 def find_unresumable(
     record: Record,
     weights: WeightsFile,
-    visits: Sequence[Visit],
-    everything: Sequence[Visit],
+    walk: Walk,
+    everything: Walk,
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
 
     Args:
         record: What to restore, as from `fitted`.
         weights: The file.
-        visits: The saveables to be loaded.
+        walk: The saveables to be loaded.
         everything: All saveables of the model.
 
     Returns:
@@ -189,22 +187,22 @@ def find_unresumable(
         says nothing of how it goes on.
     """
     found: dict[str, LoadError | None] = {}
-    places = find_places(everything)
-    by_path = {visit.inner_path: visit.saveable for visit in visits}
+    places = everything.places
+    by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
     owner_of = {
-        id(places[place][1]): id(places[group.owner][1])
+        id(places[place].item): id(places[group.owner].item)
         for group in record.tie_groups
         for place in group.places
         if place in places and group.owner in places
     }
-    for inner_path, optimizer in renewal.find_optimizers(visits).items():
+    for inner_path, optimizer in walk.optimizers.items():
         store = weights.store(inner_path)
         trained = record.optimizer_variables.get(inner_path)
         if trained is None and inner_path in record.optimizer_variables and optimizer.built:
             found[inner_path] = None
         if trained is None or not len(store) or renewal.keeps_to_itself(optimizer, trained):
             continue
-        known = [places[place][1] for place in trained if place in places]
+        known = [places[place].item for place in trained if place in places]
         ids = {owner_of.get(id(v), id(v)) for v in known}
         holder, _, attribute = inner_path.rpartition("/")
         trainable = []
@@ -243,35 +241,35 @@ def _slots_error(
 
 
 def _find_unfit_values(
-    visits: Sequence[Visit], record: Record, weights: WeightsFile
+    walk: Walk, record: Record, weights: WeightsFile
 ) -> Iterator[tuple[str, str]]:
     """Finds the exact values of the file that the model has no variable, or no room for."""
-    places = find_places(visits)
-    layers = {inner_path for inner_path, _ in layers_of(visits)}
     exact = [
         place
         for place in record.exact_values
-        if place.inner_path in layers and not listed_only(place.attribute)
+        if place.inner_path in walk.layers and not listed_only(place.attribute)
     ]
     # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
-    merged = {place.inner_path for place, _ in find_stored(visits) if place in exact}
+    lacking = [place for place in exact if place not in walk.places]
+    merged = {place.inner_path for place in walk.stored_places if place in exact} if lacking else ()
     for place in exact:
-        if place not in places:
+        held = walk.places.get(place)
+        if held is None:
             if place.inner_path not in merged:
                 yield str(place), "no such variable"
-        elif place.dataset_path and weights.shape(place.dataset_path) != places[place][1].shape:
+        elif place.dataset_path and weights.shape(place.dataset_path) != held.item.shape:
             yield str(place), "another shape"
 
 
-def _mismatch(visits: Iterable[Visit], record: Record, weights: WeightsFile) -> LoadError | None:
+def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
     """Compares the shapes of what is stored with those of what is to be loaded."""
     by_record = read_by_record(record)
     differing = {}
-    for visit in visits:
+    for visit in walk.parts:
         # What other code stores, only it knows.
         if visit.inner_path in by_record or not loads_as_keras(visit.saveable):
             continue
-        expected = shapes_to_store(visit.saveable)
+        expected = [stored.shape for stored in walk.stored.get(visit.inner_path, {}).values()]
         received = weights.store(visit.inner_path).shapes()
         if expected and not received:  # which is an error of its own
             continue

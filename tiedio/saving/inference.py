@@ -3,20 +3,18 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 
 from tiedio.errors import RecordError, listed
 from tiedio.formats.hdf5_reader import WeightsFile
-from tiedio.model.places import named_variables, tie_group
-from tiedio.model.walk import Visit, layers_of
+from tiedio.model.walk import Visit, Walk, tie_group
 from tiedio.record.record import Record
 from tiedio.record.ties import Place, TieGroup, merged
-from tiedio.saving.capture import find_stored
 
 
-def of_model(record: Record | None, visits: Sequence[Visit], weights: WeightsFile) -> Record:
+def of_model(record: Record | None, walk: Walk, weights: WeightsFile) -> Record:
     """Returns what a record says, by attributes, and what can be told without one.
 
     A record that was made of a file alone knows variables by the number under which they are
@@ -25,26 +23,26 @@ def of_model(record: Record | None, visits: Sequence[Visit], weights: WeightsFil
 
     Args:
         record: The record of the file, if it has one.
-        visits: The saveables of a model that was built from the same code.
+        walk: A model that was built from the same code.
         weights: The file.
     """
-    known = _by_attribute(record or Record(), visits)
+    known = _by_attribute(record or Record(), walk)
     if known.is_complete:
         return known
     return dataclasses.replace(
         known,
-        tie_groups=tuple(merged([*known.tie_groups, *_find_linked(visits, weights)])),
-        shared_layers=_find_shared_layers(visits, weights),
+        tie_groups=tuple(merged([*known.tie_groups, *_find_linked(walk, weights)])),
+        shared_layers=_find_shared_layers(walk, weights),
     )
 
 
-def _by_attribute(record: Record, visits: Sequence[Visit]) -> Record:
+def _by_attribute(record: Record, walk: Walk) -> Record:
     trained = record.optimizer_variables
     places = [place for group in record.tie_groups for place in group.places]
     places += [place for held in trained.values() for place in held or ()]
     if not any(place.attribute.isdigit() for place in places):
         return record
-    stored = {place.dataset_path: place for place, _ in find_stored(visits)}
+    stored = {place.dataset_path: place for place in walk.stored_places}
 
     def named(places: Sequence[Place]) -> tuple[Place, ...]:
         return tuple(
@@ -59,15 +57,15 @@ def _by_attribute(record: Record, visits: Sequence[Visit]) -> Record:
     )
 
 
-def located(visits: Sequence[Visit], weights: WeightsFile) -> Sequence[Visit]:
-    """Lists saveables with the path first under which the file stores them.
+def located(walk: Walk, weights: WeightsFile) -> Walk:
+    """Returns a walk with the path first under which the file stores each saveable.
 
     Another class may reach a layer by other paths before, and versions of Keras differ, where
     some visit a part of the model that others do not.
     """
     found: list[Visit] = []
     moved: dict[str, str] = {}
-    for visit in visits:
+    for visit in walk.visits:
         parents = (p for p in moved if visit.inner_path.startswith(f"{p}/"))
         parent = max(parents, key=len, default=None)
         path = visit.inner_path
@@ -79,17 +77,15 @@ def located(visits: Sequence[Visit], weights: WeightsFile) -> Sequence[Visit]:
             moved[visit.inner_path] = stored
         others = [one for one in visit.inner_paths if one != stored]
         found.append(dataclasses.replace(visit, inner_paths=[stored, *others]))
-    return found
+    return Walk(found)
 
 
-def unrecorded_links(
-    visits: Sequence[Visit], weights: WeightsFile, record: Record
-) -> RecordError | None:
+def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> RecordError | None:
     """The error for variables that are two by the record, and one tensor in the file."""
     recorded = [set(group.places) for group in record.tie_groups]
     found = [
         group
-        for group in _find_linked(visits, weights)
+        for group in _find_linked(walk, weights)
         if not any(places.issuperset(group.places) for places in recorded)
     ]
     if not found:
@@ -102,10 +98,10 @@ def unrecorded_links(
     )
 
 
-def _find_linked(visits: Sequence[Visit], weights: WeightsFile) -> tuple[TieGroup, ...]:
+def _find_linked(walk: Walk, weights: WeightsFile) -> tuple[TieGroup, ...]:
     """Finds the variables that are one tensor in the file, and more than one in the model."""
     paths = collections.defaultdict(set)
-    for inner_path, _ in layers_of(visits):
+    for inner_path in walk.layers:
         group_path = f"{inner_path}/vars".lstrip("/")
         for name in weights.names(group_path):
             dataset_path = f"{group_path}/{name}"
@@ -114,7 +110,7 @@ def _find_linked(visits: Sequence[Visit], weights: WeightsFile) -> tuple[TieGrou
     if not linked:
         return ()
     held_by = collections.defaultdict(list)
-    for place, variable in find_stored(visits):
+    for place, variable in walk.stored_places.items():
         if place.dataset_path in linked:
             held_by[linked[place.dataset_path]].append((place, variable))
     groups = []
@@ -125,27 +121,20 @@ def _find_linked(visits: Sequence[Visit], weights: WeightsFile) -> tuple[TieGrou
     return tuple(groups)
 
 
-def _find_shared_layers(
-    visits: Sequence[Visit], weights: WeightsFile
-) -> tuple[tuple[str, str], ...]:
+def _find_shared_layers(walk: Walk, weights: WeightsFile) -> tuple[tuple[str, str], ...]:
     """Finds the layers that the file stores under another path only.
 
     Keras stores a layer that is reached by two paths under the first of them. Of two
     equal layers, one with nothing stored is taken for the other.
     """
-    layers = dict(layers_of(visits))
     twins = collections.defaultdict(list)
     empty = {}
-    for inner_path, layer in layers.items():
-        stored = {
-            bool(len(weights.store(path)))
-            for path, part in _parts(inner_path, layers)
-            if named_variables(part)
-        }
-        if stored == {False}:
-            empty[inner_path] = layer
-        elif stored:
+    for inner_path, layer in walk.layers.items():
+        parts = [path for path in _parts(inner_path, walk.layers) if walk.named[path]]
+        if any(len(weights.store(path)) for path in parts):
             twins[type(layer), layer.name].append((inner_path, layer))
+        elif parts:
+            empty[inner_path] = layer
     found: list[tuple[str, str]] = []
     for inner_path, layer in empty.items():
         if any(inner_path.startswith(f"{done}/") for _, done in found):
@@ -158,10 +147,10 @@ def _find_shared_layers(
     return tuple(found)
 
 
-def _parts(inner_path: str, layers: Mapping[str, keras.Layer]) -> Iterator[tuple[str, keras.Layer]]:
-    for path, layer in layers.items():
+def _parts(inner_path: str, layers: Iterable[str]) -> Iterator[str]:
+    for path in layers:
         if path == inner_path or path.startswith(f"{inner_path}/".lstrip("/")):
-            yield path, layer
+            yield path
 
 
 def _config(layer: keras.Layer) -> str:

@@ -1,4 +1,4 @@
-"""Describe a model in the layout of Keras 2, and match one with a file in that layout.
+"""Describe a model in the layout of Keras 2.
 
 Keras reads this layout by position. So what is saved is listed as the model that
 Keras will build of the config lists it, where nothing is tied.
@@ -9,13 +9,12 @@ import dataclasses
 import json
 import logging
 import random
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from tiedio.errors import LoadError, SaveError, TiedioWarning, first_line, listed
+from tiedio.errors import SaveError, first_line, listed
 from tiedio.formats import hdf5_writer
 from tiedio.formats.content import OldLayout, Weight
 from tiedio.keras_versions import public_names
@@ -26,14 +25,12 @@ from tiedio.model.keras_internals import (
     keras_option_scope,
     saving_utils,
 )
-from tiedio.model.places import find_places, find_shared_layers, own_variables
-from tiedio.model.walk import layers_of, walk
+from tiedio.model.walk import walk
 from tiedio.saving.deferral import Deferral
+from tiedio.saving.keras2_config import build
+from tiedio.saving.keras2_record import OWN, lists_of
 
 _log = logging.getLogger(__name__)
-
-# Under which the variables of the model itself are listed here.
-_OWN = ""
 
 
 def capture(
@@ -46,7 +43,7 @@ def capture(
     """
     about = _metadata(model, include_optimizer)
     stored = {id(t.source): (path, t) for path, t in layout.tensors.items() if t.source is not None}
-    lists = _lists_once_built(model, about["model_config"]) or _lists(model)
+    lists = _lists_once_built(model, about["model_config"]) or lists_of(model)
     optimizer = model.optimizer.variables if about.get("training_config") else []
     listed_variables = [variable for one in (*lists.values(), optimizer) for variable in one]
     lost = {v.path for v in listed_variables if id(v) not in stored}
@@ -63,8 +60,8 @@ def capture(
         about.get("training_config"),
         about["keras_version"],
         about["backend"],
-        {name: weights_of(one) for name, one in lists.items() if name != _OWN},
-        weights_of(lists[_OWN]),
+        {name: weights_of(one) for name, one in lists.items() if name != OWN},
+        weights_of(lists[OWN]),
         weights_of(optimizer),
     )
 
@@ -112,20 +109,14 @@ def _with_full_names(loss: Any) -> Any:
     return loss
 
 
-def _lists(model: keras.Model) -> dict[str, list[Any]]:
-    """Lists the variables of each top-level layer in the order of this layout."""
-    lists = {one.name: one.trainable_weights + one.non_trainable_weights for one in model.layers}
-    return {**lists, _OWN: own_variables(model)}
-
-
 def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, list[Any]] | None:
     """Lists a model's variables as Keras will list those of the model it builds of the config.
 
     Nothing is tied there: each place of a shared variable is listed, and none is where a
     tie put it. Returns `None` if it cannot be built here, as for want of a function.
     """
-    visits = walk(model)
-    classes = {type(layer) for _, layer in layers_of(visits)}
+    found = walk(model)
+    classes = {type(layer) for layer in found.layers.values()}
     known = {name: one for one in classes for name in (one.__name__, _registered_name(one))}
     seeds = random.getstate()  # from which layers without a seed draw one
     try:
@@ -136,20 +127,19 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
         return None
     finally:
         random.setstate(seeds)
-    places = {id(v): place for place, (_, v) in find_places(walk(built)).items()}
-    held = {place: v for place, (_, v) in find_places(visits).items()}
-    copies = [(copy, first) for first, *others in find_shared_layers(visits) for copy in others]
+    places = walk(built).places_of
+    copies = [(copy, first) for first, *others in found.shared_layers for copy in others]
 
     def counterpart(variable: Any) -> Any:
-        place = places[id(variable)]
+        place = places[id(variable)][-1]
         for copy, first in copies:
             if f"{place.inner_path}/".startswith(f"{copy}/"):
                 inner_path = first + place.inner_path.removeprefix(copy)
                 place = dataclasses.replace(place, inner_path=inner_path.lstrip("/"))
-        return held[place]
+        return found.places[place].item
 
     try:
-        lists = {name: list(map(counterpart, one)) for name, one in _lists(built).items()}
+        lists = {name: list(map(counterpart, one)) for name, one in lists_of(built).items()}
     except KeyError as error:
         _log.debug("listed as the model itself lists them: %s", error)
         return None
@@ -160,133 +150,3 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
 
 def _registered_name(kind: type) -> str:
     return keras.saving.get_registered_name(kind)
-
-
-def build(config: dict[str, Any], deferral: Deferral) -> Any:
-    """Builds a model of its config, uncompiled."""
-    known = keras.saving.get_custom_objects()
-
-    def make() -> Any:
-        # Keras changes the config that it reads.
-        fresh = json_utils.decode(json.dumps(config))
-        with keras_option_scope(use_legacy_config=True):
-            return saving_utils.model_from_config(fresh, custom_objects=dict(known))
-
-    return deferral.build(make)
-
-
-@dataclasses.dataclass
-class Match:
-    """A layer of a model, and what a file lists for it.
-
-    Attributes:
-        name: The layer's name.
-        group: Its name in the file.
-        variables: Its variables.
-        weights: What is stored for them, one for each if it fits.
-    """
-
-    name: str
-    group: str
-    variables: Sequence[Any]
-    weights: Sequence[Weight]
-
-    def __post_init__(self):
-        # Names may tell more than the order does: one of a layer's variables may have been
-        # replaced by another layer's, or frozen, and was listed behind the others then.
-        by_name = {_last(weight.name): weight for weight in self.weights}
-        names = [_last(variable.path) for variable in self.variables]
-        if len(by_name) == len(self.weights) and sorted(by_name) == sorted(names):
-            self.weights = [by_name[name] for name in names]
-
-    @property
-    def pairs(self) -> Iterator[tuple[Any, Weight]]:
-        """Each variable, and what is stored for it."""
-        return zip(self.variables, self.weights, strict=True)
-
-    def problem(self) -> str | None:
-        """What does not fit, if anything does not."""
-        expected = [tuple(variable.shape) for variable in self.variables]
-        received = [weight.shape for weight in self.weights]
-        return None if expected == received else f"{expected}, received {received}"
-
-
-def fitting(
-    model: keras.Model, old: OldLayout, by_name: bool = False, skip_mismatch: bool = False
-) -> list[Match]:
-    """Matches the layers of a model with those of a file, as Keras does.
-
-    Args:
-        model: A built model.
-        old: What the file says.
-        by_name: Whether to go by the names of layers, and leave out those that only one of
-            the two has, instead of by their order.
-        skip_mismatch: Whether to leave out, with a warning, layers that do not fit.
-
-    Raises:
-        LoadError: If they do not fit. All layers that do not are named.
-    """
-    matches = match(model, old, by_name)
-    try:
-        check(matches, old)
-    except LoadError as error:
-        if not skip_mismatch:
-            raise
-        warnings.warn(str(error), TiedioWarning, stacklevel=4)
-        matches = [one for one in matches if not one.problem()]
-    return matches
-
-
-def match(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[Match]:
-    """Matches the layers of a model with those of a file.
-
-    Raises:
-        LoadError: If there are more of them in one than in the other.
-    """
-    lists = _lists(model)
-    own = lists.pop(_OWN)
-    if by_name:
-        groups = {name: name for name in lists if name in old.layers}
-    else:
-        expected = [name for name, one in lists.items() if one]
-        received = [name for name, weights in old.layers.items() if weights]
-        if len(expected) != len(received):
-            raise LoadError(
-                f"Cannot load `{old.filepath}` into model `{model.name}`: it has other layers.\n"
-                f"Expected: {len(expected)} with weights: {listed(expected) or 'none'}. "
-                f"Received: {len(received)}: {listed(received) or 'none'}.\n"
-                "Load it into the model that was saved, with the same classes."
-            )
-        groups = dict(zip(expected, received, strict=True))
-    matches = [Match(name, g, lists[name], old.layers[g]) for name, g in groups.items()]
-    if old.top_level is not None:
-        matches.append(Match(model.name, _OWN, own, old.top_level))
-    return matches
-
-
-def check(matches: Iterable[Match], old: OldLayout) -> None:
-    """Compares shapes.
-
-    Raises:
-        LoadError: If the shapes of a layer are others in the file. All such layers are named.
-    """
-    problems = {one.name: problem for one in matches if (problem := one.problem())}
-    if problems:
-        told = "; ".join(f"`{name}`: expected {problems[name]}" for name in sorted(problems))
-        raise LoadError(
-            f"Cannot load the weights of {listed(problems)} from `{old.filepath}`.\n"
-            f"Received: {told}.\n"
-            "Load the file into the model that was saved. Where fewer are stored than expected, "
-            "some may have been tied inside one layer: this format does not say which."
-        )
-
-
-def finalize(model: keras.Model) -> None:
-    """Lets layers take up what they computed from their variables, as normalization does."""
-    for _, layer in layers_of(walk(model)):
-        if hasattr(layer, "finalize_state") and layer.weights:
-            layer.finalize_state()
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]

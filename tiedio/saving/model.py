@@ -6,25 +6,24 @@ values, retied, compiled, and its state read into place; last its optimizers are
 built, so that they see the shared variables, and their state is read.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from tiedio.errors import FileFormatError, ModelNotBuiltError, NoModelError
+from tiedio.errors import FileFormatError, ModelNotBuiltError, NoModelError, warn
 from tiedio.formats import table
-from tiedio.formats.content import ASSETS, Content
-from tiedio.model import renewal
-from tiedio.model.walk import Visit, walk
-from tiedio.saving import configs, inference, keras2_layout, old_model, retying
+from tiedio.formats.content import ASSETS, Archive, Content
+from tiedio.model.walk import Walk, walk
+from tiedio.saving import configs, keras2_config, keras2_layout
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
-from tiedio.saving.optimizers import match_optimizers
-from tiedio.saving.restoration import Restoration, make_room, nothing_stored, report
+from tiedio.saving.loading import Loading
 from tiedio.storage.base import Storage
 from tiedio.storage.hub import Hub
 from tiedio.storage.locating import at
@@ -91,11 +90,11 @@ def save_tied(
     check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
-    visits = walk(model)
+    found = walk(model)
     if not include_optimizer:
-        visits = walk(model, renewal.find_optimizers(visits).values())
+        found = Walk(found.parts)
     with tempfile.TemporaryDirectory() as assets:
-        layout, record = capture(visits, Path(assets))
+        layout, record = capture(found, Path(assets))
         config = configs.write(model)
         if not include_optimizer:
             config = configs.uncompiled(config)
@@ -116,7 +115,7 @@ def load_tied(
     strict: bool = True,
     verify: bool = True,
     progress: bool = False,
-) -> Any:
+) -> keras.Model:
     """Loads a model and shares again the variables that it shared when saved.
 
     Takes the place of `keras.saving.load_model`, also for files that Keras wrote.
@@ -172,56 +171,43 @@ def load_tied(
         tempfile.TemporaryDirectory() as folder,
         shown(f"Loading {place.label}", progress) as source.weights.advance,
     ):
-        if source.old_layout and source.old_layout.model_config:
-            with Deferral(source.weights.size) as deferral:
-                model = old_model.load(source, deferral, custom_objects, compile, safe_mode, strict)
-            renewal.renew_functions(model)
-            return model
-        if source.config is None:
-            raise FileFormatError(
-                f"`{place.name}` holds the weights of a model only.\n"
-                "Expected: a whole model. Received: no config.\n"
-                "Build the model, and pass it to `tiedio.load_tied_weights`."
-            )
         record = source.read_record(verify)
         with (
             Deferral(source.weights.size) as deferral,
-            configs.reading(source.config, place.name, custom_objects, safe_mode) as config,
+            _config(source, custom_objects, safe_mode) as config,
         ):
             try:
                 model = config.build(deferral)
             except NoModelError:
                 source.weights.check_sizes()  # Keras, which may be asked next, does not
                 raise
-            make_room(source.weights, model)
-
-            def saveables() -> Sequence[Visit]:
-                return inference.located(walk(model), source.weights)
-
-            inferred = inference.of_model(record, saveables(), source.weights)
-            error = retying.retie(saveables, inferred, source.weights, deferral)
-            report(error, strict)
-            visits = saveables()
-            report(retying.disagreement(visits, inferred, source.weights), strict=True)
+            loading = Loading(source, model, deferral, strict=strict)
+            loading.report(config.problem())
+            loading.describe(record)
+            loading.retie()
             compiled = compile and config.compile(model, deferral)
             source.extract_assets(Path(folder))
-            restoration = Restoration(
-                source.weights, Path(folder) / ASSETS, record and inferred, deferral
-            )
+            loading.read(Path(folder) / ASSETS)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
-            visits = saveables()
-            parts = renewal.without_optimizers(visits)
-            report(nothing_stored(parts, record and inferred, source.weights), strict)
-            restoration.read(parts)
-            error = match_optimizers(model, visits, inferred, deferral)
-            report(error if compiled else None, strict)
-            restoration.read(renewal.only_optimizers(saveables()))
-            restoration.finish(strict)
-            if record:
-                error = inference.unrecorded_links(saveables(), source.weights, inferred)
-                report(error, strict)
-        renewal.renew_functions(model)
+            loading.resume(compiled)
+            loading.finish()
+    warn(loading.warnings)
     return model
+
+
+def _config(
+    source: Archive, custom_objects: Mapping[str, Any] | None, safe_mode: bool
+) -> contextlib.AbstractContextManager[configs.Config | keras2_config.OldConfig]:
+    """Opens the scopes in which Keras reads the config of a file."""
+    if source.old_layout is not None and source.old_layout.model_config:
+        return keras2_config.reading(source.old_layout, custom_objects, safe_mode)
+    if source.config is not None:
+        return configs.reading(source.config, source.filepath, custom_objects, safe_mode)
+    raise FileFormatError(
+        f"`{source.filepath}` holds the weights of a model only.\n"
+        "Expected: a whole model. Received: no config.\n"
+        "Build the model, and pass it to `tiedio.load_tied_weights`."
+    )
 
 
 def metadata() -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Give a freshly built model the sharing, the order and the flags that a record describes.
+"""Give a model the sharing, the order and the flags that a record describes.
 
 A class may build fewer ties than were saved, or more: afterwards the places that
 held one variable hold one again, and those that held two hold two.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,14 +14,6 @@ import numpy as np
 from tiedio.errors import FileFormatError, RecordError, listed
 from tiedio.formats.hdf5_reader import WeightsFile, damaged
 from tiedio.model import renewal, tie_memory
-from tiedio.model.keras_internals import TRACKED
-from tiedio.model.places import (
-    find_generators,
-    find_layers,
-    find_places,
-    find_shared,
-    named_variables,
-)
 from tiedio.model.substitution import (
     Substitution,
     adopt,
@@ -33,67 +25,83 @@ from tiedio.model.substitution import (
     substitute_layer,
     variable_of,
 )
-from tiedio.model.walk import Visit, layers_of, walk
-from tiedio.record.record import Record
+from tiedio.model.walk import Walk, walk
+from tiedio.record.record import HeldVariable, Record
 from tiedio.record.ties import Place
+from tiedio.saving.capture import listed_only
 from tiedio.saving.deferral import Deferral
 
+# What does not fit, by the layer or the place that it is about.
 Problems = dict[str, str]
 
-_UNKNOWN = "not in the file"
+
+@dataclasses.dataclass
+class Retied:
+    """What became of a model.
+
+    Attributes:
+        error: Names all that does not fit the model, and was left as it is.
+        warnings: What the model lost by it.
+    """
+
+    error: RecordError | None
+    warnings: list[str]
 
 
 def retie(
-    saveables: Callable[[], Sequence[Visit]],
+    found: Walk,
+    again: Callable[[], Walk],
     record: Record,
     weights: WeightsFile,
     deferral: Deferral,
     in_use: bool = False,
-) -> RecordError | None:
+) -> Retied:
     """Restores what layers of a model have in common.
 
     Args:
-        saveables: Lists those of the model that are not left as they are.
+        found: The saveables of the model that are not left as they are.
+        again: Walks over them again.
         record: What to restore.
         weights: The file.
         deferral: The variables of the model that have no value yet.
         in_use: Whether it may be compiled, or its layers be those of other models; not so if
             it was just built.
-
-    Returns:
-        An error that names all that does not fit the model, and was left as it is.
     """
-    problems: Problems = {}
-    visits = saveables()
-    replaced_layers = _share_layers(visits, record.shared_layers, weights, problems)
+    replaced_layers, unshared = _share_layers(found, record.shared_layers, weights)
     if replaced_layers:
-        visits = saveables()
-    problems.update(find_problems(visits, record))
-    _share_generators(visits, record)
-    for one in _separations(visits, record):
+        found = again()
+    problems = unshared | find_problems(found, record)
+    _share_generators(found, record)
+    separations = list(_separations(found, record))
+    for one in separations:
         substitute(one.layer, one.old, one.new)
-    _adopt_missing(visits, record)
-    substitutions = _plan(visits, record, problems)
-    using = [visit.saveable for visit in visits if isinstance(visit.saveable, keras.Model)]
+    if _adopt_missing(found, record) or separations:
+        found = Walk(found.visits)  # the layers are the same, and hold other variables
+    substitutions, unfit = _plan(found, record)
+    problems |= unfit
+    using = [layer for layer in found.layers.values() if isinstance(layer, keras.Model)]
     if in_use and substitutions:
         using = renewal.models_with((one.layer for one in substitutions), renewal.live_layers())
     resumed = [
-        visit.saveable
-        for visit in visits
-        if f"{visit.inner_path}/optimizer".lstrip("/") in record.optimizer_variables
+        layer
+        for path, layer in found.layers.items()
+        if f"{path}/optimizer".lstrip("/") in record.optimizer_variables
     ]
-    renewal.apply(substitutions, using, resumed)
-    _restore_layers(visits, record, weights, problems)
-    places = find_places(visits)
+    warnings = renewal.apply(substitutions, using, resumed)
+    if substitutions:
+        found = Walk(found.visits)
+    problems = _restore_layers(found, record, weights) | problems
+    found = Walk(found.visits)
+    for path in _missing_slots(found, record):
+        problems.setdefault(path, "no such variable")
     for group in record.tie_groups:
-        known = [place for place in group.places if place in places]
+        known = [place for place in group.places if place in found.places]
         if known:
-            tie_memory.remember((places[place][0], place.attribute) for place in known)
-    held = {id(variable) for _, variable in places.values()}
+            tie_memory.remember((found.places[place].layer, place.attribute) for place in known)
     replaced = [variable for layer in replaced_layers for variable in layer.variables]
     replaced += [one.old for one in substitutions]
-    deferral.forget(variable for variable in replaced if id(variable) not in held)
-    return error_of(problems)
+    deferral.forget(variable for variable in replaced if id(variable) not in found.places_of)
+    return Retied(error_of(problems), warnings)
 
 
 def error_of(problems: Problems) -> RecordError | None:
@@ -108,35 +116,29 @@ def error_of(problems: Problems) -> RecordError | None:
     )
 
 
-def find_problems(visits: Sequence[Visit], record: Record) -> Problems:
+def find_problems(walk: Walk, record: Record) -> Problems:
     """Compares a model with what a record says of it; nothing is changed."""
-    problems: Problems = {}
-    _check_layers(visits, record, problems)
-    _check_generators(visits, record, problems)
-    _plan(visits, record, problems)
-    layers = dict(layers_of(visits))
+    _, unfit = _plan(walk, record)
+    problems = dict(_check_layers(walk, record)) | dict(_check_generators(walk, record)) | unfit
     for group in record.tie_groups:
         for alias in group.aliases:
-            layer = layers.get(alias.inner_path)
+            layer = walk.layers.get(alias.inner_path)
             if layer is not None and may_adopt(layer, alias.attribute):
                 problems.pop(str(alias), None)
     return problems
 
 
 def _share_layers(
-    visits: Sequence[Visit],
-    shared_layers: Sequence[Sequence[str]],
-    weights: WeightsFile,
-    problems: Problems,
-) -> list[keras.Layer]:
-    """Makes one object of the layers that were one when saved; lists those that were replaced."""
+    model: Walk, shared_layers: Sequence[Sequence[str]], weights: WeightsFile
+) -> tuple[list[keras.Layer], Problems]:
+    """Makes one object of the layers that the record shares; lists those that were replaced."""
+    problems: Problems = {}
     by_path = {
         path: layer
-        for visit in visits
+        for visit in model.visits
         for path in visit.inner_paths
         if isinstance(layer := visit.saveable, keras.Layer)
     }
-    holders = [layer for _, layer in layers_of(visits)]
     replaced: list[keras.Layer] = []
     for first, *others in shared_layers:
         new = by_path.get(first)
@@ -153,9 +155,9 @@ def _share_layers(
             elif weights.disagreements(weights.twins(first, inner_path)):
                 problems[inner_path] = f"stored with other values than `{first}`"
             else:
-                substitute_layer(old, new, holders)
+                substitute_layer(old, new, model.layers.values())
                 replaced.append(old)
-    return replaced
+    return replaced, problems
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
@@ -163,50 +165,61 @@ def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
 
 
 def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
-    return any(visit.saveable is part for visit in walk(layer))
+    return any(visit.saveable is part for visit in walk(layer).visits)
 
 
-def _check_layers(visits: Sequence[Visit], record: Record, problems: Problems) -> None:
+def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     """Compares the layers of a model, and what they list, with those of the record."""
-    layers = find_layers(visits)
-    holders = dict(layers_of(visits))
-    tied = {place for group in record.tie_groups for place in group.places}
+    tied = _tied(record)
     for inner_path, saved in record.layers.items():
-        if inner_path not in layers:
+        if inner_path not in walk.layers:
             if saved.variables:
-                problems[inner_path] = "no such layer, or one with another"
+                yield inner_path, "no such layer, or a different class at this path"
             continue
         known = {held.attribute for held in saved.variables}
-        lacking = known.difference(named_variables(holders[inner_path]))
-        for place in (Place(inner_path, attribute) for attribute in lacking):
+        for attribute in known.difference(walk.named[inner_path]):
+            place = Place(inner_path, attribute)
             if place not in tied and place not in record.exact_values:
-                problems[str(place)] = "no such variable"
-        for held in layers[inner_path].variables:
-            place = Place(inner_path, held.attribute)
-            if held.attribute not in known and place not in tied:
-                problems[str(place)] = _UNKNOWN
+                yield str(place), "no such variable"
+        for held in _unrecorded(walk, record, inner_path, tied):
+            yield str(Place(inner_path, held.attribute)), "not in the file"
 
 
-def _check_generators(visits: Sequence[Visit], record: Record, problems: Problems) -> None:
-    generators = find_generators(visits)
+def _tied(record: Record) -> set[Place]:
+    return {place for group in record.tie_groups for place in group.places}
+
+
+def _unrecorded(
+    walk: Walk, record: Record, inner_path: str, tied: Container[Place]
+) -> list[HeldVariable]:
+    """Lists the variables of a layer of which the record says nothing."""
+    known = {held.attribute for held in record.layers[inner_path].variables}
+    return [
+        held
+        for held in walk.layer_states[inner_path].variables
+        if held.attribute not in known and Place(inner_path, held.attribute) not in tied
+    ]
+
+
+def _check_generators(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     for random_state in record.random_states:
         for place in random_state.places:
-            if place not in generators:
-                problems[str(place)] = "no such seed generator"
-            elif not _fits(random_state.state, generators[place][1].state):
-                problems[str(place)] = "a state of another size"
+            if place not in walk.generators:
+                yield str(place), "no such seed generator"
+            elif not _fits(random_state.state, walk.generators[place].item.state):
+                yield str(place), "a state of another size"
 
 
-def _share_generators(visits: Sequence[Visit], record: Record) -> None:
-    """Makes one seed generator of those that were one when saved."""
-    generators = find_generators(visits)
+def _share_generators(walk: Walk, record: Record) -> None:
+    """Makes one seed generator of those that the record shares."""
     for random_state in record.random_states:
         first, *others = random_state.places
         for place in others:
-            if place in generators and first in generators:
-                layer, generator = generators[place]
-                if generator is not generators[first][1]:
-                    substitute(layer, generator, generators[first][1])
+            if place in walk.generators and first in walk.generators:
+                layer, generator = walk.generators[place]
+                shared = walk.generators[first].item
+                if generator is not shared:
+                    substitute(layer, generator, shared)
 
 
 def _fits(words: Sequence[int], state: Any) -> bool:
@@ -216,115 +229,107 @@ def _fits(words: Sequence[int], state: Any) -> bool:
     )
 
 
-def _separations(visits: Sequence[Visit], record: Record) -> list[Substitution]:
+def _separations(walk: Walk, record: Record) -> Iterator[Substitution]:
     """Plans copies where the model shares a variable that was two when saved."""
     groups = {place: group.owner for group in record.tie_groups for place in group.places}
     for inner_path, saved in record.layers.items():
         for held in saved.variables:
             place = Place(inner_path, held.attribute)
             groups.setdefault(place, place)
-    places = find_places(visits)
-    separations = []
-    for shared, variable in find_shared(visits):
+    for shared in walk.ties:
         copies: dict[Place, Any] = {}
         kept = groups.get(shared.owner)
         for place in shared.aliases:
             group = groups.get(place, kept)
             if group != kept and group is not None:
-                layer, _ = places[place]
+                layer, variable = walk.places[place]
                 if group not in copies:
                     copies[group] = copy_of(variable, layer)
-                separations.append(Substitution(layer, variable, copies[group]))
-    return separations
+                yield Substitution(layer, variable, copies[group])
 
 
-def _adopt_missing(visits: Sequence[Visit], record: Record) -> None:
+def _adopt_missing(walk: Walk, record: Record) -> bool:
     """Gives layers the variables that they were handed from outside, and had no config for."""
-    places = find_places(visits)
-    layers = dict(layers_of(visits))
+    adopted = False
     for group in record.tie_groups:
         for alias in group.aliases:
-            layer = layers.get(alias.inner_path)
-            if alias in places or group.owner not in places or layer is None:
+            layer = walk.layers.get(alias.inner_path)
+            if alias in walk.places or group.owner not in walk.places or layer is None:
                 continue
             if may_adopt(layer, alias.attribute):
-                adopt(layer, alias.attribute, places[group.owner][1])
+                adopt(layer, alias.attribute, walk.places[group.owner].item)
+                adopted = True
+    return adopted
 
 
-def _plan(visits: Sequence[Visit], record: Record, problems: Problems) -> list[Substitution]:
+def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
     """Plans the substitutions of every tie group that fits the model."""
-    places = find_places(visits)
+    problems: Problems = {}
     substitutions = []
     for group in record.tie_groups:
         expected = f"{group.shape} {group.dtype}"
         for place in group.places:
-            if place not in places:
+            if place not in walk.places:
                 problems[str(place)] = "no such variable"
-            elif (received := facts_of(places[place][1])) != expected:
+            elif (received := facts_of(walk.places[place].item)) != expected:
                 problems[str(place)] = f"{received}, not {expected}"
         if not any(str(place) in problems for place in group.places):
-            owner = places[group.owner][1]
-            substitutions += [Substitution(*places[alias], new=owner) for alias in group.aliases]
-    return substitutions
+            owner = walk.places[group.owner].item
+            for alias in group.aliases:
+                layer, variable = walk.places[alias]
+                substitutions.append(Substitution(layer, variable, owner))
+    return substitutions, problems
 
 
-def _restore_layers(
-    visits: Sequence[Visit], record: Record, weights: WeightsFile, problems: Problems
-) -> None:
+def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problems:
     """Names, flags and lists every layer's variables as they were when saved."""
+    problems: Problems = {}
     stored = {place: place.dataset_path for place in record.exact_values}
-    found = find_layers(visits)
+    tied = _tied(record)
     room = weights.size
-    for inner_path, layer in layers_of(visits):
-        saved = record.layers.get(inner_path)
-        if saved is None:
+    for inner_path, saved in record.layers.items():
+        layer = walk.layers.get(inner_path)
+        if layer is None:
             continue
-        named = named_variables(layer)
+        named = dict(walk.named[inner_path])
         for held in saved.variables:
             place = Place(inner_path, held.attribute)
+            dataset_path = stored.get(place)
             if held.attribute in named:
                 continue
-            dataset_path = stored.get(place)
-            if dataset_path and held.attribute.split("/")[0] in TRACKED:
-                # A variable that was replaced, and that the layer still lists.
-                name = held.path.rpartition("/")[2]
-                value = weights.read(dataset_path)
-                room -= value.nbytes
-                if room < 0:  # one tensor, by many paths
-                    problems[str(place)] = "more than the file holds"
-                    continue
-                named[held.attribute] = variable_of(
-                    layer, value, name, dtype=str(value.dtype), trainable=held.trainable
-                )
-            else:
-                problems.setdefault(str(place), "no such variable")
-        unknown = [
-            held
-            for held in found[inner_path].variables
-            if problems.get(str(Place(inner_path, held.attribute))) == _UNKNOWN
-        ]
-        restore_layer(
-            layer, dataclasses.replace(saved, variables=(*saved.variables, *unknown)), named
-        )
-    places = find_places(visits)
-    missing = {
+            if not (dataset_path and listed_only(held.attribute)):
+                problems[str(place)] = "no such variable"
+                continue
+            # A variable that was replaced, and that the layer still lists.
+            value = weights.read(dataset_path)
+            room -= value.nbytes
+            if room < 0:  # one tensor, by many paths
+                problems[str(place)] = "more than the file holds"
+                continue
+            name = held.path.rpartition("/")[2]
+            options = {"dtype": str(value.dtype), "trainable": held.trainable}
+            named[held.attribute] = variable_of(layer, value, name, **options)
+        variables = (*saved.variables, *_unrecorded(walk, record, inner_path, tied))
+        restore_layer(layer, dataclasses.replace(saved, variables=variables), named)
+    return problems
+
+
+def _missing_slots(walk: Walk, record: Record) -> set[str]:
+    """Names the places that an optimizer of the record trains, and the model lacks."""
+    return {
         str(place)
         for trained in record.optimizer_variables.values()
-        for place in (trained or ())
-        if place not in places
+        for place in trained or ()
+        if place not in walk.places
     }
-    problems.update((name, "no such variable") for name in missing - problems.keys())
 
 
-def disagreement(
-    visits: Sequence[Visit], record: Record, weights: WeightsFile
-) -> FileFormatError | None:
+def disagreement(walk: Walk, record: Record, weights: WeightsFile) -> FileFormatError | None:
     """The error for ties of a model whose values are not equal in the file, if there are any."""
-    places = find_places(visits)
     owners = {
         path: group.dataset_paths[0]
         for group in record.tie_groups
-        if all(place in places for place in group.places)
+        if all(place in walk.places for place in group.places)
         for path in group.dataset_paths[1:]
     }
     differing = weights.disagreements(owners)

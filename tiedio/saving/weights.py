@@ -1,28 +1,19 @@
 """`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
 
-import collections
-import dataclasses
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
-from tiedio.errors import LoadError, SaveError, TiedioWarning
+from tiedio.errors import LoadError, SaveError, warn
 from tiedio.formats import table
 from tiedio.formats.content import Archive, Content
-from tiedio.formats.hdf5_reader import damaged
-from tiedio.model import renewal
-from tiedio.model.places import find_places, find_shared
-from tiedio.model.walk import Visit, walk
-from tiedio.record.record import Record
-from tiedio.record.ties import merged
-from tiedio.saving import fitting, inference, keras2_layout, old_ties, retying
+from tiedio.model.walk import walk
+from tiedio.saving import keras2_record
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
+from tiedio.saving.loading import Loading
 from tiedio.saving.model import check_built, may_replace, metadata
-from tiedio.saving.optimizers import match_optimizers
-from tiedio.saving.restoration import Restoration, make_room, report
 from tiedio.storage.locating import at
 from tiedio.storage.open_file import OpenFile
 from tiedio.storage.progress import shown
@@ -90,11 +81,7 @@ def save_tied_weights(
         )
     if max_shard_size is not None and target.name.endswith(_ONE_FILE):
         target = target.sibling(target.label.removesuffix(_ONE_FILE) + _SHARDED)
-        warnings.warn(
-            f"`max_shard_size` needs a path ending in `{_SHARDED}`: saving to `{target.name}`.",
-            TiedioWarning,
-            stacklevel=2,
-        )
+        warn([f"`max_shard_size` needs a path ending in `{_SHARDED}`: saving to `{target.name}`."])
     container = table.format_to_save(target, holds_model=False)
     check_built(model, "saving")
     if not may_replace(target, overwrite):
@@ -159,114 +146,44 @@ def load_tied_weights(
     Source: `keras.saving.load_weights`, with the identity that
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
-    strict = strict and not skip_mismatch
     check_built(model, "loading its weights")
     place = at(filepath)
     skipped = list(objects_to_skip or ())
     with (
         table.reading(place) as source,
         shown(f"Loading {place.label}", progress) as source.weights.advance,
+        Deferral(source.weights.size) as deferral,
     ):
-        make_room(source.weights, model)
-        if by_name or source.old_layout:
-            _load_old_layout(model, source, by_name, skip_mismatch, bool(skipped), strict, verify)
-            return
+        loading = Loading(
+            source, model, deferral, strict=strict and not skip_mismatch, skipped=skipped
+        )
+        _check_options(source, by_name, skipped)
         record = source.read_record(verify)
-        if damaged_paths := source.weights.find_damaged():
-            raise damaged(place.name, damaged_paths, "others")
-
-        def saveables(left_out: Iterable[Any] = skipped) -> Sequence[Visit]:
-            return inference.located(walk(model, left_out), source.weights)
-
-        visits, everything = saveables(), saveables([])
-        paths, all_paths = (
-            {path for visit in some for path in visit.inner_paths} for some in (visits, everything)
-        )
-        inferred = inference.of_model(record, visits, source.weights)
-        wanted = fitting.fitted(inferred, visits, all_paths - paths)
-        for error in fitting.check(wanted, source.weights, visits):
-            report(error, strict)
-        report(retying.disagreement(visits, inferred, source.weights), strict=True)
-        report(fitting.conflict(wanted, source.weights, visits), strict=True)
-        if record:
-            report(inference.unrecorded_links(visits, source.weights, wanted), strict)
-        unresumable = fitting.find_unresumable(wanted, source.weights, visits, everything)
-        for error in unresumable.values():
-            report(error, strict)
-        wanted = dataclasses.replace(
-            wanted,
-            optimizer_variables={
-                path: trained
-                for path, trained in wanted.optimizer_variables.items()
-                if path not in unresumable
-            },
-        )
-        with Deferral(source.weights.size) as deferral:
-            # What it cannot restore `fitting.check` has told, but for what only LoRA has.
-            retying.retie(saveables, wanted, source.weights, deferral, in_use=True)
-            restoration = Restoration(source.weights, None, record and wanted, deferral)
-            restoration.read(renewal.without_optimizers(saveables()))
-            if wanted.optimizer_variables or len(source.weights.store("optimizer")):
-                match_optimizers(model, saveables(), wanted, deferral, saveables([]))
-            restoration.read(
-                [
-                    visit
-                    for visit in renewal.only_optimizers(saveables())
-                    if len(source.weights.store(visit.inner_path))
-                    and not f"{visit.inner_path}/".startswith(tuple(f"{p}/" for p in unresumable))
-                ]
+        matches = None
+        if source.old_layout is not None:
+            matches, left_out = keras2_record.fitting(
+                model, source.old_layout, by_name, skip_mismatch
             )
-            restoration.finish(strict)
-        renewal.renew_functions(model)
+            loading.warnings += map(str, left_out)
+        loading.describe(record, matches)
+        loading.fit()
+        loading.retie()
+        loading.read()
+        loading.resume()
+        loading.finish()
+    warn(loading.warnings)
 
 
-def _load_old_layout(
-    model: keras.Model,
-    source: Archive,
-    by_name: bool,
-    skip_mismatch: bool,
-    skips_objects: bool,
-    strict: bool,
-    verify: bool,
-) -> None:
-    """Loads weights that Keras stored by position, as Keras does; the optimizer is left alone.
-
-    What was one is one tensor there, or listed under the name of the layer that made it.
-    """
-    if source.old_layout is None or skips_objects:
-        option, files = (
-            ("objects_to_skip", "other files")
-            if skips_objects
-            else ("by_name", "files of Keras itself in the layout of Keras 2")
-        )
-        raise LoadError(
-            f"`{option}` cannot be used for `{source.filepath}`.\n"
-            f"Expected: it for {files} only, as in Keras. Received: {option}.\n"
-            f"Leave `{option}` out."
-        )
-    weights, old = source.weights, source.old_layout
-    source.read_record(verify)
-    matches = keras2_layout.fitting(model, old, by_name, skip_mismatch)
-    pairs = [pair for one in matches for pair in one.pairs]
-    owners: dict[int, str] = {}
-    aliases = {}
-    for variable, weight in pairs:
-        path = weight.dataset_path
-        if owners.setdefault(id(variable), path) != path:
-            aliases[path] = owners[id(variable)]
-    report(fitting.conflict_error(weights, aliases), strict=True)
-    visits = walk(model)
-    places = collections.defaultdict(list)
-    for place, (_, variable) in find_places(visits).items():
-        places[id(variable)].append(place)
-    own = (group for group, _ in find_shared(visits))
-    ties = merged([*old_ties.find(model, old, matches, places, weights), *own])
-    shared = Record(tie_groups=tuple(ties))
-    report(retying.error_of(retying.find_problems(visits, shared)), strict)
-    values = [(variable, weights.read(weight.dataset_path)) for variable, weight in pairs]
-    for variable, value in values:
-        variable.assign(value)
-    with Deferral(weights.size) as deferral:
-        retying.retie(lambda: walk(model), shared, weights, deferral, in_use=True)
-    keras2_layout.finalize(model)
-    renewal.renew_functions(model)
+def _check_options(source: Archive, by_name: bool, skipped: Sequence[Any]) -> None:
+    """Refuses what Keras takes for other files only."""
+    if source.is_by_position and skipped:
+        option, files = "objects_to_skip", "other files"
+    elif by_name and not source.is_by_position:
+        option, files = "by_name", "files of Keras itself in the layout of Keras 2"
+    else:
+        return
+    raise LoadError(
+        f"`{option}` cannot be used for `{source.filepath}`.\n"
+        f"Expected: it for {files} only, as in Keras. Received: {option}.\n"
+        f"Leave `{option}` out."
+    )

@@ -1,0 +1,288 @@
+"""The record of a file in the layout of Keras 2: what its lists say of a model.
+
+Such a file says more than Keras reads. A variable is listed under the path that the layer gave it
+which made it, also where another layer lists it; and the slots of its optimizer are there.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import keras
+
+from tiedio.errors import LoadError, listed
+from tiedio.formats.content import OldLayout, Weight
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.model.places import own_variables
+from tiedio.model.walk import Walk, tie_group
+from tiedio.record.record import LayerState, Record
+from tiedio.record.ties import Place, TieGroup
+from tiedio.saving.fitting import conflict_error, fitted
+
+# Under which the variables of the model itself are listed here.
+OWN = ""
+
+
+def lists_of(model: keras.Model) -> dict[str, list[Any]]:
+    """Lists the variables of each top-level layer in the order of this layout."""
+    lists = {one.name: one.trainable_weights + one.non_trainable_weights for one in model.layers}
+    return {**lists, OWN: own_variables(model)}
+
+
+@dataclasses.dataclass
+class Match:
+    """A layer of a model, and what a file lists for it.
+
+    Attributes:
+        name: The layer's name.
+        group: Its name in the file.
+        variables: Its variables.
+        weights: What is stored for them, one for each if it fits.
+    """
+
+    name: str
+    group: str
+    variables: Sequence[Any]
+    weights: Sequence[Weight]
+
+    def __post_init__(self):
+        # Names may tell more than the order does: one of a layer's variables may have been
+        # replaced by another layer's, or frozen, and was listed behind the others then.
+        by_name = {_last(weight.name): weight for weight in self.weights}
+        names = [_last(variable.path) for variable in self.variables]
+        if len(by_name) == len(self.weights) and sorted(by_name) == sorted(names):
+            self.weights = [by_name[name] for name in names]
+
+    @property
+    def pairs(self) -> Iterator[tuple[Any, Weight]]:
+        """Each variable, and what is stored for it."""
+        return zip(self.variables, self.weights, strict=True)
+
+    def problem(self) -> str | None:
+        """What does not fit, if anything does not."""
+        expected = [tuple(variable.shape) for variable in self.variables]
+        received = [weight.shape for weight in self.weights]
+        return None if expected == received else f"{expected}, received {received}"
+
+
+def fitting(
+    model: keras.Model, old: OldLayout, by_name: bool = False, skip_mismatch: bool = False
+) -> tuple[list[Match], list[LoadError]]:
+    """Matches the layers of a model with those of a file, as Keras does.
+
+    Args:
+        model: A built model.
+        old: What the file says.
+        by_name: Whether to go by the names of layers, and leave out those that only one of
+            the two has, instead of by their order.
+        skip_mismatch: Whether to leave out layers that do not fit.
+
+    Returns:
+        The matches, and an error for the layers that are left out.
+
+    Raises:
+        LoadError: If they do not fit. All layers that do not are named.
+    """
+    matches = _match(model, old, by_name)
+    try:
+        _check(matches, old)
+    except LoadError as error:
+        if not skip_mismatch:
+            raise
+        return [one for one in matches if not one.problem()], [error]
+    return matches, []
+
+
+def _match(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[Match]:
+    """Matches the layers of a model with those of a file.
+
+    Raises:
+        LoadError: If there are more of them in one than in the other.
+    """
+    lists = lists_of(model)
+    own = lists.pop(OWN)
+    if by_name:
+        groups = {name: name for name in lists if name in old.layers}
+    else:
+        expected = [name for name, one in lists.items() if one]
+        received = [name for name, weights in old.layers.items() if weights]
+        if len(expected) != len(received):
+            raise LoadError(
+                f"Cannot load `{old.filepath}` into model `{model.name}`: it has other layers.\n"
+                f"Expected: {len(expected)} with weights: {listed(expected) or 'none'}. "
+                f"Received: {len(received)}: {listed(received) or 'none'}.\n"
+                "Load it into the model that was saved, with the same classes."
+            )
+        groups = dict(zip(expected, received, strict=True))
+    matches = [Match(name, g, lists[name], old.layers[g]) for name, g in groups.items()]
+    if old.top_level is not None:
+        matches.append(Match(model.name, OWN, own, old.top_level))
+    return matches
+
+
+def _check(matches: Iterable[Match], old: OldLayout) -> None:
+    """Compares shapes.
+
+    Raises:
+        LoadError: If the shapes of a layer are others in the file. All such layers are named.
+    """
+    problems = {one.name: problem for one in matches if (problem := one.problem())}
+    if problems:
+        told = "; ".join(f"`{name}`: expected {problems[name]}" for name in sorted(problems))
+        raise LoadError(
+            f"Cannot load the weights of {listed(problems)} from `{old.filepath}`.\n"
+            f"Received: {told}.\n"
+            "Load the file into the model that was saved. Where fewer are stored than expected, "
+            "some may have been tied inside one layer: this format does not say which."
+        )
+
+
+def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile) -> Record:
+    """Returns the record of a file: every variable is an exact value, where its layer lists it.
+
+    Args:
+        walk: The model.
+        old: What the file says.
+        matches: What of it is for which layer of the model.
+        weights: The file.
+
+    Raises:
+        LoadError: If the model ties what has several values in the file. All are named.
+    """
+    stored: dict[int, Weight] = {}
+    aliases = {}
+    for variable, weight in _pairs(matches):
+        first = stored.setdefault(id(variable), weight)
+        if first is not weight:
+            aliases[weight.dataset_path] = first.dataset_path
+    if error := conflict_error(weights, aliases):
+        raise error
+    exact_values = {walk.places_of[key][0]: weight for key, weight in stored.items()}
+    lists = Record(
+        tie_groups=tuple(_ties(walk, old, matches, weights)),
+        layers=dict(_reordered(walk, old, exact_values)),
+        exact_values=tuple(
+            dataclasses.replace(place, dataset_path=weight.dataset_path)
+            for place, weight in exact_values.items()
+        ),
+    )
+    return fitted(lists, walk)
+
+
+def _pairs(matches: Iterable[Match]) -> Iterator[tuple[Any, Weight]]:
+    for match in matches:
+        yield from match.pairs
+
+
+def with_optimizer(record: Record, old: OldLayout, optimizer: Any) -> Record:
+    """Adds to a record whether the optimizer, which is not built yet, was built when saved."""
+    if len(old.optimizer) > len(optimizer.variables):
+        return record  # for what is trainable
+    return dataclasses.replace(record, optimizer_variables={"optimizer": None})
+
+
+def _reordered(
+    walk: Walk, old: OldLayout, stored: Mapping[Place, Weight]
+) -> Iterator[tuple[str, LayerState]]:
+    """Yields the layers that listed their variables otherwise: the order of slots follows it."""
+    number = {
+        weight.dataset_path: count
+        for weights in old.layers.values()
+        for count, weight in enumerate(weights)
+    }
+    saved_at = {place: number.get(weight.dataset_path, 0) for place, weight in stored.items()}
+    listed_at = collections.defaultdict(list)  # in the order of the model
+    for place, position in saved_at.items():
+        listed_at[place.inner_path].append(position)
+    for inner_path, state in walk.layer_states.items():
+        places = [Place(inner_path, held.attribute) for held in state.variables]
+        order = sorted(saved_at[place] for place in places if place in saved_at)
+        if len(order) == len(places) and listed_at[inner_path] != order:
+            by_order = sorted(
+                state.variables, key=lambda v: saved_at[Place(inner_path, v.attribute)]
+            )
+            yield inner_path, dataclasses.replace(state, variables=tuple(by_order))
+
+
+def _ties(
+    walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile
+) -> Iterator[TieGroup]:
+    """Yields the ties between variables, by what is listed for them.
+
+    One that is listed under the path of another layer, which lists the same path and has
+    the same values there, is that layer's. Equal paths alone say nothing where each could
+    be a layer's own, as in two nested models with members of one name.
+    """
+    own = collections.defaultdict(list)
+    foreign = []
+    first_at: dict[Any, Any] = {}
+    tied: list[tuple[Any, Any]] = []  # owner and alias
+    for match in matches:
+        for variable, weight in match.pairs:
+            first = first_at.setdefault(weights.address(weight.dataset_path), variable)
+            makers = set(_maker(weight).parts)
+            around = _names_around(walk, walk.places_of[id(variable)][0])
+            if first is not variable:  # a hard link: it is one tensor
+                tied.append((first, variable))
+            elif makers <= around or match.group in makers:
+                own[weight.name].append((weight, variable))
+            else:
+                foreign.append((weight, variable))
+
+    def equal(weight: Weight, other: Weight) -> bool:
+        return not weights.disagreements({weight.dataset_path: other.dataset_path})
+
+    for weight, variable in foreign:
+        owners = [owner for made, owner in own[weight.name] if equal(weight, made)]
+        if len(owners) == 1:
+            tied.append((owners[0], variable))
+    shared = _layers_with_one_slot(walk, old, own)
+    for (first, owner), *others in own.values():
+        tied += [(owner, v) for w, v in others if _maker(w) in shared and equal(w, first)]
+    return _tie_groups(walk, tied)
+
+
+def _layers_with_one_slot(
+    walk: Walk, old: OldLayout, own: Mapping[str, Sequence[tuple[Weight, Any]]]
+) -> set[PurePosixPath]:
+    """Finds the paths of layers that stand in several models, and were trained as one.
+
+    Two variables of one path would have slots of one name, which Keras cannot save.
+    """
+    trained = {id(variable) for variable in walk.layers[""].trainable_variables}
+    slots = [PurePosixPath(weight.name).name for weight in old.optimizer]
+    return {
+        _maker(held[0][0])
+        for name, held in own.items()
+        if sum(id(variable) in trained for _, variable in held) > 1
+        and any(slot.startswith(f"{name.replace('/', '_')}_") for slot in slots)
+    }
+
+
+def _maker(weight: Weight) -> PurePosixPath:
+    """The path of the layer that made a variable."""
+    return PurePosixPath(weight.name).parent
+
+
+def _tie_groups(walk: Walk, tied: Sequence[tuple[Any, Any]]) -> Iterator[TieGroup]:
+    # What is linked to a variable that is another's belongs to that one.
+    of = {id(variable): owner for owner, variable in tied}
+    tied = [(of.get(id(owner), owner), variable) for owner, variable in tied]
+    owners = {id(owner): owner for owner, variable in tied if owner is not variable}
+    for key, owner in owners.items():
+        aliases = {id(v): walk.places_of[id(v)] for o, v in tied if o is owner and v is not owner}
+        places_of_aliases = (place for held in aliases.values() for place in held)
+        yield tie_group(walk.places_of[key][0], places_of_aliases, owner)
+
+
+def _names_around(walk: Walk, place: Place) -> set[str]:
+    """Names the layer at a place, and the layers and models around it."""
+    path = PurePosixPath(place.inner_path)
+    inner_paths = [*map(str, (path, *path.parents)), ""]
+    return {walk.layers[one].name for one in inner_paths if one in walk.layers}
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
