@@ -32,6 +32,6 @@ def said_by(symptom):
 
 
 def test_the_table_is_as_it_was_tried():
-    readme = messages.PAGE.read_text()
-    assert messages.written(readme) == readme, "renew it by `python tests/support/messages.py`"
-    assert messages.table() in readme
+    page = messages.PAGE.read_text()
+    assert messages.written(page) == page, "renew it by `python tests/support/messages.py`"
+    assert messages.table() in page
