@@ -28,7 +28,7 @@ def said_by(symptom):
             symptom()
         except Exception as raised:
             error = raised
-    return "\n".join(str(one) for one in [*(one.message for one in warned), error])
+    return "\n".join(str(said) for said in [*(warning.message for warning in warned), error])
 
 
 def test_the_table_is_as_it_was_tried():

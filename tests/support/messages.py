@@ -290,9 +290,9 @@ MESSAGES = [
 def table():
     """Returns the messages as Markdown."""
     rows = [
-        f"| {' or '.join(map(quoted, [one.words, *one.otherwise.values()]))} "
-        f"| {one.meaning} | {one.cure} |"
-        for one in MESSAGES
+        f"| {' or '.join(map(quoted, [message.words, *message.otherwise.values()]))} "
+        f"| {message.meaning} | {message.cure} |"
+        for message in MESSAGES
     ]
     return "\n".join(["| stock Keras says | because | instead |", "|---|---|---|", *rows])
 
