@@ -1,4 +1,4 @@
-"""Draws `ties.png`: a translator whose three tables are one. Run as `python docs/ties.py`."""
+"""Draws `ties.png`: a translator with one table in three layers. Run as `python docs/ties.py`."""
 
 from pathlib import Path
 

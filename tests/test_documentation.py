@@ -16,7 +16,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 import tiedio
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
 def run_commands(example):
@@ -47,7 +47,8 @@ def examples():
         (DOCSTRINGS, (ROOT / "tiedio").rglob("*.py")),
     ):
         for path in sorted(paths):
-            yield pytest.param(sybil, path, id=str(path.relative_to(ROOT)))
+            if list(sybil.parse(path).examples()):  # without one, there is nothing to test
+                yield pytest.param(sybil, path, id=str(path.relative_to(ROOT)))
 
 
 @pytest.fixture
@@ -81,7 +82,25 @@ def test_every_command_is_documented_by_its_help():
     assert all(text in page for text in command_line.helps()), renew
 
 
+def links_on(page):
+    return re.findall(r"(?:\]\(|src=\")(?!https?:)([^)#\"]+)", page.read_text())
+
+
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
-    assert links == [link for link in links if (page.parent / link).exists()]
+def test_links_and_paths_lead_somewhere(page):
+    paths = re.findall(r"`((?:tiedio|tests|docs|fixtures|benchmarks)/[\w/.-]+)", page.read_text())
+    targets = [page.parent / link for link in links_on(page)] + [ROOT / path for path in paths]
+    assert not [target for target in targets if not target.exists()]
+
+
+def test_readme_links_every_page():
+    linked = {(ROOT / link).resolve() for link in links_on(ROOT / "README.md")}
+    assert set(PAGES) - linked == {ROOT / "README.md"}
+
+
+def test_design_names_every_folder_and_module_that_exists():
+    page = (ROOT / "DESIGN.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "tiedio").glob("*/__init__.py")}
+    assert folders == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    modules = re.findall(rf"`((?:{'|'.join(folders)})/\w+)(?:\.py)?`", page)
+    assert not [name for name in modules if not (ROOT / "tiedio" / f"{name}.py").exists()]

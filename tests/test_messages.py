@@ -28,10 +28,10 @@ def said_by(symptom):
             symptom()
         except Exception as raised:
             error = raised
-    return "\n".join(str(one) for one in [*(one.message for one in warned), error])
+    return "\n".join(str(said) for said in [*(warning.message for warning in warned), error])
 
 
 def test_the_table_is_as_it_was_tried():
-    readme = messages.PAGE.read_text()
-    assert messages.written(readme) == readme, "renew it by `python tests/support/messages.py`"
-    assert messages.table() in readme
+    page = messages.PAGE.read_text()
+    assert messages.written(page) == page, "renew it by `python tests/support/messages.py`"
+    assert messages.table() in page

@@ -1,7 +1,7 @@
 """What stock Keras says of models with tied weights, why, and what to do instead.
 
-`python tests/support/messages.py` writes it into README as a table; `test_messages.py`
-brings every message about, and tries every cure.
+`python tests/support/messages.py` writes it into `docs/keras-messages.md` as a table;
+`test_messages.py` brings every message about, and tries every cure.
 """
 
 import copy
@@ -16,9 +16,9 @@ import pages
 from checkout import ROOT
 
 import tiedio
-from tiedio.migration import planning
+from tiedio import files
 
-PAGE = ROOT / "README.md"
+PAGE = ROOT / "docs" / "keras-messages.md"
 DATA = np.ones((8, 4), "float32")
 
 
@@ -110,7 +110,7 @@ def load():
 
 
 def migrate():
-    planning.migrate("model.keras", "tied.keras")
+    files.migrate("model.keras", "tied.keras")
     model = tiedio.load_tied("tied.keras")
     assert iterations_of(model) == 1
     return model
@@ -290,9 +290,9 @@ MESSAGES = [
 def table():
     """Returns the messages as Markdown."""
     rows = [
-        f"| {' or '.join(map(quoted, [one.words, *one.otherwise.values()]))} "
-        f"| {one.meaning} | {one.cure} |"
-        for one in MESSAGES
+        f"| {' or '.join(map(quoted, [message.words, *message.otherwise.values()]))} "
+        f"| {message.meaning} | {message.cure} |"
+        for message in MESSAGES
     ]
     return "\n".join(["| stock Keras says | because | instead |", "|---|---|---|", *rows])
 
