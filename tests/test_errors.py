@@ -451,10 +451,10 @@ def test_a_record_of_variables_the_model_does_not_have(saved):
     with pytest.raises(ValueError) as error:
         tiedio.load_tied(saved)
     text = (
-        "Cannot restore `layers/conv2d_1/bias`, `layers/conv2d_1/table`, `layers/gone/bias`: "
+        "Cannot restore `conv2d_1/bias`, `conv2d_1/table`, `layers/gone/bias`: "
         "the model is not the one that was saved.\n"
-        "Received: `layers/conv2d_1/bias`: (3,) float32, not (9,) float32; "
-        "`layers/conv2d_1/table`: no such variable; `layers/gone/bias`: no such variable.\n"
+        "Received: `conv2d_1/bias`: (3,) float32, not (9,) float32; "
+        "`conv2d_1/table`: no such variable; `layers/gone/bias`: no such variable.\n"
         "Load the file with the same classes, in the version it was saved with, or pass "
         "`strict=False`."
     )
@@ -521,8 +521,8 @@ def test_state_that_does_not_fit(saved):
     pin(
         error,
         errors.LoadError,
-        "Cannot load the state of `layers/dense`.\n"
-        "Received, for `layers/dense`: *\n"
+        "Cannot load the state of `dense`.\n"
+        "Received, for `dense`: *\n"
         "Load the file with the same classes, in the version it was saved with.",
     )
 
@@ -576,7 +576,7 @@ def test_a_model_that_cannot_be_compiled_again(tmp_path):
 def test_a_record_of_layers_the_model_does_not_have(saved):
     def changed(metadata):
         record = metadata["tiedio"]
-        record["layers"]["layers/gone"] = record["layers"]["layers/conv2d"]
+        record["layers"]["layers/gone"] = {**record["layers"]["layers/conv2d"], "name": "gone"}
         record["layers"]["layers/dense"]["variables"].pop()
         record["shared_layers"] = [["layers/conv2d", "layers/dense"]]
         record["random_states"] = [
@@ -587,11 +587,11 @@ def test_a_record_of_layers_the_model_does_not_have(saved):
     with pytest.raises(ValueError) as error:
         tiedio.load_tied(saved)
     text = (
-        "Cannot restore `layers/dense`, `layers/dense/bias`, `layers/dense/seed`, `layers/gone`: "
+        "Cannot restore `dense`, `dense/bias`, `dense/seed`, `gone`: "
         "the model is not the one that was saved.\n"
-        "Received: `layers/dense`: another layer than `layers/conv2d`; "
-        "`layers/dense/bias`: not in the file; `layers/dense/seed`: no such seed generator; "
-        "`layers/gone`: no such layer, or one with another.\n"
+        "Received: `dense`: another layer than `conv2d`; "
+        "`dense/bias`: not in the file; `dense/seed`: no such seed generator; "
+        "`gone`: no such layer, or a different class at this path.\n"
         "Load the file with the same classes, in the version it was saved with, or pass "
         "`strict=False`."
     )
@@ -628,8 +628,8 @@ def test_a_class_that_changed_since(tmp_path, monkeypatch):
     pin(
         error,
         errors.RecordError,
-        "Cannot restore `layers/grown/shift`: the model is not the one that was saved.\n"
-        "Received: `layers/grown/shift`: not in the file.\n"
+        "Cannot restore `grown/shift`: the model is not the one that was saved.\n"
+        "Received: `grown/shift`: not in the file.\n"
         "Load the file with the same classes, in the version it was saved with, or pass "
         "`strict=False`.",
     )

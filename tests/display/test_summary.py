@@ -104,8 +104,8 @@ def test_layers_of_one_name_are_told_apart_by_their_paths():
     model.build((1, 4))
     tiedio.tie(model.other, to=model.one, weights=["kernel"])
     assert [row[0] for row in rows(printed(model))] == [
-        "layers/dense/_kernel =",
-        "layers/dense_1/_kernel",
+        "layers/dense/kernel =",
+        "layers/dense_1/kernel",
     ]
 
 
@@ -113,7 +113,7 @@ def test_two_attributes_of_one_layer_save_nothing():
     model = Twins()
     model.build((1, 4))
     model.one.also = model.one.kernel
-    assert rows(printed(model))[0] == ["twin/kernel =", "(4, 4)", "0 bytes", "yes"]
+    assert rows(printed(model))[0] == ["layers/dense/kernel =", "(4, 4)", "0 bytes", "yes"]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_model_that_cannot_be_tied(tied, tmp_path, form):
     filepath = save(tied, tmp_path, form)
     model = two_convolutions(tie=None, kernel_size=5)
     before = values(model)
-    with pytest.raises(errors.RecordError, match=r"Cannot restore `layers/conv2d_1/_kernel`"):
+    with pytest.raises(errors.RecordError, match=r"Cannot restore `valid/kernel`"):
         tiedio.load_tied_weights(model, filepath)
     assert values(model) == before and not tiedio.find_ties(model)
     with pytest.warns(tiedio.TiedioWarning):
@@ -154,13 +154,14 @@ def test_other_shapes_are_named_before_anything_is_changed(tmp_path):
     keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(3)]
     ).save_weights(tmp_path / "x.weights.h5")
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(5)])
+    layers = [keras.layers.Dense(2), keras.layers.Dense(5, name="last")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
     before = values(model)
     with pytest.raises(errors.LoadError) as error:
         tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
     assert str(error.value) == (
-        "Cannot load the weights of `layers/dense_1`: their shapes must match the model.\n"
-        "Received: `layers/dense_1`: expected [(2, 5), (5,)], received [(2, 3), (3,)].\n"
+        "Cannot load the weights of `last`: their shapes must match the model.\n"
+        "Received: `last`: expected [(2, 5), (5,)], received [(2, 3), (3,)].\n"
         "Build the model as it was when saved, or pass `skip_mismatch=True`."
     )
     assert values(model) == before
@@ -611,7 +612,7 @@ def test_a_variable_that_the_model_lacks(tmp_path):
     saved, lacking = (keras.Sequential([keras.Input((2,)), OwnWay(one)]) for one in (True, False))
     tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
     before = values(lacking)
-    with pytest.raises(errors.RecordError, match="Cannot restore `layers/own_way/extra`"):
+    with pytest.raises(errors.RecordError, match=r"Cannot restore `own_way(_\d+)?/extra`"):
         tiedio.load_tied_weights(lacking, tmp_path / "x.weights.h5")
     assert values(lacking) == before
 
@@ -713,21 +714,22 @@ def test_nothing_is_left_out_in_silence(tmp_path, stock, option):
     model.save_weights(filepath) if stock else tiedio.save_tied_weights(model, filepath)
     other = named(names=("first", "second", "third"))
     before = values(other)
+    second, third = other.second.name, other.third.name
     if option is None:
         with pytest.raises(errors.LoadError) as error:
             tiedio.load_tied_weights(other, filepath)
         assert str(error.value) == (
-            f"Cannot load the weights of `layers/dense_1`, `layers/in_its_own_way`: "
+            f"Cannot load the weights of `{second}`, `{third}`: "
             f"`{filepath}` has none for them.\n"
-            "Received: `layers/dense_1`: expected 2 variables, received 0 variables; "
-            "`layers/in_its_own_way`: expected 2 variables, received 0 variables.\n"
+            f"Received: `{second}`: expected 2 variables, received 0 variables; "
+            f"`{third}`: expected 2 variables, received 0 variables.\n"
             "Build the model as it was when saved, or pass `skip_mismatch=True`."
         )
         assert all(map(np.array_equal, values(other), before))
         return
     with pytest.warns(tiedio.TiedioWarning) as caught:
         tiedio.load_tied_weights(other, filepath, **{option: option != "strict"})
-    named_all = f"`layers/dense_1`, `layers/in_its_own_way`: `{filepath}` has none for them."
+    named_all = f"`{second}`, `{third}`: `{filepath}` has none for them."
     assert any(named_all in str(one.message) for one in caught)
     assert np.array_equal(other.first.kernel, model.first.kernel)
 
@@ -824,7 +826,7 @@ def test_what_a_class_has_no_more_is_named_and_the_rest_is_read(tmp_path, monkey
     tiedio.save_tied_weights(saved, tmp_path / "model.weights.h5")
     monkeypatch.setattr(Partly, "names", ("kernel", "scale"))
     loaded = model()
-    with pytest.raises(errors.RecordError, match="`layers/partly/shift`: no such variable"):
+    with pytest.raises(errors.RecordError, match="`partly/shift`: no such variable"):
         tiedio.load_tied_weights(loaded, tmp_path / "model.weights.h5")
     with pytest.warns(tiedio.TiedioWarning):
         tiedio.load_tied_weights(loaded, tmp_path / "model.weights.h5", strict=False)

@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 
-from tiedio.display.summary import layer_name
 from tiedio.errors import MissingPackageError, SaveError, imported
 from tiedio.model.walk import walk
 from tiedio.saving.model import check_built
@@ -203,7 +202,7 @@ class _Drawing:
         import pydot  # pyright: ignore[reportMissingImports]
 
         layer = self.layers[inner_path]
-        name = html.escape(layer_name(self.layers, inner_path))
+        name = html.escape(self.walk.label(inner_path))
         node = pydot.Node(
             str(id(layer)),
             fontname=_FONT,

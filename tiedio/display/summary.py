@@ -1,10 +1,8 @@
 """`summary`: what a live model, or a file, shares, as a table."""
 
-import collections
 import math
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import keras
 
-    from tiedio.record.ties import Ties
+    from tiedio.record.ties import TieGroup
 
 from tiedio.display import tables
 from tiedio.storage.locating import at
@@ -66,18 +64,6 @@ def summary(
     tables.sharing(name, groups, layers, line_length, print_fn)
 
 
-def layer_name(layers: "Mapping[str, keras.Layer]", inner_path: str) -> str:
-    """Names a layer by those that lead to it, as `encoder/attention/query`.
-
-    Args:
-        layers: The layers of a model by their inner_paths.
-        inner_path: That of the layer.
-    """
-    ends = [*(slash.start() for slash in re.finditer("/", inner_path)), len(inner_path)]
-    leading = (layers.get(inner_path[:end]) for end in ends)
-    return "/".join(layer.name for layer in leading if layer is not None)
-
-
 def _is_layer(model_or_filepath: Any) -> bool:
     # Who has a layer has imported Keras, which takes seconds.
     keras = sys.modules.get("keras")
@@ -88,32 +74,13 @@ def _sharing(model: "keras.Layer") -> tuple[list[inspection.Group], list[list[st
     from tiedio.model.walk import walk
 
     found = walk(model)
-    layers = found.layers
-    shared_layers = [
-        [_place_name(layers, layers[paths[0]].name, path) for path in paths]
-        for paths in found.shared_layers
-    ]
-    return list(_tie_groups(found.ties, layers)), shared_layers
+    shared_layers = [[found.label(path) for path in paths] for paths in found.shared_layers]
+    return [_group(group) for group in found.ties], shared_layers
 
 
-def _place_name(layers: "Mapping[str, keras.Layer]", name: str, inner_path: str) -> str:
-    """Names a place of a layer, of which `layers` knows only the first."""
-    return f"{layer_name(layers, inner_path.rpartition('/')[0])}/{name}".lstrip("/")
-
-
-def _tie_groups(groups: "Ties", layers: "Mapping[str, keras.Layer]") -> Iterator[inspection.Group]:
-    places = [place for group in groups for place in group.places]
-    names = {
-        place: f"{layer_name(layers, place.inner_path)}/{place.attribute.lstrip('_')}"
-        for place in places
-    }
-    times = collections.Counter(names.values())
-    for group in groups:
-        # Layers of a model may have one name.
-        named = (names[p] if times[names[p]] == 1 else str(p) for p in group.places)
-        # A layer that knows its variable by two attributes would hold it once anyway.
-        spared = len({place.inner_path for place in group.places}) - 1
-        size = math.prod(group.shape) * np.dtype(group.dtype).itemsize
-        yield inspection.Group(
-            tuple(named), group.shape, group.dtype, (), spared * size, group.trainable
-        )
+def _group(group: "TieGroup") -> inspection.Group:
+    # A layer that knows its variable by two attributes would hold it once anyway.
+    spared = len({place.inner_path for place in group.places}) - 1
+    size = math.prod(group.shape) * np.dtype(group.dtype).itemsize
+    names = tuple(map(str, group.places))
+    return inspection.Group(names, group.shape, group.dtype, (), spared * size, group.trainable)

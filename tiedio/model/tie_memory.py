@@ -35,5 +35,5 @@ def remembered(walk: Walk) -> list[tuple[Place, ...]]:
     groups = collections.defaultdict(list)
     for inner_path, layer in walk.layers.items():
         for attribute, token in _tokens.get(layer, {}).items():
-            groups[token].append(Place(inner_path, attribute))
+            groups[token].append(walk.place(inner_path, attribute))
     return [tuple(places) for places in groups.values() if len(places) > 1]

@@ -19,7 +19,7 @@ from tiedio.model.keras_internals import (
 )
 from tiedio.model.places import CONTAINERS, members, named_variables
 from tiedio.record.record import HeldVariable, LayerState
-from tiedio.record.ties import Place, TieGroup, Ties
+from tiedio.record.ties import Place, TieGroup, Ties, layer_label
 
 # What can hold a saveable, or be one.
 _HOLDING = (KerasSaveable, *CONTAINERS)
@@ -90,6 +90,33 @@ class Walk:
         }
 
     @functools.cached_property
+    def _labels(self) -> dict[str, str]:
+        """What people call each layer, by every inner_path; its path if several are called so."""
+        layers = {
+            path: visit.saveable
+            for visit in self.visits
+            for path in visit.inner_paths
+            if isinstance(visit.saveable, keras.Layer)
+        }
+        names = {path: layer.name for path, layer in layers.items()}
+        labels = {path: layer_label(names, path) for path in layers}
+        times = collections.Counter(
+            label for label, _ in {(labels[path], id(layer)) for path, layer in layers.items()}
+        )
+        return {path: label if times[label] == 1 else path for path, label in labels.items()}
+
+    def label(self, inner_path: str) -> str:
+        """Tells what people call the saveable at an inner_path: a layer by its name."""
+        return self._labels.get(inner_path, inner_path) if inner_path else "the model"
+
+    def place(self, inner_path: str, attribute: str) -> Place:
+        """Returns a place, and what people call it."""
+        label, name = self._labels.get(inner_path, inner_path), attribute.lstrip("_")
+        if name in self.named.get(inner_path, ()):  # another attribute
+            name = attribute
+        return Place(inner_path, attribute, name=f"{label}/{name}".lstrip("/"))
+
+    @functools.cached_property
     def named(self) -> dict[str, dict[str, Any]]:
         """The variables that each layer itself holds: by inner_path, then by attribute."""
         return {path: named_variables(layer) for path, layer in self.layers.items()}
@@ -98,7 +125,7 @@ class Walk:
     def places(self) -> dict[Place, Held]:
         """Every place that holds a variable."""
         return {
-            Place(path, attribute): Held(self.layers[path], variable)
+            self.place(path, attribute): Held(self.layers[path], variable)
             for path, variables in self.named.items()
             for attribute, variable in variables.items()
         }
@@ -115,7 +142,7 @@ class Walk:
     def generators(self) -> dict[Place, Held]:
         """Every place that holds a seed generator."""
         return {
-            Place(path, attribute): Held(layer, generator)
+            self.place(path, attribute): Held(layer, generator)
             for path, layer in self.layers.items()
             for attribute, generator in members(layer, keras.random.SeedGenerator)
         }
@@ -184,8 +211,9 @@ class Walk:
             attributes = _attribute_of(self.named[path])
             for name, (_, variable) in self.stored.get(path, {}).items():
                 if variable is not None and id(variable) in attributes:
+                    place = self.place(path, attributes[id(variable)])
                     dataset_path = f"{path}/vars/{name}".lstrip("/")
-                    found[Place(path, attributes[id(variable)], dataset_path)] = variable
+                    found[dataclasses.replace(place, dataset_path=dataset_path)] = variable
         return found
 
     @functools.cached_property

@@ -5,7 +5,8 @@ another tool can read a record with this module (or this page).
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tiedio.record import html
@@ -25,19 +26,22 @@ class Place:
         inner_path: Path of the layer in Keras' walk over a model, such as
             `"layers/conv2d"`; empty for the model itself.
         attribute: Name of the layer's attribute, such as `"_kernel"`; items of
-            a list or dict follow after slashes, as in `"kernels/0"`. Who had a file
-            and no model knows the number only under which the layer stores it: `"0"`.
+            a list or dict follow after slashes, as in `"kernels/0"`. A record made
+            without a model holds the layer's storage number instead, such as `"0"`.
         dataset_path: Where a file keeps the value, such as
             `"layers/conv2d/vars/0"`; `None` outside a file, or when the file
             keeps it under another place of the same tie group. Not compared.
+        name: What people call it, such as `"encoder/kernel"`; empty where no model is
+            at hand. Not compared, and in no file.
     """
 
     inner_path: str
     attribute: str
     dataset_path: str | None = dataclasses.field(default=None, compare=False)
+    name: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.inner_path}/{self.attribute}".lstrip("/")
+        return self.name or f"{self.inner_path}/{self.attribute}".lstrip("/")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -129,6 +133,18 @@ class Ties(tuple[TieGroup, ...]):
 
     def _repr_html_(self) -> str:
         return html.tie_table(group._row() for group in self)
+
+
+def layer_label(names: Mapping[str, str], inner_path: str) -> str:
+    """Names a layer by those that lead to it, as in `encoder/attention/query`.
+
+    Args:
+        names: The names of the layers of a model by their inner_paths.
+        inner_path: That of the layer.
+    """
+    ends = [*(slash.start() for slash in re.finditer("/", inner_path)), len(inner_path)]
+    leading = (names.get(inner_path[:end]) for end in ends)
+    return "/".join(name for name in leading if name is not None)
 
 
 def merged(groups: Iterable[TieGroup]) -> list[TieGroup]:

@@ -256,9 +256,9 @@ def _find_unfit_values(
         held = walk.places.get(place)
         if held is None:
             if place.inner_path not in merged:
-                yield str(place), "no such variable"
+                yield retying.name_of(place, walk, record), "no such variable"
         elif place.dataset_path and weights.shape(place.dataset_path) != held.item.shape:
-            yield str(place), "another shape"
+            yield retying.name_of(place, walk, record), "another shape"
 
 
 def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
@@ -276,5 +276,5 @@ def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | N
         if visit.inner_path in record.layers:  # which says in which order they are
             expected, received = sorted(expected), sorted(received)
         if received != expected:
-            differing[visit.inner_path or "the model"] = f"{expected}, received {received}"
+            differing[walk.label(visit.inner_path)] = f"{expected}, received {received}"
     return unloadable(differing, "their shapes must match the model")

@@ -177,9 +177,7 @@ class Loading:
         if source.old_layout is not None:
             if self._exists or not compiled:  # Keras leaves the optimizer alone there
                 return
-            record = keras2_record.with_optimizer(
-                record, source.old_layout, self._model.optimizer
-            )
+            record = keras2_record.with_optimizer(record, source.old_layout, self._model.optimizer)
         if not self._exists or record.optimizer_variables or len(source.store("optimizer")):
             replaced, error = match_optimizers(
                 self._walk, record, self._deferral, self._everything if self._exists else None

@@ -52,7 +52,7 @@ class Restoration:
     def read(self, walk: Walk) -> None:
         """Reads the state of all but optimizers; every variable has a value then."""
         for visit in walk.parts:
-            with self._noting(visit.inner_path or "the model"):
+            with self._noting(walk.label(visit.inner_path)):
                 if not self._source.is_by_position and visit.inner_path not in self._read_by_record:
                     self._load(visit, self._weights.store(visit.inner_path))
                 self._load_assets(visit)
@@ -63,7 +63,7 @@ class Restoration:
         for random_state in self._record.random_states if self._record else ():
             place = random_state.places[0]
             if place in walk.generators:
-                with self._noting(str(place)):
+                with self._noting(str(walk.place(place.inner_path, place.attribute))):
                     walk.generators[place].item.state.assign(np.array(random_state.state))
 
     def _assign_exact_values(self, walk: Walk) -> None:
@@ -82,7 +82,7 @@ class Restoration:
                 continue
             if id(held.item) not in assigned:  # a shared one has equal values at all of its places
                 assigned.add(id(held.item))
-                with self._noting(str(place)):
+                with self._noting(str(walk.place(place.inner_path, place.attribute))):
                     held.item.assign(self._weights.read_once(place.dataset_path))
 
     def resume(self, visits: Iterable[Visit]) -> None:
@@ -163,7 +163,7 @@ def nothing_stored(walk: Walk, record: Record | None, source: Archive) -> LoadEr
         return None
     by_record = read_by_record(record)
     lacking = {
-        visit.inner_path or "the model": f"{count} variables, received 0 variables"
+        walk.label(visit.inner_path): f"{count} variables, received 0 variables"
         for visit in walk.parts
         if visit.inner_path not in by_record
         and not len(source.store(visit.inner_path))

@@ -27,7 +27,7 @@ from tiedio.model.substitution import (
 )
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import HeldVariable, Record
-from tiedio.record.ties import Place
+from tiedio.record.ties import Place, layer_label
 from tiedio.saving.capture import listed_only
 from tiedio.saving.deferral import Deferral
 
@@ -124,8 +124,16 @@ def find_problems(walk: Walk, record: Record) -> Problems:
         for alias in group.aliases:
             layer = walk.layers.get(alias.inner_path)
             if layer is not None and may_adopt(layer, alias.attribute):
-                problems.pop(str(alias), None)
+                problems.pop(name_of(alias, walk, record), None)
     return problems
+
+
+def name_of(place: Place, walk: Walk, record: Record) -> str:
+    """Tells what people call a place, which may be in the model, or in the record only."""
+    if place.inner_path in walk.layers or place.inner_path not in record.layers:
+        return str(walk.place(place.inner_path, place.attribute))
+    names = {path: state.name for path, state in record.layers.items()}
+    return f"{layer_label(names, place.inner_path)}/{place.attribute.lstrip('_')}"
 
 
 def _share_layers(
@@ -145,15 +153,18 @@ def _share_layers(
         for inner_path in others:
             old = by_path.get(inner_path)
             if new is None or old is None:
-                problems[first if new is None else inner_path] = "no such layer"
+                missing = first if new is None else inner_path
+                problems[model.label(missing)] = "no such layer"
             elif old is new:
                 continue
             elif _kind(old) != _kind(new):
-                problems[inner_path] = f"another layer than `{first}`"
+                problems[model.label(inner_path)] = f"another layer than `{model.label(first)}`"
             elif _holds(old, new) or _holds(new, old):
-                problems[inner_path] = f"inside or around `{first}`"
+                problems[model.label(inner_path)] = f"inside or around `{model.label(first)}`"
             elif weights.disagreements(weights.twins(first, inner_path)):
-                problems[inner_path] = f"stored with other values than `{first}`"
+                problems[model.label(inner_path)] = (
+                    f"stored with other values than `{model.label(first)}`"
+                )
             else:
                 substitute_layer(old, new, model.layers.values())
                 replaced.append(old)
@@ -174,15 +185,17 @@ def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     for inner_path, saved in record.layers.items():
         if inner_path not in walk.layers:
             if saved.variables:
-                yield inner_path, "no such layer, or a different class at this path"
+                names = {path: state.name for path, state in record.layers.items()}
+                label = layer_label(names, inner_path)
+                yield label, "no such layer, or a different class at this path"
             continue
         known = {held.attribute for held in saved.variables}
         for attribute in known.difference(walk.named[inner_path]):
             place = Place(inner_path, attribute)
             if place not in tied and place not in record.exact_values:
-                yield str(place), "no such variable"
+                yield name_of(place, walk, record), "no such variable"
         for held in _unrecorded(walk, record, inner_path, tied):
-            yield str(Place(inner_path, held.attribute)), "not in the file"
+            yield str(walk.place(inner_path, held.attribute)), "not in the file"
 
 
 def _tied(record: Record) -> set[Place]:
@@ -205,9 +218,9 @@ def _check_generators(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     for random_state in record.random_states:
         for place in random_state.places:
             if place not in walk.generators:
-                yield str(place), "no such seed generator"
+                yield name_of(place, walk, record), "no such seed generator"
             elif not _fits(random_state.state, walk.generators[place].item.state):
-                yield str(place), "a state of another size"
+                yield name_of(place, walk, record), "a state of another size"
 
 
 def _share_generators(walk: Walk, record: Record) -> None:
@@ -268,12 +281,14 @@ def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
     substitutions = []
     for group in record.tie_groups:
         expected = f"{group.shape} {group.dtype}"
+        unfit: Problems = {}
         for place in group.places:
             if place not in walk.places:
-                problems[str(place)] = "no such variable"
+                unfit[name_of(place, walk, record)] = "no such variable"
             elif (received := facts_of(walk.places[place].item)) != expected:
-                problems[str(place)] = f"{received}, not {expected}"
-        if not any(str(place) in problems for place in group.places):
+                unfit[name_of(place, walk, record)] = f"{received}, not {expected}"
+        problems |= unfit
+        if not unfit:
             owner = walk.places[group.owner].item
             for alias in group.aliases:
                 layer, variable = walk.places[alias]
@@ -293,18 +308,18 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
             continue
         named = dict(walk.named[inner_path])
         for held in saved.variables:
-            place = Place(inner_path, held.attribute)
-            dataset_path = stored.get(place)
+            key = inner_path, held.attribute
+            dataset_path = stored.get(Place(*key))
             if held.attribute in named:
                 continue
             if not (dataset_path and listed_only(held.attribute)):
-                problems[str(place)] = "no such variable"
+                problems[str(walk.place(*key))] = "no such variable"
                 continue
             # A variable that was replaced, and that the layer still lists.
             value = weights.read(dataset_path)
             room -= value.nbytes
             if room < 0:  # one tensor, by many paths
-                problems[str(place)] = "more than the file holds"
+                problems[str(walk.place(*key))] = "more than the file holds"
                 continue
             name = held.path.rpartition("/")[2]
             options = {"dtype": str(value.dtype), "trainable": held.trainable}
@@ -317,7 +332,7 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
 def _missing_slots(walk: Walk, record: Record) -> set[str]:
     """Names the places that an optimizer of the record trains, and the model lacks."""
     return {
-        str(place)
+        name_of(place, walk, record)
         for trained in record.optimizer_variables.values()
         for place in trained or ()
         if place not in walk.places

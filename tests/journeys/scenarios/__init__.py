@@ -82,4 +82,8 @@ __all__ = [
 
 
 def ties_of(model):
-    return [str(group) for group in tiedio.find_ties(model)]
+    """Lists the tie groups by paths, which are the same where layers have other names."""
+    return [
+        [[f"{place.inner_path}/{place.attribute}" for place in group.places], group.shape]
+        for group in tiedio.find_ties(model)
+    ]
