@@ -3,40 +3,49 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tiedio.display.plot import plot_ties
-    from tiedio.display.summary import summary
-    from tiedio.errors import TiedioError, TiedioWarning
-    from tiedio.hooks.callbacks import AssertTied, TiedBackupAndRestore, TiedModelCheckpoint
-    from tiedio.hooks.patching import patch, unpatch
-    from tiedio.model.tying import assert_tied, find_ties, tie, untie
-    from tiedio.record.ties import Place, TieGroup
-    from tiedio.saving.model import load_tied, save_tied
-    from tiedio.saving.weights import load_tied_weights, save_tied_weights
+if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
+    from tiedio.display.plot import plot_ties as plot_ties
+    from tiedio.display.summary import summary as summary
+    from tiedio.errors import TiedioError as TiedioError
+    from tiedio.errors import TiedioWarning as TiedioWarning
+    from tiedio.hooks.callbacks import (
+        AssertTied as AssertTied,
+    )
+    from tiedio.hooks.callbacks import (
+        TiedBackupAndRestore as TiedBackupAndRestore,
+    )
+    from tiedio.hooks.callbacks import (
+        TiedModelCheckpoint as TiedModelCheckpoint,
+    )
+    from tiedio.hooks.patching import patch as patch
+    from tiedio.hooks.patching import unpatch as unpatch
+    from tiedio.model.tying import (
+        assert_tied as assert_tied,
+    )
+    from tiedio.model.tying import (
+        find_ties as find_ties,
+    )
+    from tiedio.model.tying import (
+        tie as tie,
+    )
+    from tiedio.model.tying import (
+        untie as untie,
+    )
+    from tiedio.record.ties import Place as Place
+    from tiedio.record.ties import TieGroup as TieGroup
+    from tiedio.record.ties import Ties as Ties
+    from tiedio.saving.model import load_tied as load_tied
+    from tiedio.saving.model import save_tied as save_tied
+    from tiedio.saving.weights import (
+        load_tied_weights as load_tied_weights,
+    )
+    from tiedio.saving.weights import (
+        save_tied_weights as save_tied_weights,
+    )
 
-__all__ = [
-    "AssertTied",
-    "Place",
-    "TieGroup",
-    "TiedBackupAndRestore",
-    "TiedModelCheckpoint",
-    "TiedioError",
-    "TiedioWarning",
-    "assert_tied",
-    "find_ties",
-    "load_tied",
-    "load_tied_weights",
-    "patch",
-    "plot_ties",
-    "save_tied",
-    "save_tied_weights",
-    "summary",
-    "tie",
-    "unpatch",
-    "untie",
-]
 __version__ = "0.1.0"
 
+# Keras takes seconds to import; commands that only read files do without it.
 _HOMES = {
     "AssertTied": "hooks.callbacks",
     "Place": "record.ties",
@@ -45,6 +54,7 @@ _HOMES = {
     "TiedModelCheckpoint": "hooks.callbacks",
     "TiedioError": "errors",
     "TiedioWarning": "errors",
+    "Ties": "record.ties",
     "assert_tied": "model.tying",
     "find_ties": "model.tying",
     "load_tied": "saving.model",
@@ -58,10 +68,10 @@ _HOMES = {
     "unpatch": "hooks.patching",
     "untie": "model.tying",
 }
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    # Keras takes seconds to import; commands that only read files do without it.
     if name in _HOMES:
         return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

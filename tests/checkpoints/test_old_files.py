@@ -267,7 +267,7 @@ def test_copies_that_are_two_by_now_are_tied_on_request(fixture, tmp_path):
     [
         ("keras_2_2_4/two_paddings.h5", "Argument(s) not recognized"),
         ("tf_2_15/two_paddings.keras", "Could not deserialize class 'Functional'"),
-        ("tf_2_8/two_paddings.h5", "Cannot resume the optimizer"),
+        ("tf_2_8/two_paddings.h5", "Cannot resume `optimizer`"),
         ("keras_2_2_4/recurrent.h5", "its `hard_sigmoid` is another function in Keras 3"),
     ],
 )

@@ -138,7 +138,7 @@ def test_optimizers_are_stored_under_the_names_that_keras_gives():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile(optimizer="adam", loss="mse")
     expected = {}
-    model.optimizer.saveown_state(expected)
+    model.optimizer.save_own_variables(expected)
     stored = own_state(model.optimizer)
     assert list(stored) == list(expected)
     assert all(np.array_equal(_to_numpy(stored[key]), expected[key]) for key in expected)
@@ -146,7 +146,7 @@ def test_optimizers_are_stored_under_the_names_that_keras_gives():
 
 def test_optimizers_that_store_in_their_own_way_are_asked():
     class Halved(keras.optimizers.SGD):
-        def saveown_state(self, store):
+        def save_own_variables(self, store):
             store["half"] = np.array(0.5)
 
     assert own_state(Halved()) == {"half": 0.5}

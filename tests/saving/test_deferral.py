@@ -340,7 +340,7 @@ def test_links_between_variables_that_are_two(tmp_path):
         for name, content in members.items():
             edited = json.dumps(metadata) if name == "metadata.json" else content
             untied.writestr(name, edited)
-    with pytest.raises(errors.RecordError, match="does not say that these are one"):
+    with pytest.raises(errors.RecordError, match="does not say that these are tied"):
         tiedio.load_tied(tmp_path / "untied.keras")
     with pytest.warns(tiedio.TiedioWarning):
         first, second = tiedio.load_tied(tmp_path / "untied.keras", strict=False).layers

@@ -13,12 +13,12 @@ import keras
 from tiedio.model.walk import Walk
 from tiedio.record.ties import Place
 
-# For each layer, its tied attributes; those that were made one variable have one token.
+# For each layer, its tied attributes; those that hold the same variable have the same token.
 _tokens: weakref.WeakKeyDictionary[keras.Layer, dict[str, object]] = weakref.WeakKeyDictionary()
 
 
 def remember(tied: Iterable[tuple[keras.Layer, str]]) -> None:
-    """Remembers that these attributes hold one variable; the first may hold it already."""
+    """Remembers that these attributes are tied; the first may be tied already."""
     (owner, attribute), *aliases = tied
     token = _tokens.setdefault(owner, {}).setdefault(attribute, object())
     for layer, alias in aliases:

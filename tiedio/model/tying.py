@@ -55,7 +55,7 @@ def tie(
         `layer`.
 
     Raises:
-        TieError: If the layers are one, have no weights of equal name, lack one
+        TieError: If both are the same layer, have no weights of equal name, lack one
             of `weights`, or weights differ in shape or dtype. Nothing is changed
             but that unbuilt layers may be built.
         ModelNotBuiltError: If a layer is not built and cannot be.
@@ -199,7 +199,7 @@ def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> N
             made by `tie` or restored by `load_tied` and not undone by `untie`.
 
     Raises:
-        TieError: If variables that should be one are not. All are named, with the
+        TieError: If variables that should be tied are not. All are named, with the
             largest difference between their values. Also if `ties` is `None`, and
             the model never had any.
 

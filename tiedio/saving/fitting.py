@@ -1,7 +1,7 @@
 """Fit the record of a file to a model that exists already, and check it before anything changes.
 
 Such a model keeps its names and flags, and the ties that it has. Of the record it
-takes what makes variables one, and the order in which they are stored.
+takes the sharing, and the order in which variables are stored.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ def check(record: Record, source: Archive, walk: Walk) -> Iterator[Exception]:
 
 
 def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
-    """The error for variables that will be one, and that the file has with different values.
+    """The error for variables that will be tied, and have different values in the file.
 
     Args:
         record: What to restore, as from `fitted`.

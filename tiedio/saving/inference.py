@@ -1,4 +1,4 @@
-"""Tell what the record of a file does not say, or all if it has none: what was shared."""
+"""Tell what was shared where the record of a file does not say so, or where there is none."""
 
 import collections
 import dataclasses
@@ -81,7 +81,7 @@ def located(walk: Walk, weights: WeightsFile) -> Walk:
 
 
 def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> RecordError | None:
-    """The error for variables that are two by the record, and one tensor in the file."""
+    """The error for variables that are separate by the record, and share a tensor in the file."""
     recorded = [set(group.places) for group in record.tie_groups]
     found = [
         group
@@ -91,15 +91,15 @@ def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> Record
     if not found:
         return None
     return RecordError(
-        f"The record of `{weights.filepath}` does not say that these are one: "
+        f"The record of `{weights.filepath}` does not say that these are tied: "
         f"{listed(str(place) for group in found for place in group.places)}.\n"
-        "Expected: a tie group for tensors that hard links make one. Received: none.\n"
+        "Expected: a tie group for tensors that hard links share. Received: none.\n"
         "The file was changed after it was saved; save it again, or pass `strict=False`."
     )
 
 
 def _find_linked(walk: Walk, weights: WeightsFile) -> tuple[TieGroup, ...]:
-    """Finds the variables that are one tensor in the file, and more than one in the model."""
+    """Finds the variables that share a tensor in the file, and are separate in the model."""
     paths = collections.defaultdict(set)
     for inner_path in walk.layers:
         group_path = f"{inner_path}/vars".lstrip("/")

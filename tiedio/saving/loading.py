@@ -1,5 +1,6 @@
 """One load of a file into a model, step by step: for whole models and for weights, of every format.
 
+build      the model of the file; or go `into` one that exists
 describe   the record of the file, in the attributes of the model, whoever wrote it
 fit        of a model that exists: what it keeps, and all that can be known to fail
 retie      sharing, order and flags; a model that was built for this is compiled after it
@@ -14,13 +15,16 @@ from typing import Any
 
 import keras
 
+from tiedio.errors import NoModelError
 from tiedio.formats.content import Archive
 from tiedio.formats.hdf5_reader import damaged
 from tiedio.model import renewal
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
 from tiedio.saving import fitting, inference, keras2_record, retying
+from tiedio.saving.configs import Config
 from tiedio.saving.deferral import Deferral
+from tiedio.saving.keras2_config import OldConfig
 from tiedio.saving.optimizers import match_optimizers
 from tiedio.saving.restoration import Restoration, make_room, nothing_stored
 
@@ -30,37 +34,35 @@ class Loading:
 
     Args:
         source: The file.
-        model: The model: built for this and not compiled, or one that exists.
         deferral: The variables of the model that have no value yet.
         strict: Whether it is an error if ties or training state cannot be restored.
         skipped: Saveables that are left as they are.
 
     Attributes:
+        model: The model: built for this and not compiled, or one that exists.
         warnings: What was given up, where it is no error.
     """
 
     def __init__(
         self,
         source: Archive,
-        model: keras.Model,
         deferral: Deferral,
         *,
         strict: bool,
         skipped: Sequence[Any] = (),
     ):
+        self.model: Any = None
         self.warnings: list[str] = []
         self._source = source
         self._weights = source.weights
-        self._model = model
         self._deferral = deferral
         self._strict = strict
         self._skipped = skipped
         self._written: Record | None = None
         self._record = Record()
-        self._exists = False  # before this load
+        self._exists = False
         self._unresumable: set[str] = set()
         self._walks: tuple[Walk, Walk] | None = None
-        make_room(source.weights, model)
 
     @property
     def _walk(self) -> Walk:
@@ -80,7 +82,7 @@ class Loading:
         return self._walks
 
     def _located(self, skipped: Iterable[Any]) -> Walk:
-        found = walk(self._model, skipped)
+        found = walk(self.model, skipped)
         return found if self._source.is_by_position else inference.located(found, self._weights)
 
     def _again(self) -> Walk:
@@ -93,6 +95,22 @@ class Loading:
             raise error
         if error:
             self.warnings.append(str(error))
+
+    def build(self, config: Config | OldConfig) -> None:
+        """Builds the model of the file, uncompiled and without values."""
+        self.report(config.problem())
+        try:
+            self.model = config.build(self._deferral)
+        except NoModelError:
+            self._weights.check_sizes()  # Keras, which may be asked next, does not
+            raise
+        make_room(self._weights, self.model)
+
+    def into(self, model: keras.Model) -> None:
+        """Takes a model that exists."""
+        self.model = model
+        self._exists = True
+        make_room(self._weights, model)
 
     def describe(
         self, written: Record | None, matches: Sequence[keras2_record.Match] | None = None
@@ -109,12 +127,11 @@ class Loading:
             self._record = inference.of_model(written, self._walk, self._weights)
         else:
             if matches is None:
-                matches, _ = keras2_record.fitting(self._model, old)
+                matches, _ = keras2_record.fitting(self.model, old)
             self._record = keras2_record.recorded(self._walk, old, matches, self._weights)
 
     def fit(self) -> None:
         """Fits the record to a model that exists, and checks it; nothing is changed."""
-        self._exists = True
         weights, described = self._weights, self._record
         by_position = self._source.is_by_position
         also = [str(p.dataset_path) for p in described.exact_values] if by_position else []
@@ -177,7 +194,7 @@ class Loading:
         if source.old_layout is not None:
             if self._exists or not compiled:  # Keras leaves the optimizer alone there
                 return
-            record = keras2_record.with_optimizer(record, source.old_layout, self._model.optimizer)
+            record = keras2_record.with_optimizer(record, source.old_layout, self.model.optimizer)
         if not self._exists or record.optimizer_variables or len(source.store("optimizer")):
             replaced, error = match_optimizers(
                 self._walk, record, self._deferral, self._everything if self._exists else None
@@ -201,7 +218,7 @@ class Loading:
         if self._written and not self._exists:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()
-        renewal.renew_functions(self._model)
+        renewal.renew_functions(self.model)
 
 
 def _paths(found: Walk) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import FileFormatError, ModelNotBuiltError, NoModelError, warn
+from tiedio.errors import FileFormatError, ModelNotBuiltError, warn
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Archive, Content
 from tiedio.model.walk import Walk, walk
@@ -176,23 +176,18 @@ def load_tied(
             Deferral(source.weights.size) as deferral,
             _config(source, custom_objects, safe_mode) as config,
         ):
-            try:
-                model = config.build(deferral)
-            except NoModelError:
-                source.weights.check_sizes()  # Keras, which may be asked next, does not
-                raise
-            loading = Loading(source, model, deferral, strict=strict)
-            loading.report(config.problem())
+            loading = Loading(source, deferral, strict=strict)
+            loading.build(config)
             loading.describe(record)
             loading.retie()
-            compiled = compile and config.compile(model, deferral)
+            compiled = compile and config.compile(loading.model, deferral)
             source.extract_assets(Path(folder))
             loading.read(Path(folder) / ASSETS)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
             loading.resume(compiled)
             loading.finish()
     warn(loading.warnings)
-    return model
+    return loading.model
 
 
 def _config(

@@ -86,7 +86,9 @@ def save_tied_weights(
     check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
-    layout, record = capture(walk(model, objects_to_skip or ()), None, walk(model))
+    everything = walk(model)
+    found = walk(model, objects_to_skip) if objects_to_skip else everything
+    layout, record = capture(found, None, everything)
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
     with shown(f"Saving {target.label}", progress) as advance:
@@ -107,8 +109,8 @@ def load_tied_weights(
     """Loads weights into a model, and shares what was shared when they were saved.
 
     Takes the place of `model.load_weights`, also for files that Keras wrote, and for the
-    weights in a file of a whole model. Afterwards variables are one that were one in the file,
-    or are in the model already; layers keep their names and `trainable` flags. If the model
+    weights in a file of a whole model. Afterwards variables are tied that are tied in the file,
+    or in the model already; layers keep their names and `trainable` flags. If the model
     has the optimizer of the file, that resumes. All is checked before anything is changed.
 
     Args:
@@ -129,7 +131,7 @@ def load_tied_weights(
         FileFormatError: If the file is not a Keras file, or is damaged. All damaged
             variables are named.
         RecordError: If its record is malformed, newer than this tiedio, or says that
-            variables are one that the model does not have, or that have other shapes.
+            variables are tied that the model does not have, or that have other shapes.
         LoadError: If the weights are not those of this model. All are named.
 
     Example:
@@ -154,9 +156,8 @@ def load_tied_weights(
         shown(f"Loading {place.label}", progress) as source.weights.advance,
         Deferral(source.weights.size) as deferral,
     ):
-        loading = Loading(
-            source, model, deferral, strict=strict and not skip_mismatch, skipped=skipped
-        )
+        loading = Loading(source, deferral, strict=strict and not skip_mismatch, skipped=skipped)
+        loading.into(model)
         _check_options(source, by_name, skipped)
         record = source.read_record(verify)
         matches = None
