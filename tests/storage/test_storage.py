@@ -643,9 +643,16 @@ def test_a_model_on_the_hub(hub):
     assert b"library_name: keras" in hub.repositories["me/model"]["README.md"]
 
 
-def test_a_model_that_keras_put_on_the_hub(hub):
+def test_a_model_that_keras_put_on_the_hub(hub, monkeypatch):
+    """With a picture of it, which Keras draws by a program that a bare machine has not got."""
+
+    def draw(model, to_file, **options):
+        Path(to_file).write_bytes(b"a picture")
+
+    monkeypatch.setattr(saving_lib, "plot_model", draw)
     model = trained()
     model.save("hf://me/model")
+    assert "assets/summary_plot.png" in hub.repositories["me/model"]
     assert_same_to_keras(tiedio.load_tied("hf://me/model"), model)
 
 
