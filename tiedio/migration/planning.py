@@ -191,9 +191,9 @@ def migrate(
     _check_free(wanted, overwrite)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs) as checkpoint:
+        checkpoint.verify()  # what is damaged would get digests that say it is not
         planned = _planned(checkpoint, pairs)
         chosen = accepted(planned, accept, reconcile)
-        checkpoint.verify()  # what is damaged would get digests that say it is not
         destination, holds_model, notes = _destination(wanted, checkpoint)
         if destination.name != wanted.name:  # which nobody allowed to be replaced
             _check_free(destination, overwrite=False)
