@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable, named_once, version_numbers
+from tiedio.checkpoints.checkpoint import Checkpoint, version_numbers
+from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.formats.content import Archive, Weight
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.keras_versions import layer_outline, optimizer_slots
@@ -47,11 +48,11 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
     of_layers = {one.source for one in variables}
     groups = {path: first for path, first in objects.items() if not weights.address(path)}
     return Checkpoint(
-        opened.filepath,
-        kind,
-        version,
-        weights,
-        variables,
+        filepath=opened.filepath,
+        kind=kind,
+        keras_version=version,
+        tensors=weights,
+        variables=variables,
         is_ordered=is_ordered,
         slots=_slots(weights, optimizer, version),
         optimizer=optimizer,
@@ -103,12 +104,12 @@ def _variables(
             name = names[key] if names and key < len(names) else str(key)
             variables.append(
                 StoredVariable(
-                    f"{layer}/{name}".lstrip("/"),
-                    path,
-                    weights.shape(path),
-                    weights.dtype(path),
-                    Place(inner_path, str(key), f"{inner_path}/vars/{key}".lstrip("/")),
-                    name in part.trainable if part and names else None,
+                    name=f"{layer}/{name}".lstrip("/"),
+                    source=path,
+                    shape=weights.shape(path),
+                    dtype=weights.dtype(path),
+                    place=Place(inner_path, str(key), f"{inner_path}/vars/{key}".lstrip("/")),
+                    trainable=name in part.trainable if part and names else None,
                 )
             )
     return list(named_once(variables))

@@ -121,5 +121,10 @@ def _tie_groups(
         spared = len({place.inner_path for place in group.places}) - 1
         size = math.prod(group.shape) * np.dtype(group.dtype).itemsize
         yield inspection.Group(
-            tuple(named), group.shape, group.dtype, (), spared * size, group.trainable
+            names=tuple(named),
+            shape=group.shape,
+            dtype=group.dtype,
+            evidence=(),
+            nbytes=spared * size,
+            trainable=group.trainable,
         )

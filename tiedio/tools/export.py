@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 
 from tiedio.checkpoints import opening, rewriting
-from tiedio.checkpoints.stated_ties import stated
-from tiedio.checkpoints.values import Contents
 from tiedio.errors import FileFormatError, SaveError, TiedioError, damaged, first_line, listed
 from tiedio.formats import safetensors_file, table
 from tiedio.formats.content import ASSETS, Content
@@ -117,8 +115,9 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
     with opening.reading(filepath) as checkpoint, tempfile.TemporaryDirectory() as assets:
         checkpoint.verify()
         is_model = checkpoint.config is not None and not checkpoint.untranslated
-        ties = stated(checkpoint, Contents(checkpoint))
-        content, notes = rewriting.content(checkpoint, ties, "owner", is_model, Path(assets))
+        content, notes = rewriting.content(
+            checkpoint, checkpoint.ties, "owner", is_model, Path(assets)
+        )
         layout = content.layout
         names = {rewriting.target_path(checkpoint, one): one.name for one in checkpoint.variables}
         keys = {path: names.get(path, path) for path in layout.tensors}
