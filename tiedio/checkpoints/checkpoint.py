@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tiedio.checkpoints.stated_ties import Tie
 from tiedio.checkpoints.values import Values
 from tiedio.checkpoints.variables import StoredVariable, Tensors
 from tiedio.formats.content import OldLayout
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.record import Record
 
@@ -64,6 +64,10 @@ class Checkpoint:
     verify: Callable[[], None] = lambda: None
     old_layout: OldLayout | None = None
 
+    @property
+    def version(self) -> KerasVersion:
+        return KerasVersion(self.keras_version)
+
     @functools.cached_property
     def values(self) -> Values:
         """The values of its variables, compared with one another when asked for."""
@@ -96,16 +100,4 @@ class Checkpoint:
     @property
     def is_of_keras_3(self) -> bool:
         """Whether it is laid out as Keras 3 does, and not by its predecessors."""
-        return self.old_layout is None and version_numbers(self.keras_version) >= (3,)
-
-    @property
-    def has_slots_per_use(self) -> bool:
-        """Whether each place of a tied variable has slots, as before Keras was in TensorFlow."""
-        numbers = version_numbers(self.keras_version)
-        return bool(numbers) and numbers < (2, 4) and "tf" not in self.keras_version
-
-
-def version_numbers(keras_version: str) -> tuple[int, ...]:
-    """Returns `(2, 15)` for 2.15.0; `2.2.4-tf` and `2.21.0` start alike."""
-    found = re.match(r"(\d{1,9})\.(\d{1,9})", keras_version)
-    return tuple(map(int, found.groups())) if found else ()
+        return self.old_layout is None and self.version.is_of_keras_3

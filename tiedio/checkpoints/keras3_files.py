@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tiedio.checkpoints.checkpoint import Checkpoint, version_numbers
+from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.formats.content import Archive, Weight
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.layer_outline import Part
 from tiedio.record.record import Record
 from tiedio.record.ties import Place
@@ -78,7 +79,7 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
 
 def _is_left_out(path: str, version: str) -> bool:
     """Whether Keras 3 does not store what this is: running values of metrics in Keras 2."""
-    return path.startswith("metrics/") and version_numbers(version) < (3,)
+    return path.startswith("metrics/") and not KerasVersion(version).is_of_keras_3
 
 
 def _variables(
