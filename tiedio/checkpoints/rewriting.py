@@ -123,7 +123,7 @@ def _add_others(
 
 def _slot(checkpoint: Checkpoint, value: Weight | np.ndarray) -> Tensor:
     if isinstance(value, np.ndarray):
-        return Tensor(value.shape, value.dtype, lambda: value)
+        return Tensor.of(value)
     return _as_is(checkpoint, value.dataset_path)
 
 

@@ -1,6 +1,7 @@
 """Compare the values of a checkpoint's variables without keeping them in memory."""
 
 import collections
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ class Values:
     def are_telling(self, variable: StoredVariable) -> bool:
         """Whether equality is evidence: constants and tiny tensors are equal by chance."""
         self.digest(variable.source)
-        many = np.prod(variable.shape, dtype=object) >= _FEWEST_ELEMENTS
+        many = math.prod(variable.shape) >= _FEWEST_ELEMENTS
         return bool(many) and self._different[variable.source] >= _FEWEST_VALUES
 
     def is_constant(self, variable: StoredVariable) -> bool:

@@ -5,6 +5,7 @@ name of its layer and its own here: `conv2/kernel`, and `inner/dense/kernel` in 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -53,7 +54,7 @@ class StoredVariable:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def named_once(variables: Iterable[StoredVariable]) -> Iterator[StoredVariable]:

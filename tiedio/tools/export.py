@@ -132,7 +132,9 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
             notes = [*notes, "It does not tell how Keras 3 would store it: there is no way back."]
         else:
             assets_by_key = {f"{ASSETS}/{name}": name for name, _ in content.asset_files()}
-            tensors |= {f"{ASSETS}/{name}": _bytes(path) for name, path in content.asset_files()}
+            tensors |= {
+                f"{ASSETS}/{name}": Tensor.of_file(path) for name, path in content.asset_files()
+            }
             rest[METADATA_KEY] = json.dumps(
                 {
                     "version": VERSION,
@@ -211,11 +213,6 @@ def _typed(source: Storage, held: Mapping[str, Any], name: str, kind: type) -> A
     if not isinstance(held.get(name), kind):
         raise damaged(source.name, f"`{name[:99]}` that is no {kind.__name__}")
     return held[name]
-
-
-def _bytes(path: Path) -> Tensor:
-    size = path.stat().st_size
-    return Tensor((size,), np.dtype(np.uint8), lambda: np.fromfile(path, np.uint8))
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
