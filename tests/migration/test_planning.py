@@ -16,7 +16,7 @@ from pinning import pin
 import tiedio
 from tiedio import errors
 from tiedio.checkpoints import opening
-from tiedio.checkpoints.checkpoint import Evidence
+from tiedio.checkpoints.stated_ties import Evidence
 from tiedio.keras_versions import public_names
 from tiedio.migration import planning
 from tiedio.model.walk import walk

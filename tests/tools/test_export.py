@@ -211,7 +211,8 @@ def test_what_is_there_is_not_replaced_unasked(folder, exported):
 
 
 def test_texts_have_no_place(tmp_path):
-    file = sample_files.weights(tmp_path / "a.weights.h5", {"layers/dense/vars/0": [b"text"]})
+    texts = {"layers/dense/vars/0": np.array([b"text"])}
+    file = sample_files.weights(tmp_path / "a.weights.h5", texts)
     said = refused(SaveError, file, tmp_path / "a.safetensors")
     assert said.startswith(f"`{tmp_path / 'a.safetensors'}` cannot hold `dense/0`.")
 

@@ -26,9 +26,7 @@ def test_a_tied_file(folder):
     assert found.date_saved.startswith("20")
     assert found.record_version == 1
     assert found.variables == 4
-    assert found.tie_groups == (
-        Group(KERNELS, (8, 8), "float32", ("record", "hard links"), 256, True),
-    )
+    assert found.tie_groups == (kernels(KERNELS, 256, "record", "hard links"),)
     assert found.copies == ()
     assert (found.bytes_shared, found.bytes_wasted) == (256, 0)
     assert found.bytes_stored == stored_in(folder / "tied.keras")
@@ -70,7 +68,7 @@ def test_copies_that_keras_stored(folder):
     assert found.record_version is None
     assert found.tie_groups == ()
     # Biases are equal too, but zero.
-    assert found.copies == (Group(KERNELS, (8, 8), "float32", (), 256, True),)
+    assert found.copies == (kernels(KERNELS, 256),)
     assert (found.bytes_shared, found.bytes_wasted) == (0, 256)
 
 
@@ -96,14 +94,25 @@ def test_hard_links_without_a_record(folder, tmp_path):
 
     found = inspect(sample_files.edited(folder / "tied.weights.h5", tmp_path / "linked.h5", drop))
     assert found.record_version is None
-    assert found.tie_groups == (Group(NUMBERED, (8, 8), "float32", ("hard links",), 256),)
+    assert found.tie_groups == (kernels(NUMBERED, 256, "hard links", trainable=None),)
 
 
 def test_a_record_without_links_wastes_what_it_could_share(folder, tmp_path):
     found = inspect(sample_files.edited(folder / "tied.keras", tmp_path / "a.keras", unlink))
-    assert found.tie_groups == (Group(KERNELS, (8, 8), "float32", ("record",), 0, True),)
-    assert found.copies == (Group(KERNELS, (8, 8), "float32", (), 256, True),)
+    assert found.tie_groups == (kernels(KERNELS, 0, "record"),)
+    assert found.copies == (kernels(KERNELS, 256),)
     assert (found.bytes_shared, found.bytes_wasted) == (0, 256)
+
+
+def kernels(names, nbytes, *evidence, trainable=True):
+    return Group(
+        names=names,
+        shape=(8, 8),
+        dtype="float32",
+        evidence=evidence,
+        nbytes=nbytes,
+        trainable=trainable,
+    )
 
 
 def unlink(file):

@@ -79,7 +79,7 @@ def test_a_link_that_was_lost(folder, tmp_path, kernel):
 
     file = sample_files.edited(folder / "tied.keras", tmp_path / "apart.keras", unlink)
     assert problems(file) == [
-        f"{' = '.join(KERNELS)}: one by the record, but stored apart, with equal values"
+        f"{' = '.join(KERNELS)}: tied by the record, but stored apart, with equal values"
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_link_that_was_lost_and_changed(folder, tmp_path, kernel):
 
     file = sample_files.edited(folder / "tied.keras", tmp_path / "apart.keras", unlink)
     assert problems(file) == [
-        f"{' = '.join(KERNELS)}: one by the record, but stored apart, with different values",
+        f"{' = '.join(KERNELS)}: tied by the record, but stored apart, with different values",
         f"{KERNELS[1]}: not the values that were saved",
     ]
 
@@ -102,7 +102,7 @@ def test_a_link_that_the_record_does_not_know(folder, tmp_path):
 
     file = sample_files.edited(folder / "tied.keras", tmp_path / "linked.keras", link)
     assert problems(file) == [
-        "layers/dense/vars/1 = layers/dense_1/vars/1: two by the record, but stored as one"
+        "layers/dense/vars/1 = layers/dense_1/vars/1: not tied by the record, but stored once"
     ]
 
 
@@ -145,7 +145,7 @@ def test_shared_layers_and_generators_are_no_problem(tmp_path):
             file[f"{other}/vars/{name}"] = value[name]
 
     file = sample_files.edited(tmp_path / "twice.keras", tmp_path / "copy.keras", copy)
-    assert any("one by the record, but stored apart" in one for one in problems(file))
+    assert any("tied by the record, but stored apart" in one for one in problems(file))
 
 
 def test_a_generator_of_random_numbers_that_is_shared_is_no_tie(tmp_path):

@@ -1,95 +1,22 @@
-"""A file of Keras as named variables, wherever its layout keeps them.
-
-What the layout of Keras 2 lists by position, and that of Keras 3 stores by number, has the
-name of its layer and its own here: `conv2/kernel`, and `inner/dense/kernel` in a nested model.
-"""
+"""A file of Keras as named variables, wherever its layout keeps them."""
 
 import dataclasses
-import enum
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from tiedio.checkpoints import stated_ties
+from tiedio.checkpoints.stated_ties import Tie
+from tiedio.checkpoints.values import Values
+from tiedio.checkpoints.variables import StoredVariable, Tensors
 from tiedio.formats.content import OldLayout
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.record import Record
-from tiedio.record.ties import Place
 
 
-class Evidence(enum.StrEnum):
-    """What says that variables were one when they were saved, the strongest first."""
-
-    RECORD = "record"
-    LINKS = "hard links"
-    FINGERPRINT = "fingerprint"
-    GRAPH = "object graph"
-    SLOTS = "slots"
-    GIVEN = "given"
-    CONTENTS = "contents"
-
-
-class Tensors(Protocol):
-    """What tensors are read from, by their paths in the source."""
-
-    def read(self, dataset_path: str, /) -> np.ndarray: ...
-    def shape(self, dataset_path: str, /) -> tuple[int, ...]: ...
-    def dtype(self, dataset_path: str, /) -> np.dtype: ...
-    def address(self, dataset_path: str, /) -> Any: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredVariable:
-    """A variable of a model, as a file keeps it.
-
-    Attributes:
-        name: The names of the layers that lead to it, and its own.
-        source: Its path in the file.
-        shape: Its shape.
-        dtype: Its dtype.
-        place: Where Keras 3 keeps it; `None` if that cannot be told. Without a model that is
-            known by the number under which the layer stores it, and not by attribute.
-        trainable: Whether optimizers train it; `None` if unknown.
-        listed: The name by which the layout of Keras 2 lists it: that of the layer that made
-            it, and its own.
-    """
-
-    name: str
-    source: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    place: Place | None = None
-    trainable: bool | None = None
-    listed: str = ""
-
-    @property
-    def layer(self) -> str:
-        """The names of the layers that lead to it."""
-        return self.name.rpartition("/")[0]
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Tie:
-    """Variables that were one.
-
-    Attributes:
-        names: The variables; the owner first.
-        evidence: What says so.
-        why: The same in a sentence.
-    """
-
-    names: tuple[str, ...]
-    evidence: Evidence
-    why: str
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Checkpoint:
     """A file of Keras, open for reading.
 
@@ -100,7 +27,7 @@ class Checkpoint:
         tensors: Reads what it stores.
         variables: The variables of its layers.
         is_ordered: Whether they are in the order of the model.
-        ties: What its layout says of ties.
+        layout_ties: What its layout says of ties.
         slots: The state of its optimizer; `None` if it has none, or is not understood.
         optimizer: The config of the optimizer, as Keras 3 reads it.
         config: The config of the model as Keras 3 reads it; `None` if there is none.
@@ -122,7 +49,7 @@ class Checkpoint:
     tensors: Tensors
     variables: Sequence[StoredVariable] = ()
     is_ordered: bool = False
-    ties: Sequence[Tie] = ()
+    layout_ties: Sequence[Tie] = ()
     slots: Slots | None = None
     optimizer: Mapping[str, Any] | None = None
     config: dict[str, Any] | None = None
@@ -138,6 +65,34 @@ class Checkpoint:
     old_layout: OldLayout | None = None
 
     @property
+    def version(self) -> KerasVersion:
+        return KerasVersion(self.keras_version)
+
+    @functools.cached_property
+    def values(self) -> Values:
+        """The values of its variables, compared with one another when asked for."""
+        return Values(self.tensors)
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, StoredVariable]:
+        return {variable.name: variable for variable in self.variables}
+
+    @functools.cached_property
+    def ties(self) -> list[Tie]:
+        """The ties that it states: in a record, by hard links, by names or a graph."""
+        return list(stated_ties.stated(self))
+
+    @functools.cached_property
+    def owners(self) -> dict[str, str]:
+        """The name of the owner of each variable that is tied, by the variable's name."""
+        return stated_ties.joined(self.ties)
+
+    @functools.cached_property
+    def untied(self) -> list[StoredVariable]:
+        """Its variables without those that are tied to another one."""
+        return [one for one in self.variables if self.owners.get(one.name, one.name) == one.name]
+
+    @property
     def is_by_position(self) -> bool:
         """Whether it does not tell where Keras 3 would store all of its variables."""
         return any(one.place is None for one in self.variables)
@@ -145,29 +100,4 @@ class Checkpoint:
     @property
     def is_of_keras_3(self) -> bool:
         """Whether it is laid out as Keras 3 does, and not by its predecessors."""
-        return self.old_layout is None and version_numbers(self.keras_version) >= (3,)
-
-    @property
-    def has_slots_per_use(self) -> bool:
-        """Whether each place of a tied variable has slots, as before Keras was in TensorFlow."""
-        numbers = version_numbers(self.keras_version)
-        return bool(numbers) and numbers < (2, 4) and "tf" not in self.keras_version
-
-
-def version_numbers(keras_version: str) -> tuple[int, ...]:
-    """Returns `(2, 15)` for 2.15.0; `2.2.4-tf` and `2.21.0` start alike."""
-    found = re.match(r"(\d{1,9})\.(\d{1,9})", keras_version)
-    return tuple(map(int, found.groups())) if found else ()
-
-
-def named_once(variables: Iterable[StoredVariable]) -> Iterator[StoredVariable]:
-    """Numbers names that several variables would have."""
-    taken: dict[str, int] = {}
-    for one in variables:
-        name, number = one.name, taken.get(one.name, 0) + 1
-        while name in taken:
-            number += 1
-            name = f"{one.name}_{number}"
-        taken[one.name] = number
-        taken.setdefault(name, 1)
-        yield one if name == one.name else dataclasses.replace(one, name=name)
+        return self.old_layout is None and self.version.is_of_keras_3

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from tiedio.checkpoints.checkpoint import StoredVariable
+from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import TieError
 
 

@@ -8,8 +8,10 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie, named_once
+from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import owner_given
+from tiedio.checkpoints.stated_ties import Evidence, Tie
+from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.errors import FileFormatError, listed
 from tiedio.formats.content import Archive, OldLayout, Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
@@ -40,13 +42,13 @@ class _Expected:
     def stored(self, weight: Weight, opened: Archive) -> StoredVariable:
         inner_path = self.part.inner_path
         return StoredVariable(
-            f"{self.part.name}/{self.name}",
-            weight.dataset_path,
-            weight.shape,
-            opened.weights.dtype(weight.dataset_path),
-            Place(inner_path, str(self.number), f"{inner_path}/vars/{self.number}"),
-            self.trainable,
-            _listed_as(weight),
+            name=f"{self.part.name}/{self.name}",
+            source=weight.dataset_path,
+            shape=weight.shape,
+            dtype=opened.weights.dtype(weight.dataset_path),
+            place=Place(inner_path, str(self.number), f"{inner_path}/vars/{self.number}"),
+            trainable=self.trainable,
+            listed=_listed_as(weight),
         )
 
 
@@ -103,17 +105,17 @@ def described(
     optimizer = (old.training_config or {}).get("optimizer_config")
     known = isinstance(optimizer, dict)
     return Checkpoint(
-        old.filepath,
-        kind,
-        old.keras_version,
-        opened.weights,
-        list(named_once(variables)),
-        all(one.place for one in variables),
-        ties,
-        optimizer_slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
-        optimizer_slots.of_model(config),
-        config,
-        None if opened.record is None else Record.from_json(opened.record),
+        filepath=old.filepath,
+        kind=kind,
+        keras_version=old.keras_version,
+        tensors=opened.weights,
+        variables=list(named_once(variables)),
+        is_ordered=all(one.place for one in variables),
+        layout_ties=ties,
+        slots=optimizer_slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
+        optimizer=optimizer_slots.of_model(config),
+        config=config,
+        record=None if opened.record is None else Record.from_json(opened.record),
         notes=translated.notes if translated else (),
         untranslated=translated.untranslated if translated else (),
         groups={
@@ -223,10 +225,10 @@ def _by_name(
         elif not is_made_of_others or not old.layers.keys().isdisjoint(makers):
             makers = []  # another layer made it
         yield StoredVariable(
-            "/".join((layer, *makers, name)),
-            weight.dataset_path,
-            weight.shape,
-            opened.weights.dtype(weight.dataset_path),
+            name="/".join((layer, *makers, name)),
+            source=weight.dataset_path,
+            shape=weight.shape,
+            dtype=opened.weights.dtype(weight.dataset_path),
             listed=_listed_as(weight),
         )
 

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable, named_once, version_numbers
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.formats.content import Archive, Weight
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.layer_outline import Part
 from tiedio.record.record import Record
 from tiedio.record.ties import Place
@@ -47,11 +49,11 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
     of_layers = {one.source for one in variables}
     groups = {path: first for path, first in objects.items() if not weights.address(path)}
     return Checkpoint(
-        opened.filepath,
-        kind,
-        version,
-        weights,
-        variables,
+        filepath=opened.filepath,
+        kind=kind,
+        keras_version=version,
+        tensors=weights,
+        variables=variables,
         is_ordered=is_ordered,
         slots=_slots(weights, optimizer, version),
         optimizer=optimizer,
@@ -77,7 +79,7 @@ def described(opened: Archive, translated: Translated | None, kind: str) -> Chec
 
 def _is_left_out(path: str, version: str) -> bool:
     """Whether Keras 3 does not store what this is: running values of metrics in Keras 2."""
-    return path.startswith("metrics/") and version_numbers(version) < (3,)
+    return path.startswith("metrics/") and not KerasVersion(version).is_of_keras_3
 
 
 def _variables(
@@ -103,12 +105,12 @@ def _variables(
             name = names[key] if names and key < len(names) else str(key)
             variables.append(
                 StoredVariable(
-                    f"{layer}/{name}".lstrip("/"),
-                    path,
-                    weights.shape(path),
-                    weights.dtype(path),
-                    Place(inner_path, str(key), f"{inner_path}/vars/{key}".lstrip("/")),
-                    name in part.trainable if part and names else None,
+                    name=f"{layer}/{name}".lstrip("/"),
+                    source=path,
+                    shape=weights.shape(path),
+                    dtype=weights.dtype(path),
+                    place=Place(inner_path, str(key), f"{inner_path}/vars/{key}".lstrip("/")),
+                    trainable=name in part.trainable if part and names else None,
                 )
             )
     return list(named_once(variables))

@@ -7,9 +7,7 @@ from typing import Any
 
 from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, tensorflow_walk
 from tiedio.checkpoints.checkpoint import Checkpoint
-from tiedio.formats import table
-from tiedio.formats.content import Archive
-from tiedio.formats.hdf5_reader import damaged
+from tiedio.formats import damage, table
 from tiedio.keras_versions import config_translation
 from tiedio.storage.locating import at
 
@@ -55,14 +53,8 @@ def reading(
             )
             kind = _kind(f"{title} in the layout of Keras 2", old.model_config)
             checkpoint = keras2_files.described(opened, old, translated, kind, given)
-        checkpoint.verify = functools.partial(_verify, opened)
+        checkpoint.verify = functools.partial(damage.check, opened)
         yield checkpoint
-
-
-def _verify(opened: Archive) -> None:
-    opened.read_record(verify=True)
-    if names := opened.weights.find_damaged():
-        raise damaged(opened.filepath, names, "others")
 
 
 def _kind(title: str, config: Any) -> str:

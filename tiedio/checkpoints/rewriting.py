@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
-from tiedio.checkpoints.stated_ties import joined
-from tiedio.checkpoints.values import Contents
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import Evidence, Tie, gathered, joined
+from tiedio.checkpoints.variables import StoredVariable
 from tiedio.formats.content import ASSETS, Content, OldLayout, Weight
 from tiedio.formats.hdf5_writer import Layout, Tensor
 from tiedio.keras_versions import optimizer_slots
@@ -53,7 +53,7 @@ def content(
         What is to be written, and what is to be said of it.
     """
     owners = joined(ties)
-    groups = _gathered(checkpoint, owners)
+    groups = gathered(checkpoint.variables, owners)
     layout, first = _variables(checkpoint, groups, reconcile)
     record = checkpoint.record or Record()
     notes: list[str] = []
@@ -123,7 +123,7 @@ def _add_others(
 
 def _slot(checkpoint: Checkpoint, value: Weight | np.ndarray) -> Tensor:
     if isinstance(value, np.ndarray):
-        return Tensor(value.shape, value.dtype, lambda: value)
+        return Tensor.of(value)
     return _as_is(checkpoint, value.dataset_path)
 
 
@@ -220,18 +220,8 @@ def target_path(checkpoint: Checkpoint, variable: StoredVariable) -> str:
     return str(variable.place.dataset_path)
 
 
-def _gathered(checkpoint: Checkpoint, owners: Mapping[str, str]) -> dict[str, list[StoredVariable]]:
-    """Gathers the variables that are one, by the name of their owner, which comes first."""
-    groups: dict[str, list[StoredVariable]] = {}
-    for one in checkpoint.variables:
-        if one.name in owners:
-            members = groups.setdefault(owners[one.name], [])
-            members.insert(0 if one.name == owners[one.name] else len(members), one)
-    return groups
-
-
 def _tensor(checkpoint: Checkpoint, members: Sequence[StoredVariable], reconcile: str) -> Tensor:
-    sources = list({checkpoint.tensors.address(one.source): one.source for one in members}.values())
+    sources = [one.source for one in checkpoint.values.distinct(members)]
     if reconcile != "mean" or len(sources) == 1:
         return _as_is(checkpoint, sources[0])
 
@@ -277,14 +267,12 @@ def _optimizer_state(
 ) -> tuple[_State | None, list[str]]:
     """Returns the state of the optimizer if it has to be written anew, and what to say of it."""
     kept = checkpoint.slots
-    contents = Contents(checkpoint)
-    by_name = {one.name: one for one in checkpoint.variables}
     if checkpoint.optimizer is None:
         # Keras 3 forgets the optimizer of a model once it has saved it as HDF5.
         is_stored = any(path.startswith(f"{_OPTIMIZER}/") for path in checkpoint.others)
         if is_stored and checkpoint.config and checkpoint.config.get("compile_config"):
             return _lost("the config does not say which optimizer it was")
-        if is_stored and not all(_is_equal(one, by_name, contents) for one in ties):
+        if is_stored and not all(_is_equal(checkpoint, one) for one in ties):
             return _lost("nothing says which optimizer it was")
         return None, []
     trained = [one for one in checkpoint.variables if one.trainable is not False]
@@ -295,7 +283,7 @@ def _optimizer_state(
         return _lost("it is of a kind that is not known here")
     if not kept.variables:
         return _State(optimizer_slots.ordered(kept, (), checkpoint.optimizer), _NOT_BUILT), []
-    having = _having_slots(checkpoint, ties, trained, kept, contents)
+    having = _having_slots(checkpoint, ties, trained, kept)
     if having is None:
         if len(distinct) < len(trained):
             return _lost("it does not tell which variables it is of")
@@ -309,14 +297,16 @@ def _optimizer_state(
         states[owner].insert(0 if one.name == owner else len(states[owner]), index)
 
     def digests(index: int) -> tuple[str, ...]:
-        return tuple(contents.digest(one.dataset_path) for one in kept.variables[index].values())
+        return tuple(
+            checkpoint.values.digest(one.dataset_path) for one in kept.variables[index].values()
+        )
 
     diverged = [owner for owner, held in states.items() if len(set(map(digests, held))) > 1]
     notes = [
         f"The optimizer has several states of `{owner}`: that of the variable itself is kept."
         for owner in diverged
     ]
-    places = tuple(place for owner in states if (place := by_name[owner].place))
+    places = tuple(place for owner in states if (place := checkpoint.by_name[owner].place))
     order = [held[0] for held in states.values()]
     values = optimizer_slots.ordered(kept, order, checkpoint.optimizer)
     return _State(values, {_OPTIMIZER: places}), notes
@@ -327,7 +317,6 @@ def _having_slots(
     ties: Sequence[Tie],
     trained: Sequence[StoredVariable],
     kept: Slots,
-    contents: Contents,
 ) -> list[StoredVariable] | None:
     """Lists the variables that an optimizer has slots of, in their order, if it can be told.
 
@@ -336,10 +325,9 @@ def _having_slots(
     """
     if not checkpoint.is_ordered:
         return None
-    by_name = {one.name: one for one in checkpoint.variables}
-    unsure = [one for one in ties if one.evidence in _UNSURE and _is_equal(one, by_name, contents)]
+    unsure = [one for one in ties if one.evidence in _UNSURE and _is_equal(checkpoint, one)]
     sure = [one for one in ties if one.evidence not in _UNSURE]
-    if checkpoint.has_slots_per_use:
+    if checkpoint.version.has_slots_per_use:
         unsure, sure = [], []
     sizes = range(len(unsure) + 1) if len(unsure) <= _MOST_UNSURE else (0, len(unsure))
     fits: dict[tuple[str, ...], list[StoredVariable]] = {}
@@ -353,8 +341,8 @@ def _having_slots(
     return next(iter(fits.values())) if len(fits) == 1 else None
 
 
-def _is_equal(tie: Tie, variables: Mapping[str, StoredVariable], contents: Contents) -> bool:
-    return contents.equal(*(variables[name] for name in tie.names))
+def _is_equal(checkpoint: Checkpoint, tie: Tie) -> bool:
+    return checkpoint.values.equal(*(checkpoint.by_name[name] for name in tie.names))
 
 
 def _fit(variables: Collection[StoredVariable], kept: Slots) -> bool:

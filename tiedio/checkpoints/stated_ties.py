@@ -1,20 +1,50 @@
 """Ties that a file itself states: by its record, its hard links, or the names in its lists."""
 
 import collections
-from collections.abc import Iterable, Iterator
+import dataclasses
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, Tie
-from tiedio.checkpoints.values import Contents
+from tiedio.checkpoints.variables import StoredVariable
+
+if TYPE_CHECKING:
+    from tiedio.checkpoints.checkpoint import Checkpoint
 
 
-def stated(checkpoint: Checkpoint, contents: Contents) -> list[Tie]:
-    """Lists the ties that a file states: in a record, by hard links, by names or a graph."""
-    return [
-        *_recorded(checkpoint),
-        *_linked(checkpoint),
-        *checkpoint.ties,
-        *_named(checkpoint, contents),
-    ]
+class Evidence(enum.StrEnum):
+    """What says that variables were one when they were saved, the strongest first."""
+
+    RECORD = "record"
+    LINKS = "hard links"
+    FINGERPRINT = "fingerprint"
+    GRAPH = "object graph"
+    SLOTS = "slots"
+    GIVEN = "given"
+    CONTENTS = "contents"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tie:
+    """Variables that were one.
+
+    Attributes:
+        names: The variables; the owner first.
+        evidence: What says so.
+        why: The same in a sentence.
+    """
+
+    names: tuple[str, ...]
+    evidence: Evidence
+    why: str
+
+
+def stated(checkpoint: "Checkpoint") -> Iterator[Tie]:
+    """Yields the ties that a file states: in a record, by hard links, by names or a graph."""
+    yield from _recorded(checkpoint)
+    yield from _linked(checkpoint)
+    yield from checkpoint.layout_ties
+    yield from _named(checkpoint)
 
 
 def joined(ties: Iterable[Tie]) -> dict[str, str]:
@@ -34,7 +64,19 @@ def joined(ties: Iterable[Tie]) -> dict[str, str]:
     return {name: owner(name) for name in owners}
 
 
-def _recorded(checkpoint: Checkpoint) -> Iterator[Tie]:
+def gathered(
+    variables: Sequence[StoredVariable], owners: Mapping[str, str]
+) -> dict[str, list[StoredVariable]]:
+    """Gathers variables that are tied by the name of their owner, which comes first."""
+    groups: dict[str, list[StoredVariable]] = {}
+    for one in variables:
+        if owner := owners.get(one.name):
+            members = groups.setdefault(owner, [])
+            members.insert(0 if one.name == owner else len(members), one)
+    return groups
+
+
+def _recorded(checkpoint: "Checkpoint") -> Iterator[Tie]:
     """Yields the ties of the record."""
     if checkpoint.record is None:
         return
@@ -45,9 +87,9 @@ def _recorded(checkpoint: Checkpoint) -> Iterator[Tie]:
             yield Tie(names, Evidence.RECORD, "the record of the file says so")
 
 
-def _linked(checkpoint: Checkpoint) -> Iterator[Tie]:
+def _linked(checkpoint: "Checkpoint") -> Iterator[Tie]:
     """Yields what is one tensor in the file, unless its layout says so already."""
-    said = joined(checkpoint.ties)
+    said = joined(checkpoint.layout_ties)
     held = collections.defaultdict(list)
     for one in checkpoint.variables:
         if said.get(one.name, one.name) == one.name:
@@ -57,7 +99,7 @@ def _linked(checkpoint: Checkpoint) -> Iterator[Tie]:
             yield Tie(tuple(names), Evidence.LINKS, "the file stores them once")
 
 
-def _named(checkpoint: Checkpoint, contents: Contents) -> Iterator[Tie]:
+def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
     """Yields what the layout of Keras 2 lists under the name of another layer.
 
     In multi-backend Keras 2 no two variables have one name, so that equal ones say it too.
@@ -74,13 +116,13 @@ def _named(checkpoint: Checkpoint, contents: Contents) -> Iterator[Tie]:
             foreign.append(one)
     layers = {name for one in checkpoint.variables for name in one.layer.split("/")}
     for one in foreign:
-        owners = [other for other in own.get(one.listed, ()) if contents.equal(one, other)]
+        owners = [other for other in own.get(one.listed, ()) if checkpoint.values.equal(one, other)]
         if len(owners) == 1 and one.listed.split("/")[-2] in layers:
             why = f"it is listed as `{one.listed}`"
             yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)
-    if checkpoint.has_slots_per_use:
+    if checkpoint.version.has_slots_per_use:
         for name, (first, *others) in own.items():
             for other in others:
-                if contents.equal(first, other):
+                if checkpoint.values.equal(first, other):
                     why = f"both are listed as `{name}`, which was the name of one variable"
                     yield Tie((first.name, other.name), Evidence.FINGERPRINT, why)

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio.checkpoints import tensorflow_files
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie, named_once
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import Evidence, Tie
 from tiedio.checkpoints.tensorflow_files import ITERATIONS, LAYER, Found, Graph, Metadata, Tensors
+from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.errors import listed
 from tiedio.formats.content import Weight
 from tiedio.keras_versions import config_translation, layer_outline, optimizer_slots
@@ -78,13 +80,13 @@ def _described(
         notes.append("The state of the optimizer is left out: nothing says which one it was.")
     title = "SavedModel" if found.folder else "TensorFlow checkpoint"
     return Checkpoint(
-        found.name,
-        f"{title} of a whole model" if own else f"{title} of weights only",
-        version,
-        tensors,
-        variables,
+        filepath=found.name,
+        kind=f"{title} of a whole model" if own else f"{title} of weights only",
+        keras_version=version,
+        tensors=tensors,
+        variables=variables,
         is_ordered=all(one.place for one in variables),
-        ties=list(_ties(variables)),
+        layout_ties=list(_ties(variables)),
         slots=_slots(graph, tensors, variables, optimizer, version) if optimizer else None,
         optimizer=optimizer_slots.of_model(translated.config),
         config=translated.config or None,
@@ -186,8 +188,14 @@ class _Walk:
         key = self._graph.nodes[node].key
         if self._trained is not None:
             trainable = node in self._trained
-        shape, dtype = self._tensors.shape(key), self._tensors.dtype(key)
-        return StoredVariable(name, key, shape, dtype, place, trainable)
+        return StoredVariable(
+            name=name,
+            source=key,
+            shape=self._tensors.shape(key),
+            dtype=self._tensors.dtype(key),
+            place=place,
+            trainable=trainable,
+        )
 
 
 def _located(graph: Graph, paths: Iterable[str]) -> dict[str, int]:

@@ -1,11 +1,13 @@
 """Compare the values of a checkpoint's variables without keeping them in memory."""
 
 import collections
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable
+from tiedio.checkpoints.variables import StoredVariable, Tensors
 from tiedio.formats.hdf5_writer import CHUNK, begin_digest, cut
 
 # Fewer elements, or fewer different ones, may be equal by chance: constants, identities.
@@ -14,11 +16,11 @@ _FEWEST_VALUES = 3
 _FIRST = 1024
 
 
-class Contents:
+class Values:
     """The values of a checkpoint's variables, as far as they have been compared."""
 
-    def __init__(self, checkpoint: Checkpoint):
-        self._tensors = checkpoint.tensors
+    def __init__(self, tensors: Tensors):
+        self._tensors = tensors
         self._digests: dict[str, str] = {}
         self._different: dict[str, int] = {}
 
@@ -41,9 +43,9 @@ class Contents:
         return len(kinds) == 1 and len({self.digest(one.source) for one in variables}) == 1
 
     def are_telling(self, variable: StoredVariable) -> bool:
-        """Whether that another one is equal says anything."""
+        """Whether equality is evidence: constants and tiny tensors are equal by chance."""
         self.digest(variable.source)
-        many = np.prod(variable.shape, dtype=object) >= _FEWEST_ELEMENTS
+        many = math.prod(variable.shape) >= _FEWEST_ELEMENTS
         return bool(many) and self._different[variable.source] >= _FEWEST_VALUES
 
     def is_constant(self, variable: StoredVariable) -> bool:
@@ -54,19 +56,22 @@ class Contents:
     def is_zero(self, source: str) -> bool:
         return not np.any(self._tensors.read(source))
 
+    def distinct(self, variables: Iterable[StoredVariable]) -> list[StoredVariable]:
+        """Lists variables of different tensors: the first of those that one tensor is."""
+        first: dict[Any, StoredVariable] = {}
+        for one in variables:
+            first.setdefault(self._tensors.address(one.source), one)
+        return list(first.values())
 
-def equal_ones(
-    checkpoint: Checkpoint, known: Mapping[str, str], contents: Contents
-) -> Iterator[list[StoredVariable]]:
-    """Yields the variables of equal contents; of those known to be one, the owner only."""
-    distinct = [one for one in checkpoint.variables if known.get(one.name, one.name) == one.name]
-    kinds = collections.defaultdict(list)
-    for one in distinct:
-        kinds[one.shape, one.dtype].append(one)
-    for alike in kinds.values():
-        if len(alike) < 2:
-            continue
-        held = collections.defaultdict(list)
-        for one in alike:
-            held[contents.digest(one.source)].append(one)
-        yield from (group for group in held.values() if len(group) > 1)
+    def equal_ones(self, variables: Iterable[StoredVariable]) -> Iterator[list[StoredVariable]]:
+        """Yields the variables that have equal values, several at a time."""
+        kinds = collections.defaultdict(list)
+        for one in variables:
+            kinds[one.shape, one.dtype].append(one)
+        for alike in kinds.values():
+            if len(self.distinct(alike)) < 2:
+                continue  # what nothing else is like need not be read
+            held = collections.defaultdict(list)
+            for one in alike:
+                held[self.digest(one.source)].append(one)
+            yield from (group for group in held.values() if len(group) > 1)

@@ -81,6 +81,11 @@ def _sharing(model: "keras.Layer") -> tuple[list[inspection.Group], list[list[st
 def _group(group: "TieGroup") -> inspection.Group:
     # A layer that knows its variable by two attributes would hold it once anyway.
     spared = len({place.inner_path for place in group.places}) - 1
-    size = math.prod(group.shape) * np.dtype(group.dtype).itemsize
-    names = tuple(map(str, group.places))
-    return inspection.Group(names, group.shape, group.dtype, (), spared * size, group.trainable)
+    return inspection.Group(
+        names=tuple(map(str, group.places)),
+        shape=group.shape,
+        dtype=group.dtype,
+        evidence=(),
+        nbytes=spared * math.prod(group.shape) * np.dtype(group.dtype).itemsize,
+        trainable=group.trainable,
+    )

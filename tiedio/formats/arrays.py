@@ -1,5 +1,6 @@
 """Arrays as they are read, in memory that a variable may use without copying it."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ class Stored(np.ndarray):
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Makes an array in memory that backends take over without copying it."""
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
     return room[start : start + size].view(dtype).reshape(shape)

@@ -26,9 +26,11 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
     """Writes a weights file."""
     layout = content.layout
     if content.config is not None:
-        layout.tensors[CONFIG] = _text(json.dumps(content.config).encode())
+        layout.tensors[CONFIG] = hdf5_writer.Tensor.of(
+            np.array(json.dumps(content.config).encode())
+        )
         for name, path in content.asset_files():
-            layout.tensors[f"{ASSETS}/{name}"] = _bytes(path)
+            layout.tensors[f"{ASSETS}/{name}"] = hdf5_writer.Tensor.of_file(path)
     own = {*layout.tensors, *layout.links}
     if content.old_layout:
         keras2_layout.write(content.old_layout, layout)
@@ -70,14 +72,3 @@ def reading(source: Storage) -> Iterator[Archive]:
                 extract_assets=extract_assets,
                 old_layout=keras2_layout.read(weights) if config is None else None,
             )
-
-
-def _text(text: bytes) -> hdf5_writer.Tensor:
-    array = np.array(text)
-    return hdf5_writer.Tensor((), array.dtype, lambda: array)
-
-
-def _bytes(path: Path) -> hdf5_writer.Tensor:
-    return hdf5_writer.Tensor(
-        (path.stat().st_size,), np.dtype(np.uint8), lambda: np.fromfile(path, np.uint8)
-    )

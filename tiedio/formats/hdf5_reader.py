@@ -168,6 +168,14 @@ class WeightsFile:
             if isinstance(found, h5py.Group):
                 pending += [posixpath.join(path, name) for name in reversed(self.names(path))]
 
+    def links(self) -> list[list[str]]:
+        """Lists the tensors that have several paths, each as a list of these."""
+        paths = collections.defaultdict(list)
+        for path, first in self.walk():
+            if self.address(path):
+                paths[first].append(path)
+        return [linked for linked in paths.values() if len(linked) > 1]
+
     def attributes(self, group_path: str) -> list[dict[str, Any]]:
         """Returns the attributes of a group (`""` is the root), in each file that has it."""
         try:

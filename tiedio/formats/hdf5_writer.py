@@ -6,8 +6,11 @@ at a time. `hdf5_reader` reads it back.
 """
 
 import dataclasses
+import functools
+import math
 import posixpath
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import h5py
@@ -51,6 +54,21 @@ class Tensor:
     read: Callable[[], np.ndarray]
     axis_order: tuple[int, ...] | None = None
     source: Any = None
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Tensor":
+        """Makes one of an array that is there already."""
+        return cls(array.shape, array.dtype, lambda: array)
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Tensor":
+        """Makes one of the bytes of a file."""
+        read = functools.partial(np.fromfile, path, np.uint8)
+        return cls((path.stat().st_size,), np.dtype(np.uint8), read)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass

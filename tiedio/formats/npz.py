@@ -69,7 +69,7 @@ def converted(source: Window, filepath: str) -> Iterator[Window]:
     """
     with tempfile.TemporaryFile() as file:
         try:
-            tensors = {path: _tensor(array) for path, array in _arrays(source)}
+            tensors = {path: hdf5_writer.Tensor.of(array) for path, array in _arrays(source)}
             hdf5_writer.write(hdf5_writer.Layout(tensors=tensors), file)
         except _UnknownKindError as error:
             raise FileFormatError(
@@ -82,10 +82,6 @@ def converted(source: Window, filepath: str) -> Iterator[Window]:
             raise damaged(filepath, f"values that cannot be read ({first_line(error)})") from error
         file.flush()
         yield Window(file, 0, file.tell())
-
-
-def _tensor(array: np.ndarray) -> hdf5_writer.Tensor:
-    return hdf5_writer.Tensor(array.shape, array.dtype, lambda: array)
 
 
 def _arrays(source: Window) -> Iterator[tuple[str, np.ndarray]]:

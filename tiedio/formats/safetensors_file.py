@@ -67,7 +67,7 @@ def write(
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for key, tensor in placed:
-        start, end = end, end + int(np.prod(tensor.shape, dtype=object)) * tensor.dtype.itemsize
+        start, end = end, end + tensor.nbytes
         header[key] = {
             "dtype": _CODES[tensor.dtype.newbyteorder("=")],
             "shape": tensor.shape,

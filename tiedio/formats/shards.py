@@ -9,7 +9,6 @@ may be `_00000`, which Keras opens before it asks for any other, if there is non
 import collections
 import contextlib
 import json
-import math
 import posixpath
 import re
 import secrets
@@ -39,7 +38,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
     names = [f"{base}_{save}_{number:05}.weights.h5" for number in range(len(parts))]
     first = f"{base}_00000.weights.h5"
     old = _old_shards(target)
-    total = sum(_bytes(tensor) for tensor in content.layout.tensors.values())
+    total = sum(tensor.nbytes for tensor in content.layout.tensors.values())
     digests: dict[str, str] = {}
     try:
         # The JSON is begun first: until it is complete, others see that a save is under way.
@@ -104,27 +103,23 @@ def _remove(target: Storage, names: Iterable[str]) -> None:
             target.sibling(name).remove()
 
 
-def _bytes(tensor: hdf5_writer.Tensor) -> int:
-    return math.prod(tensor.shape) * tensor.dtype.itemsize
-
-
 def _split(layout: hdf5_writer.Layout, largest: float, filepath: str) -> list[hdf5_writer.Layout]:
     """Divides a layout into those of shards, none of which has more bytes than `largest`."""
-    too_large = {path for path, tensor in layout.tensors.items() if _bytes(tensor) > largest}
+    too_large = {path for path, tensor in layout.tensors.items() if tensor.nbytes > largest}
     if too_large:
         raise SaveError(
             f"Cannot save {listed(too_large)} to `{filepath}`: larger than a shard may be.\n"
             f"Expected: at most {largest:.0f} bytes. Received: "
-            f"{max(_bytes(layout.tensors[path]) for path in too_large)} bytes.\n"
+            f"{max(layout.tensors[path].nbytes for path in too_large)} bytes.\n"
             "Pass a larger `max_shard_size`."
         )
     parts = [hdf5_writer.Layout()]
     size, shard_of = 0, {}
     for path, tensor in layout.tensors.items():
-        size += _bytes(tensor)
+        size += tensor.nbytes
         if size > largest:
             parts.append(hdf5_writer.Layout())
-            size = _bytes(tensor)
+            size = tensor.nbytes
         parts[-1].tensors[path] = tensor
         shard_of[path] = parts[-1]
     for path, first in layout.links.items():

@@ -26,7 +26,6 @@ class Format:
         write: Writes it.
         reading: Opens it.
         has_old_layout: Whether it also holds the layout of Keras 2.
-        has_checksum: Whether its weights have a checksum.
     """
 
     title: str
@@ -36,7 +35,6 @@ class Format:
     write: Write
     reading: Callable[[Storage], AbstractContextManager[Archive]]
     has_old_layout: bool = False
-    has_checksum: bool = False
 
 
 # The first that fits is taken.
@@ -48,7 +46,6 @@ FORMATS = (
         b"PK\x03\x04",
         zip_archive.write,
         zip_archive.reading,
-        has_checksum=True,
     ),
     Format("folder", (), True, b"", folder.write, folder.reading),
     Format(

@@ -14,6 +14,7 @@ from typing import Any
 
 from tiedio.keras_versions import graph_calls, renames
 from tiedio.keras_versions.graph_calls import Graph
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.public_names import with_public_names
 from tiedio.keras_versions.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS
 
@@ -58,7 +59,7 @@ def translated(
         training_config: That of an HDF5 file, if it has one.
         keras_version: Of the Keras that wrote it; it may be empty.
     """
-    version = keras_version or str(config.get("keras_version", ""))
+    version = KerasVersion(keras_version or str(config.get("keras_version", "")))
     of_keras_3 = _is_of_keras_3(config, version)
     if of_keras_3 and "module" in config:
         return Translated(graph_calls.numbered_anew(with_public_names(config)), (), ())
@@ -77,9 +78,9 @@ def translated(
     )
 
 
-def _is_of_keras_3(config: Mapping[str, Any], version: str) -> bool:
-    if found := re.match(r"\d{1,9}", version):
-        return int(found[0]) >= 3
+def _is_of_keras_3(config: Mapping[str, Any], version: KerasVersion) -> bool:
+    if version.numbers:
+        return version.is_of_keras_3
     module = config.get("module")
     return isinstance(module, str) and re.match(r"keras(\.src\.models\b|$)", module) is not None
 
@@ -87,12 +88,10 @@ def _is_of_keras_3(config: Mapping[str, Any], version: str) -> bool:
 class _Translation:
     """Translates one config, and collects what there is to say of it."""
 
-    def __init__(self, version: str, of_keras_3: bool):
+    def __init__(self, version: KerasVersion, of_keras_3: bool):
         self._of_keras_3 = of_keras_3
-        # Keras of several backends ended with 2.3; tf.keras said `2.2.4-tf` before it said 2.4.
-        numbers = [int(number) for number in re.findall(r"\d{1,9}", version)[:2]]
-        self._version = tuple(numbers or [2, 15])
-        self._is_standalone = self._version < (2, 4) and not version.endswith("-tf")
+        self._version: tuple[int, ...] = version.numbers or (2, 15)
+        self._is_multi_backend = version.is_multi_backend
         self.notes: list[str] = []
         self.untranslated: list[str] = []
 
@@ -203,7 +202,7 @@ class _Translation:
     def _module(self, name: str, role: str | None) -> str | None:
         """Returns the module of Keras 3 that has a class; `None` if it is someone's own."""
         if self._version < renames.SINCE.get(name, (0,)) or (
-            self._is_standalone and name in renames.SINCE
+            self._is_multi_backend and name in renames.SINCE
         ):
             return None
         modules = [role] if role else renames.BUILT_IN
@@ -262,7 +261,7 @@ class _Translation:
         if name == "BatchNormalization" and isinstance(axis, list) and len(axis) == 1:
             config["axis"] = axis[0]
         method = config.get("interpolation", "nearest")
-        if name == "UpSampling2D" and self._is_standalone and method != "nearest":
+        if name == "UpSampling2D" and self._is_multi_backend and method != "nearest":
             self.untranslated.append(
                 f"`{config.get('name')}` (UpSampling2D) interpolates between the corners of "
                 "pixels, and Keras 3 between their centers: use a layer of your own."

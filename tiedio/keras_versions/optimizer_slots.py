@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tiedio.formats.content import Weight
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.public_names import with_public_names
 
 _ITERATION = "iteration"
@@ -237,14 +238,12 @@ def _era(name: str, keras_version: str) -> _Era | None:
     }
     if era := told.get(_stem(name)):
         return era
-    number = re.match(r"(\d{1,9})\.(\d{1,9})", keras_version)
-    if number is None:
+    version = KerasVersion(keras_version)
+    if not version.numbers:
         return None
-    version = (int(number[1]), int(number[2]))
-    if version >= (3, 0):
-        return _Era.KERAS_3_0 if version < (3, 10) else _Era.KERAS_3_10
-    old = version < (2, 4) and not keras_version.endswith("-tf")
-    return _Era.MULTI_BACKEND if old else _Era.KERAS_2
+    if version.is_of_keras_3:
+        return _Era.KERAS_3_0 if version.numbers < (3, 10) else _Era.KERAS_3_10
+    return _Era.MULTI_BACKEND if version.is_multi_backend else _Era.KERAS_2
 
 
 def _stem(name: str) -> str:

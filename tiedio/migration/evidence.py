@@ -5,11 +5,10 @@ keeps its slots once for each variable, so these say how many of the equal ones 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
-from tiedio.checkpoints.stated_ties import joined, stated
-from tiedio.checkpoints.values import Contents, equal_ones
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.errors import TieError, listed
 from tiedio.migration.slot_deficit import SlotDeficit
 
@@ -29,26 +28,22 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]], contents: Contents) -> Findings:
+def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> Findings:
     """Finds the ties of a checkpoint.
 
     Args:
         checkpoint: The file.
         given: Names of variables, each with that of one that it is one with.
-        contents: Its values.
 
     Raises:
         TieError: If `given` names variables that are not there, or of other shapes.
     """
-    by_name = {one.name: one for one in checkpoint.variables}
-    _check_given(checkpoint, given, by_name)
-    ties = stated(checkpoint, contents)
-    known = joined(ties)
+    _check_given(checkpoint, given)
     given_ties = [Tie((owner, alias), Evidence.GIVEN, "given by you") for alias, owner in given]
-    slots = SlotDeficit(checkpoint, known, contents)
+    slots = SlotDeficit(checkpoint)
     confirmed, proposed, forbidden = [], [], []
-    together = joined([*ties, *given_ties])
-    for group in equal_ones(checkpoint, known, contents):
+    together = joined([*checkpoint.ties, *given_ties])
+    for group in checkpoint.values.equal_ones(checkpoint.untied):
         for part, verdict, why in slots.judged(group):
             tie = Tie(tuple(one.name for one in part), Evidence.CONTENTS, why)
             if verdict is True:
@@ -56,13 +51,12 @@ def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]], contents: Con
             elif len({together.get(name, name) for name in tie.names}) > 1:  # not said already
                 (proposed if verdict is None else forbidden).append(tie)
     return Findings(
-        (*ties, *given_ties, *confirmed, *proposed), tuple(forbidden), tuple(slots.notes)
+        (*checkpoint.ties, *given_ties, *confirmed, *proposed), tuple(forbidden), tuple(slots.notes)
     )
 
 
-def _check_given(
-    checkpoint: Checkpoint, given: Sequence[tuple[str, str]], by_name: Mapping[str, StoredVariable]
-) -> None:
+def _check_given(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> None:
+    by_name = checkpoint.by_name
     unknown = {name for pair in given for name in pair if name not in by_name}
     if unknown:
         raise TieError(

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tiedio.checkpoints import opening, rewriting
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable, Tie
+from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import given_by_name, parsed
-from tiedio.checkpoints.stated_ties import joined
-from tiedio.checkpoints.values import Contents
+from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
+from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import MigrationError, listed
 from tiedio.formats import table
 from tiedio.migration.evidence import find
@@ -33,14 +33,14 @@ _OLD = (".h5", ".hdf5")
 RECONCILE = ("error", "owner", "mean")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
     """Variables that were one, and what says so.
 
     Attributes:
         owner: The variable that the others become.
         aliases: The others.
-        evidence: What says it, as in `Evidence`.
+        evidence: What says it.
         why: The same in a sentence.
         shape: Their shape.
         dtype: Their dtype.
@@ -52,7 +52,7 @@ class Proposal:
 
     owner: str
     aliases: tuple[str, ...]
-    evidence: str
+    evidence: Evidence
     why: str
     shape: tuple[int, ...]
     dtype: str
@@ -67,7 +67,7 @@ class Proposal:
         return (self.owner, *self.aliases)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a migration would do, or did.
 
@@ -191,9 +191,9 @@ def migrate(
     _check_free(wanted, overwrite)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs) as checkpoint:
+        checkpoint.verify()  # what is damaged would get digests that say it is not
         planned = _planned(checkpoint, pairs)
         chosen = accepted(planned, accept, reconcile)
-        checkpoint.verify()  # what is damaged would get digests that say it is not
         destination, holds_model, notes = _destination(wanted, checkpoint)
         if destination.name != wanted.name:  # which nobody allowed to be replaced
             _check_free(destination, overwrite=False)
@@ -209,7 +209,7 @@ def migrate(
         ):
             content, lost = rewriting.content(
                 checkpoint,
-                [Tie(one.names, Evidence(one.evidence), one.why) for one in chosen],
+                [Tie(one.names, one.evidence, one.why) for one in chosen],
                 reconcile,
                 holds_model,
                 Path(assets),
@@ -236,43 +236,40 @@ def _check_free(destination: Storage, overwrite: bool) -> None:
 
 
 def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
-    contents = Contents(checkpoint)
-    given = given_by_name(pairs, checkpoint.variables)
-    found = find(checkpoint, given, contents)
-    variables = {one.name: one for one in checkpoint.variables}
+    found = find(checkpoint, given_by_name(pairs, checkpoint.variables))
+    values = checkpoint.values
 
     def proposal(tie: Tie, needs: str = "") -> Proposal:
-        owner, *aliases = (variables[name] for name in tie.names)
-        addresses = {checkpoint.tensors.address(one.source) for one in (owner, *aliases)}
+        owner, *aliases = members = [checkpoint.by_name[name] for name in tie.names]
         differences = [
-            _difference(checkpoint, owner, one) for one in aliases if not contents.equal(owner, one)
+            _difference(checkpoint, owner, one) for one in aliases if not values.equal(owner, one)
         ]
         return Proposal(
-            owner.name,
-            tuple(one.name for one in aliases),
-            tie.evidence.value,
-            tie.why,
-            owner.shape,
-            owner.dtype.name,
-            (len(addresses) - 1) * owner.nbytes,
-            max((largest for largest, _ in differences), default=0.0),
-            max((mean for _, mean in differences), default=0.0),
-            tuple(filter(None, (needs, "--reconcile owner" if differences else ""))),
+            owner=owner.name,
+            aliases=tuple(one.name for one in aliases),
+            evidence=tie.evidence,
+            why=tie.why,
+            shape=owner.shape,
+            dtype=owner.dtype.name,
+            bytes_saved=(len(values.distinct(members)) - 1) * owner.nbytes,
+            largest_difference=max((largest for largest, _ in differences), default=0.0),
+            mean_difference=max((mean for _, mean in differences), default=0.0),
+            needs=tuple(filter(None, (needs, "--reconcile owner" if differences else ""))),
         )
 
     return Plan(
-        checkpoint.filepath,
-        checkpoint.kind,
-        checkpoint.keras_version,
-        tuple(
+        filepath=checkpoint.filepath,
+        kind=checkpoint.kind,
+        keras_version=checkpoint.keras_version,
+        proposals=tuple(
             proposal(tie, "--accept contents" if tie.evidence is Evidence.CONTENTS else "")
             for tie in _gathered(found.ties)
         ),
-        tuple(
+        forbidden=tuple(
             proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
             for tie in _gathered(found.forbidden)
         ),
-        (*checkpoint.notes, *checkpoint.untranslated, *found.notes),
+        notes=(*checkpoint.notes, *checkpoint.untranslated, *found.notes),
     )
 
 
@@ -326,7 +323,7 @@ def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pro
             f"Received: {listed(unknown)}.\n"
             "`tiedio plan` lists what is proposed; `--tie` ties other variables."
         )
-    weak = [one for one in planned.proposals if one.evidence == Evidence.CONTENTS]
+    weak = [one for one in planned.proposals if one.evidence is Evidence.CONTENTS]
     taken = [one for one in weak if "contents" in accept or set(one.names) & set(accept)]
     if not accept and weak:
         raise MigrationError(

@@ -6,10 +6,10 @@ as many variables as have none were copies: the slot deficit.
 
 import collections
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable
-from tiedio.checkpoints.values import Contents, equal_ones
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.variables import StoredVariable
 
 
 class SlotDeficit:
@@ -19,15 +19,15 @@ class SlotDeficit:
         notes: What it leaves open.
     """
 
-    def __init__(self, checkpoint: Checkpoint, known: Mapping[str, str], contents: Contents):
+    def __init__(self, checkpoint: Checkpoint):
         self.notes: list[str] = []
-        self._contents = contents
+        self._values = checkpoint.values
         self._slots = checkpoint.slots if checkpoint.slots and checkpoint.slots.kinds else None
-        self._per_use = checkpoint.has_slots_per_use
+        self._per_use = checkpoint.version.has_slots_per_use
         self._trained = [one for one in checkpoint.variables if one.trainable is not False]
-        self._distinct = [one for one in self._trained if known.get(one.name, one.name) == one.name]
+        self._distinct = [one for one in checkpoint.untied if one.trainable is not False]
         self._groups = collections.defaultdict(list)
-        for group in equal_ones(checkpoint, known, contents):
+        for group in checkpoint.values.equal_ones(checkpoint.untied):
             trained = [one for one in group if one.trainable is not False]
             if len(trained) > 1:
                 self._groups[group[0].shape].append(trained)
@@ -66,7 +66,7 @@ class SlotDeficit:
         """
         trained = [one for one in group if one.trainable is not False]
         frozen = [one for one in group if one.trainable is False]
-        is_telling = self._contents.are_telling(group[0])
+        is_telling = self._values.are_telling(group[0])
         if frozen and is_telling:
             several = [*trained[:1], *frozen]
             if len(several) > 1:
@@ -94,7 +94,7 @@ class SlotDeficit:
         )
         if not unsure and possible == copies:
             why = f"equal contents, and {copies} fewer in the optimizer's state"
-            if self._contents.is_constant(trained[0]):  # a frozen one looks the same
+            if self._values.is_constant(trained[0]):  # a frozen one looks the same
                 yield trained, None, f"{why}, but never trained, for all that the values say"
             else:
                 yield trained, True, why
@@ -105,11 +105,11 @@ class SlotDeficit:
             if not mine:
                 yield trained, False, "equal contents, but the optimizer's state names each"
                 return
-            if len(mine) == len(trained) - 1 and not self._contents.is_constant(trained[0]):
+            if len(mine) == len(trained) - 1 and not self._values.is_constant(trained[0]):
                 why = "equal contents, and the optimizer's state names one of them"
                 yield trained, True, why
                 return
-        if self._contents.are_telling(trained[0]):
+        if self._values.are_telling(trained[0]):
             why = f"equal contents; of {possible} such copies the optimizer's state has {copies}"
             yield trained, None, why
 
@@ -129,19 +129,19 @@ class SlotDeficit:
     ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
         slots = self._slots.variables if self._slots else ()
         if len(slots) != len(self._trained):
-            if self._contents.are_telling(trained[0]):
+            if self._values.are_telling(trained[0]):
                 yield trained, None, "equal contents"
             return
         of = {one.name: kinds for one, kinds in zip(self._trained, slots, strict=True)}
         held = collections.defaultdict(list)
         for one in trained:
             paths = [weight.dataset_path for weight in of[one.name].values()]
-            held[tuple(map(self._contents.digest, paths))].append((one, paths))
+            held[tuple(map(self._values.digest, paths))].append((one, paths))
         for alike in held.values():
             if len(alike) > 1:
-                moved = any(not self._contents.is_zero(path) for path in alike[0][1])
+                moved = any(not self._values.is_zero(path) for path in alike[0][1])
                 why = "equal contents, and equal states in the optimizer"
-                if moved or self._contents.are_telling(trained[0]):
+                if moved or self._values.are_telling(trained[0]):
                     yield [one for one, _ in alike], moved or None, why
         if len(held) == len(trained):
             yield trained, False, "equal contents, but other states in the optimizer"

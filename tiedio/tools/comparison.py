@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from tiedio.checkpoints import opening
-from tiedio.checkpoints.checkpoint import Checkpoint, StoredVariable
-from tiedio.checkpoints.stated_ties import joined, stated
-from tiedio.checkpoints.values import Contents
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import gathered
+from tiedio.checkpoints.variables import StoredVariable
 
 # Elements that are compared at once: in their largest type they take eight times as many bytes.
 _PART = 1 << 20
@@ -166,12 +166,11 @@ def _ties(
     checkpoint: Checkpoint, renamed: Mapping[str, str]
 ) -> dict[frozenset[str], tuple[str, ...]]:
     """Returns the tie groups that a file states, whatever their owner."""
-    owners = joined(stated(checkpoint, Contents(checkpoint)))
-    groups: dict[str, list[str]] = {}
-    for one in checkpoint.variables:
-        if one.name in owners:
-            groups.setdefault(owners[one.name], []).append(renamed.get(one.name, one.name))
-    return {frozenset(names): tuple(names) for names in groups.values()}
+    groups = (
+        tuple(renamed.get(one.name, one.name) for one in members)
+        for members in gathered(checkpoint.variables, checkpoint.owners).values()
+    )
+    return {frozenset(names): names for names in groups}
 
 
 def _difference(

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 
 from tiedio.checkpoints import opening, rewriting
-from tiedio.checkpoints.stated_ties import stated
-from tiedio.checkpoints.values import Contents
 from tiedio.errors import FileFormatError, SaveError, TiedioError, damaged, first_line, listed
 from tiedio.formats import safetensors_file, table
 from tiedio.formats.content import ASSETS, Content
@@ -117,8 +115,9 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
     with opening.reading(filepath) as checkpoint, tempfile.TemporaryDirectory() as assets:
         checkpoint.verify()
         is_model = checkpoint.config is not None and not checkpoint.untranslated
-        ties = stated(checkpoint, Contents(checkpoint))
-        content, notes = rewriting.content(checkpoint, ties, "owner", is_model, Path(assets))
+        content, notes = rewriting.content(
+            checkpoint, checkpoint.ties, "owner", is_model, Path(assets)
+        )
         layout = content.layout
         names = {rewriting.target_path(checkpoint, one): one.name for one in checkpoint.variables}
         keys = {path: names.get(path, path) for path in layout.tensors}
@@ -133,7 +132,9 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
             notes = [*notes, "It does not tell how Keras 3 would store it: there is no way back."]
         else:
             assets_by_key = {f"{ASSETS}/{name}": name for name, _ in content.asset_files()}
-            tensors |= {f"{ASSETS}/{name}": _bytes(path) for name, path in content.asset_files()}
+            tensors |= {
+                f"{ASSETS}/{name}": Tensor.of_file(path) for name, path in content.asset_files()
+            }
             rest[METADATA_KEY] = json.dumps(
                 {
                     "version": VERSION,
@@ -212,11 +213,6 @@ def _typed(source: Storage, held: Mapping[str, Any], name: str, kind: type) -> A
     if not isinstance(held.get(name), kind):
         raise damaged(source.name, f"`{name[:99]}` that is no {kind.__name__}")
     return held[name]
-
-
-def _bytes(path: Path) -> Tensor:
-    size = path.stat().st_size
-    return Tensor((size,), np.dtype(np.uint8), lambda: np.fromfile(path, np.uint8))
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:

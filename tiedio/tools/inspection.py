@@ -6,17 +6,18 @@ ties it states, is not.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio.checkpoints import opening
-from tiedio.checkpoints.checkpoint import Checkpoint, Evidence, StoredVariable
-from tiedio.checkpoints.stated_ties import joined, stated
-from tiedio.checkpoints.values import Contents
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import Evidence, gathered
+from tiedio.checkpoints.variables import StoredVariable
 from tiedio.record.ties import VERSION
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
     """Variables of one value.
 
@@ -37,7 +38,7 @@ class Group:
     trainable: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What a file is.
 
@@ -98,26 +99,24 @@ def inspect(filepath: Any) -> Inspection:
     [('encoder/kernel', 'decoder/kernel')]
     """
     with opening.reading(filepath) as checkpoint:
-        contents = Contents(checkpoint)
-        tie_groups = tuple(_tie_groups(checkpoint, contents))
-        copies = tuple(_copies(checkpoint, contents))
+        copies = tuple(_copies(checkpoint))
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)
-        once = {checkpoint.tensors.address(one.source): one for one in checkpoint.variables}
+        once = sum(one.nbytes for one in checkpoint.values.distinct(checkpoint.variables))
         return Inspection(
-            checkpoint.filepath,
-            checkpoint.kind,
-            checkpoint.keras_version,
-            str(checkpoint.metadata.get("date_saved", "")),
-            None if checkpoint.record is None else VERSION,
-            len(checkpoint.variables),
-            tie_groups,
-            copies,
-            sum(sizes.values()),
-            each - sum(one.nbytes for one in once.values()),
-            sum(group.nbytes for group in copies),
-            _class_name(checkpoint.optimizer),
-            (*checkpoint.notes, *checkpoint.untranslated),
+            filepath=checkpoint.filepath,
+            kind=checkpoint.kind,
+            keras_version=checkpoint.keras_version,
+            date_saved=str(checkpoint.metadata.get("date_saved", "")),
+            record_version=None if checkpoint.record is None else VERSION,
+            variables=len(checkpoint.variables),
+            tie_groups=tuple(_tie_groups(checkpoint)),
+            copies=copies,
+            bytes_stored=sum(sizes.values()),
+            bytes_shared=each - once,
+            bytes_wasted=sum(group.nbytes for group in copies),
+            optimizer=_class_name(checkpoint.optimizer),
+            notes=(*checkpoint.notes, *checkpoint.untranslated),
         )
 
 
@@ -125,7 +124,7 @@ def sharing(filepath: Any) -> tuple[list[Group], Sequence[Sequence[str]]]:
     """Returns the tie groups of a file, and the paths of each layer that has several."""
     with opening.reading(filepath) as checkpoint:
         layers = checkpoint.record.shared_layers if checkpoint.record else ()
-        return list(_tie_groups(checkpoint, Contents(checkpoint))), layers
+        return list(_tie_groups(checkpoint)), layers
 
 
 def _class_name(optimizer: Mapping[str, Any] | None) -> str:
@@ -133,58 +132,39 @@ def _class_name(optimizer: Mapping[str, Any] | None) -> str:
     return name.rpartition(">")[2] if isinstance(name, str) else ""
 
 
-def _tie_groups(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
-    ties = stated(checkpoint, contents)
-    owners = joined(ties)
+def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
+    owners = checkpoint.owners
     said = collections.defaultdict(set)
+    for tie in checkpoint.ties:
+        said[owners[tie.names[0]]].add(tie.evidence)
     recorded = checkpoint.record.tie_groups if checkpoint.record else ()
     flags = {path: group.trainable for group in recorded for path in group.dataset_paths}
-    for tie in ties:
-        said[owners[tie.names[0]]].add(tie.evidence)
-    for owner, members in _gathered(checkpoint, owners).items():
-        names = (owner, *(one.name for one in members if one.name != owner))
-        distinct = len(_addresses(checkpoint, members))
-        evidenced = tuple(kind.value for kind in Evidence if kind in said[owner])
-        spared = (len(members) - distinct) * members[0].nbytes
-        group = _group(names, members[0], spared, evidenced)
+    for owner, members in gathered(checkpoint.variables, owners).items():
+        spared = len(members) - len(checkpoint.values.distinct(members))
+        evidence = tuple(kind.value for kind in Evidence if kind in said[owner])
         told = [flags[one.source] for one in members if one.source in flags]
+        group = _group(members, spared, evidence)
         yield dataclasses.replace(group, trainable=told[0]) if told else group
 
 
-def _gathered(checkpoint: Checkpoint, owners: dict[str, str]) -> dict[str, list[StoredVariable]]:
-    groups: dict[str, list[StoredVariable]] = {}
-    for one in checkpoint.variables:
-        if one.name in owners:
-            groups.setdefault(owners[one.name], []).append(one)
-    return groups
+def _copies(checkpoint: Checkpoint) -> Iterator[Group]:
+    values = checkpoint.values
+    for members in values.equal_ones(checkpoint.variables):
+        extra = len(values.distinct(members)) - 1
+        if extra and values.are_telling(members[0]):
+            yield _group(members, extra)
 
 
-def _copies(checkpoint: Checkpoint, contents: Contents) -> Iterator[Group]:
-    kinds = collections.defaultdict(list)
-    for one in checkpoint.variables:
-        kinds[one.shape, one.dtype].append(one)
-    for alike in kinds.values():
-        # What nothing else is like need not be read.
-        if len(_addresses(checkpoint, alike)) < 2:
-            continue
-        held = collections.defaultdict(list)
-        for one in alike:
-            held[contents.digest(one.source)].append(one)
-        for members in held.values():
-            extra = len(_addresses(checkpoint, members)) - 1
-            if extra and contents.are_telling(members[0]):
-                names = tuple(one.name for one in members)
-                yield _group(names, members[0], extra * members[0].nbytes)
-
-
-def _group(
-    names: Sequence[str], one: StoredVariable, nbytes: int, said: tuple[str, ...] = ()
-) -> Group:
-    return Group(tuple(names), one.shape, one.dtype.name, said, nbytes, one.trainable)
-
-
-def _addresses(checkpoint: Checkpoint, variables: Sequence[StoredVariable]) -> set[Any]:
-    return {checkpoint.tensors.address(one.source) for one in variables}
+def _group(members: Sequence[StoredVariable], copies: int, evidence: tuple[str, ...] = ()) -> Group:
+    first = members[0]
+    return Group(
+        names=tuple(one.name for one in members),
+        shape=first.shape,
+        dtype=first.dtype.name,
+        evidence=evidence,
+        nbytes=copies * first.nbytes,
+        trainable=first.trainable,
+    )
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[Any, int]:
@@ -193,9 +173,7 @@ def _sizes(checkpoint: Checkpoint) -> dict[Any, int]:
     paths = [*(one.source for one in checkpoint.variables), *checkpoint.others.values()]
     if checkpoint.old_layout:
         paths += [weight.dataset_path for weight in checkpoint.old_layout.optimizer]
-    return {tensors.address(path): _nbytes(checkpoint, path) for path in paths}
-
-
-def _nbytes(checkpoint: Checkpoint, path: str) -> int:
-    tensors = checkpoint.tensors
-    return StoredVariable("", path, tensors.shape(path), tensors.dtype(path)).nbytes
+    return {
+        tensors.address(path): math.prod(tensors.shape(path)) * tensors.dtype(path).itemsize
+        for path in paths
+    }

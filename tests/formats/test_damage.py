@@ -1,0 +1,88 @@
+"""What one reader of a file calls damaged, every other one does, too."""
+
+import numpy as np
+import pytest
+import sample_files
+
+from tiedio import files
+from tiedio.errors import FileFormatError
+
+KERNELS = ("layers/dense/vars/0", "layers/dense_1/vars/0")
+BIASES = ("layers/dense/vars/1", "layers/dense_1/vars/1")
+
+
+def changed(file):
+    file[KERNELS[0]][0, 0] += 1
+
+
+def missing(file):
+    del file[BIASES[0]]
+
+
+def added(file):
+    file["layers/dense/vars/2"] = np.zeros(3)
+
+
+def apart(file, change=0):
+    value = file[KERNELS[0]][()] + change
+    del file[KERNELS[1]]
+    file[KERNELS[1]] = value
+
+
+def apart_and_changed(file):
+    apart(file, change=1)
+
+
+def linked(file):
+    del file[BIASES[1]]
+    file[BIASES[1]] = file[BIASES[0]]  # zeros as well
+
+
+# What is done to a file, and which tensors it leaves other than they were saved.
+DAMAGE = {
+    changed: KERNELS,
+    missing: BIASES[:1],
+    added: ("layers/dense/vars/2",),
+    apart: KERNELS,
+    apart_and_changed: KERNELS,
+    linked: BIASES,
+}
+
+
+def verify(filepath):
+    """Raises what `tiedio verify` prints."""
+    if found := files.verify(filepath).problems:
+        raise FileFormatError("\n".join(map(str, found)))
+
+
+def migrate(filepath):
+    files.migrate(filepath, filepath.with_name("migrated.keras"), overwrite=True)
+
+
+def export(filepath):
+    files.export(filepath, filepath.with_name("exported.safetensors"), overwrite=True)
+
+
+# All that read a file whole before they go by it.
+READERS = (verify, migrate, export)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sample_files.write(tmp_path_factory.mktemp("files"))
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("name", ["tied.keras", "tied.weights.h5"])
+def test_what_was_saved_is_taken(folder, name, read):
+    read(folder / name)
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("read", READERS, ids=lambda one: one.__name__)
+def test_what_is_damaged_is_refused(folder, tmp_path, read, damage):
+    file = sample_files.edited(folder / "tied.keras", tmp_path / "damaged.keras", damage)
+    with pytest.raises(FileFormatError) as refused:
+        read(file)
+    assert all(path in str(refused.value) for path in DAMAGE[damage])
+    assert not [one for one in tmp_path.iterdir() if one != file]

@@ -1,0 +1,135 @@
+"""Tell what in a file is not as it was saved, the same to whoever asks.
+
+A file is compared with the digests and the ties of its record, or with the checksum of its
+container; the digests themselves are made and compared where tensors are read.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+from tiedio import errors
+from tiedio.errors import FileFormatError
+from tiedio.formats import hdf5_reader
+from tiedio.formats.content import Archive
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.record.record import Record
+from tiedio.record.ties import METADATA_KEY
+
+# Where a layer keeps a variable, but for the layout of Keras 2, which is made of links.
+_VARIABLE = re.compile(r"((?P<inner_path>.*)/)?vars/\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is not as it was saved.
+
+    Attributes:
+        names: The dataset_paths that it is about.
+        what: What is wrong with them.
+    """
+
+    names: tuple[str, ...]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{' = '.join(self.names)}: {self.what}" if self.names else self.what
+
+
+def check(opened: Archive) -> None:
+    """Reads all of a file; `FileFormatError` if anything is not as it was saved."""
+    if error := error_of(opened.filepath, problems(opened)):
+        raise error
+
+
+def error_of(filepath: str, found: list[Problem]) -> FileFormatError | None:
+    """The error for problems, which names all that they are about; `None` if there are none."""
+    if not found:
+        return None
+    names = {name for problem in found for name in problem.names}
+    what = "; ".join(dict.fromkeys(problem.what for problem in found))
+    return hdf5_reader.damaged(filepath, names, what) if names else errors.damaged(filepath, what)
+
+
+def problems(opened: Archive) -> list[Problem]:
+    """Reads all of a file, and lists what is not as it was saved."""
+    record = opened.read_record(verify=False)
+    return [
+        *_checksum(opened),
+        *_values(opened.weights, record.digests if record else {}),
+        *(structural(opened.weights, record) if record else ()),
+    ]
+
+
+def structural(weights: WeightsFile, record: Record) -> list[Problem]:
+    """Lists what a record contradicts before values are read: tensors, and their hard links."""
+    return [
+        *_added(weights, record.digests),
+        *_lost_links(weights, record),
+        *_new_links(weights, record),
+    ]
+
+
+def _checksum(opened: Archive) -> Iterator[Problem]:
+    try:
+        if opened.verify_weights:
+            opened.verify_weights()
+    except FileFormatError:
+        yield Problem((), "the weights do not fit the checksum of the archive")
+
+
+def _values(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Problem]:
+    """Reads every tensor, and yields those that are missing, or not what was saved."""
+    weights.expect(digests)
+    for path in weights.find_damaged():
+        known = weights.address(path)
+        yield Problem((path,), "not the values that were saved" if known else "missing")
+    for path in () if digests else weights.below(""):
+        try:
+            weights.read(path)
+        except FileFormatError:
+            yield Problem((path,), "cannot be read")
+
+
+def _added(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Problem]:
+    for path, first in weights.walk(preferred=digests) if digests else ():
+        is_known = path != first or path in digests or path == METADATA_KEY
+        if not is_known and weights.address(path):
+            yield Problem((path,), "added after the file was saved")
+
+
+def _lost_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:
+    """Yields what is tied by the record, and stored apart."""
+    for group in record.tie_groups:
+        paths = [path for path in group.dataset_paths if weights.address(path)]
+        if len({weights.address(path) for path in paths}) > 1:
+            differ = weights.disagreements(dict.fromkeys(paths[1:], paths[0]))
+            yield Problem(tuple(paths), _apart(bool(differ)))
+    for first, *others in record.shared_layers:
+        for other in others:
+            # In a layer that contains itself, one is below the other.
+            if weights.names(other) and not f"{other}/".startswith(f"{first}/".lstrip("/")):
+                twins = weights.twins(first, other)
+                if twins:
+                    yield Problem((first, other), _apart(bool(weights.disagreements(twins))))
+
+
+def _apart(differ: bool) -> str:
+    values = "different" if differ else "equal"
+    return f"tied by the record, but stored apart, with {values} values"
+
+
+def _new_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:
+    """Yields what is stored once, and is not tied by the record."""
+    groups = [set(group.dataset_paths) for group in record.tie_groups]
+    for linked in weights.links():
+        paths = [path for path in linked if _is_of_layer(path, record)]
+        if len(paths) > 1 and not any(held.issuperset(paths) for held in groups):
+            yield Problem(tuple(paths), "not tied by the record, but stored once")
+
+
+def _is_of_layer(path: str, record: Record) -> bool:
+    """Whether a layer keeps a variable there: metrics and the like may share too."""
+    found = _VARIABLE.fullmatch(path)
+    # A record made of a file alone names no layers.
+    return bool(found) and (not record.is_complete or (found["inner_path"] or "") in record.layers)

@@ -1,0 +1,35 @@
+"""Which Keras wrote a file, as far as anything depends on it."""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasVersion:
+    """A version of Keras.
+
+    Attributes:
+        text: As a file states it, such as `2.2.4-tf`; empty if it does not.
+    """
+
+    text: str
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The first two, `(2, 15)` for 2.15.0; empty if the version is unknown."""
+        found = re.match(r"(\d{1,9})\.(\d{1,9})", self.text)
+        return tuple(map(int, found.groups())) if found else ()
+
+    @property
+    def is_of_keras_3(self) -> bool:
+        return self.numbers >= (3,)
+
+    @property
+    def is_multi_backend(self) -> bool:
+        """Whether it is one of 2.3 or before that ran on several backends, unlike tf.keras."""
+        return bool(self.numbers) and self.numbers < (2, 4) and not self.text.endswith("-tf")
+
+    @property
+    def has_slots_per_use(self) -> bool:
+        """Whether its optimizers keep slots of each place of a tied variable."""
+        return self.is_multi_backend
