@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from tiedio import errors
 from tiedio.errors import FileFormatError
 from tiedio.formats import hdf5_reader
-from tiedio.formats.content import Archive
+from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
@@ -36,7 +36,7 @@ class Problem:
         return f"{' = '.join(self.names)}: {self.what}" if self.names else self.what
 
 
-def check(opened: Archive) -> None:
+def check(opened: Opened) -> None:
     """Reads all of a file; `FileFormatError` if anything is not as it was saved."""
     if error := error_of(opened.filepath, problems(opened)):
         raise error
@@ -51,7 +51,7 @@ def error_of(filepath: str, found: list[Problem]) -> FileFormatError | None:
     return hdf5_reader.damaged(filepath, names, what) if names else errors.damaged(filepath, what)
 
 
-def problems(opened: Archive) -> list[Problem]:
+def problems(opened: Opened) -> list[Problem]:
     """Reads all of a file, and lists what is not as it was saved."""
     record = opened.read_record(verify=False)
     return [
@@ -70,7 +70,7 @@ def structural(weights: WeightsFile, record: Record) -> list[Problem]:
     ]
 
 
-def _checksum(opened: Archive) -> Iterator[Problem]:
+def _checksum(opened: Opened) -> Iterator[Problem]:
     try:
         if opened.verify_weights:
             opened.verify_weights()

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from tiedio.errors import FileFormatError, LoadError
-from tiedio.formats.content import Archive, OldLayout, Weight
+from tiedio.formats.content import OldLayout, Opened, Weight
 from tiedio.formats.hdf5_reader import WeightsFile, damaged
 from tiedio.keras_versions import public_names
 from tiedio.model import renewal
@@ -34,7 +34,7 @@ _HOW_IT_RUNS = ("run_eagerly", "steps_per_execution", "jit_compile")
 
 
 def load(
-    source: Archive,
+    source: Opened,
     deferral: Deferral,
     custom_objects: Mapping[str, Any] | None,
     compile: bool,

@@ -10,7 +10,7 @@ import keras
 
 from tiedio.errors import LoadError, SaveError, TiedioWarning
 from tiedio.formats import table
-from tiedio.formats.content import Archive, Content
+from tiedio.formats.content import Content, Opened
 from tiedio.formats.hdf5_reader import damaged
 from tiedio.model import renewal
 from tiedio.model.places import find_places, find_shared
@@ -222,7 +222,7 @@ def load_tied_weights(
 
 def _load_old_layout(
     model: keras.Model,
-    source: Archive,
+    source: Opened,
     by_name: bool,
     skip_mismatch: bool,
     skips_objects: bool,
