@@ -258,7 +258,15 @@ def test_long_lists_are_split_as_keras_does(count, tmp_path):
     layout = hdf5_writer.Layout(tensors={"vars/0": tensor})
     names = [f"weight_with_a_long_name_{n}" for n in range(count)]
     listed = tuple(Weight(name, "vars/0", (2,)) for name in names)
-    layout_on_disk.write(OldLayout("", {}, None, "3", "jax", {"a": listed}, ()), layout)
+    old = OldLayout(
+        filepath="",
+        model_config={},
+        training_config=None,
+        keras_version="3",
+        backend="jax",
+        layers={"a": listed},
+    )
+    layout_on_disk.write(old, layout)
     with open(tmp_path / "model.h5", "wb") as file:
         hdf5_writer.write(layout, file)
     with h5py.File(tmp_path / "model.h5") as file:

@@ -15,26 +15,26 @@ WEIGHTS = "model.weights.h5"
 
 
 def write(folder):
-    """Writes a model whose kernels are one, as tiedio and Keras do; and one of two kernels."""
-    model = _model()
-    tiedio.tie(model.layers[1], to=model.layers[0], weights=("kernel",))
-    _fill(model)
-    tiedio.save_tied(model, folder / "tied.keras")
-    tiedio.save_tied(model, folder / "folder", zipped=False)
-    tiedio.save_tied(model, folder / "tied.h5")
-    tiedio.save_tied_weights(model, folder / "tied.weights.h5")
-    tiedio.save_tied_weights(model, folder / "tied.weights.json", max_shard_size=1e-6)
-    model.save(folder / "lost.keras")
-    model.save_weights(folder / "lost.weights.h5")
-    model.compiled = False  # without the state of the optimizer, nothing tells that they were one
-    model.save(folder / "unsure.keras")
-    apart = _model()
+    """Writes a model whose kernels are tied, as tiedio and Keras do; and one of two kernels."""
+    tied = model()
+    tiedio.tie(tied.layers[1], to=tied.layers[0], weights=("kernel",))
+    _fill(tied)
+    tiedio.save_tied(tied, folder / "tied.keras")
+    tiedio.save_tied(tied, folder / "folder", zipped=False)
+    tiedio.save_tied(tied, folder / "tied.h5")
+    tiedio.save_tied_weights(tied, folder / "tied.weights.h5")
+    tiedio.save_tied_weights(tied, folder / "tied.weights.json", max_shard_size=1e-6)
+    tied.save(folder / "lost.keras")
+    tied.save_weights(folder / "lost.weights.h5")
+    tied.compiled = False  # without the state of the optimizer, nothing tells of the tie
+    tied.save(folder / "unsure.keras")
+    apart = model()
     _fill(apart)
     apart.save(folder / "apart.keras")
     return folder
 
 
-def _model():
+def model():
     layers = [keras.layers.Dense(8, name=name) for name in ("encoder", "decoder")]
     model = keras.Sequential([keras.Input((8,)), *layers], name="autoencoder")
     model.compile(optimizer="adam", loss="mse")

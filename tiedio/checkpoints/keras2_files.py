@@ -13,7 +13,7 @@ from tiedio.checkpoints.given_ties import owner_given
 from tiedio.checkpoints.stated_ties import Evidence, Tie
 from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.errors import FileFormatError, listed
-from tiedio.formats.content import Archive, OldLayout, Weight
+from tiedio.formats.content import OldLayout, Opened, Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.layer_outline import Part
@@ -39,7 +39,7 @@ class _Expected:
     name: str
     trainable: bool | None
 
-    def stored(self, weight: Weight, opened: Archive) -> StoredVariable:
+    def stored(self, weight: Weight, opened: Opened) -> StoredVariable:
         inner_path = self.part.inner_path
         return StoredVariable(
             name=f"{self.part.name}/{self.name}",
@@ -53,7 +53,7 @@ class _Expected:
 
 
 def described(
-    opened: Archive,
+    opened: Opened,
     old: OldLayout,
     translated: Translated | None,
     kind: str,
@@ -213,7 +213,7 @@ def _sizes(part: Part) -> list[str]:
 
 
 def _by_name(
-    layer: str, weights: Sequence[Weight], old: OldLayout, opened: Archive
+    layer: str, weights: Sequence[Weight], old: OldLayout, opened: Opened
 ) -> Iterator[StoredVariable]:
     """Names weights by what their list says only: where Keras 3 stores them is not known."""
     # A layer that made one of them itself has no others inside, and what these made is tied.

@@ -10,7 +10,7 @@ from typing import Any
 
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.variables import StoredVariable, named_once
-from tiedio.formats.content import Archive, Weight
+from tiedio.formats.content import Opened, Weight
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
@@ -29,7 +29,7 @@ _NOT_FOR_KERAS_3 = re.compile(r"(assets|config\.json|tiedio|(model|optimizer)_we
 _DEPENDENCIES = "_layer_checkpoint_dependencies"
 
 
-def described(opened: Archive, translated: Translated | None, kind: str) -> Checkpoint:
+def described(opened: Opened, translated: Translated | None, kind: str) -> Checkpoint:
     """Describes a file.
 
     Args:

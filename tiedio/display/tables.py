@@ -88,7 +88,7 @@ def verification(found: "Verification") -> None:
     for problem in found.problems:
         _line(str(problem))
     against = {"digests": "the digests of its record", "checksum": "the archive's checksum"}
-    if found.problems:
+    if any(problem.is_damage for problem in found.problems):
         _line(f"{found.filepath} is not as it was saved. Problems: {len(found.problems)}")
     elif found.against:
         _line(f"{found.filepath}: {found.tensors} tensors agree with {against[found.against]}.")

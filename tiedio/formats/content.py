@@ -1,12 +1,10 @@
 """What goes into a container, and what comes out of it, whichever it is."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tiedio.errors import FileFormatError, listed
 from tiedio.formats import hdf5_writer
 from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.record.record import Record
@@ -17,8 +15,6 @@ CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
 VALUES = "model.weights.npz"  # instead of `WEIGHTS`, in files that others wrote
 ASSETS = "assets"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +56,9 @@ class Content:
         ]
 
 
-@dataclasses.dataclass
-class Archive:
-    """A file open for reading, or a folder.
+@dataclasses.dataclass(kw_only=True)
+class Opened:
+    """A file, or a folder, that is open for reading.
 
     Attributes:
         filepath: Its name for messages.
@@ -121,15 +117,6 @@ class Archive:
         return record
 
 
-def lacking(filepath: str, what: str, missing: set[str], others: int) -> FileFormatError:
-    """The error for a container without parts that all Keras files have."""
-    return FileFormatError(
-        f"`{filepath}` is not a Keras file: it has no {listed(missing)}.\n"
-        f"Expected: {what} with `{CONFIG}` and `{WEIGHTS}`. Received: {others} other members.\n"
-        "Pass a file that was saved by Keras or tiedio."
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """One variable in this layout.
@@ -145,7 +132,7 @@ class Weight:
     shape: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OldLayout:
     """What a file in this layout says.
 

@@ -6,12 +6,12 @@ container; the digests themselves are made and compared where tensors are read.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tiedio import errors
 from tiedio.errors import FileFormatError
 from tiedio.formats import hdf5_reader
-from tiedio.formats.content import Archive
+from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
@@ -27,23 +27,27 @@ class Problem:
     Attributes:
         names: The dataset_paths that it is about.
         what: What is wrong with them.
+        is_damage: Whether something wrong could come of it. Copies that are equal, where the
+            record ties them, hold what was saved: whoever loads them ties them again.
     """
 
     names: tuple[str, ...]
     what: str
+    is_damage: bool = True
 
     def __str__(self) -> str:
         return f"{' = '.join(self.names)}: {self.what}" if self.names else self.what
 
 
-def check(opened: Archive) -> None:
-    """Reads all of a file; `FileFormatError` if anything is not as it was saved."""
+def check(opened: Opened) -> None:
+    """Reads all of a file; `FileFormatError` if it is damaged."""
     if error := error_of(opened.filepath, problems(opened)):
         raise error
 
 
-def error_of(filepath: str, found: list[Problem]) -> FileFormatError | None:
-    """The error for problems, which names all that they are about; `None` if there are none."""
+def error_of(filepath: str, problems: Iterable[Problem]) -> FileFormatError | None:
+    """The error for damage, which names all that is damaged; `None` if nothing is."""
+    found = [problem for problem in problems if problem.is_damage]
     if not found:
         return None
     names = {name for problem in found for name in problem.names}
@@ -51,26 +55,19 @@ def error_of(filepath: str, found: list[Problem]) -> FileFormatError | None:
     return hdf5_reader.damaged(filepath, names, what) if names else errors.damaged(filepath, what)
 
 
-def problems(opened: Archive) -> list[Problem]:
+def problems(opened: Opened) -> list[Problem]:
     """Reads all of a file, and lists what is not as it was saved."""
     record = opened.read_record(verify=False)
     return [
         *_checksum(opened),
         *_values(opened.weights, record.digests if record else {}),
-        *(structural(opened.weights, record) if record else ()),
+        *(added(opened.weights, record) if record else ()),
+        *(_lost_links(opened.weights, record) if record else ()),
+        *(_new_links(opened.weights, record) if record else ()),
     ]
 
 
-def structural(weights: WeightsFile, record: Record) -> list[Problem]:
-    """Lists what a record contradicts before values are read: tensors, and their hard links."""
-    return [
-        *_added(weights, record.digests),
-        *_lost_links(weights, record),
-        *_new_links(weights, record),
-    ]
-
-
-def _checksum(opened: Archive) -> Iterator[Problem]:
+def _checksum(opened: Opened) -> Iterator[Problem]:
     try:
         if opened.verify_weights:
             opened.verify_weights()
@@ -91,7 +88,9 @@ def _values(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Proble
             yield Problem((path,), "cannot be read")
 
 
-def _added(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Problem]:
+def added(weights: WeightsFile, record: Record) -> Iterator[Problem]:
+    """Yields the tensors that the record has no digest of, if it has any."""
+    digests = record.digests
     for path, first in weights.walk(preferred=digests) if digests else ():
         is_known = path != first or path in digests or path == METADATA_KEY
         if not is_known and weights.address(path):
@@ -104,19 +103,20 @@ def _lost_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:
         paths = [path for path in group.dataset_paths if weights.address(path)]
         if len({weights.address(path) for path in paths}) > 1:
             differ = weights.disagreements(dict.fromkeys(paths[1:], paths[0]))
-            yield Problem(tuple(paths), _apart(bool(differ)))
+            yield _apart(paths, bool(differ))
     for first, *others in record.shared_layers:
         for other in others:
             # In a layer that contains itself, one is below the other.
             if weights.names(other) and not f"{other}/".startswith(f"{first}/".lstrip("/")):
                 twins = weights.twins(first, other)
                 if twins:
-                    yield Problem((first, other), _apart(bool(weights.disagreements(twins))))
+                    yield _apart((first, other), bool(weights.disagreements(twins)))
 
 
-def _apart(differ: bool) -> str:
+def _apart(names: Iterable[str], differ: bool) -> Problem:
     values = "different" if differ else "equal"
-    return f"tied by the record, but stored apart, with {values} values"
+    what = f"tied by the record, but stored apart, with {values} values"
+    return Problem(tuple(names), what, is_damage=differ)
 
 
 def _new_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:

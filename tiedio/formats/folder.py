@@ -7,20 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tiedio.errors import FileFormatError, damaged
-from tiedio.formats import hdf5_writer, npz
-from tiedio.formats.content import (
-    ASSETS,
-    CONFIG,
-    METADATA,
-    VALUES,
-    WEIGHTS,
-    Archive,
-    Content,
-    lacking,
-)
-from tiedio.formats.hdf5_reader import WeightsFile
-from tiedio.record.json_fields import parse
-from tiedio.record.ties import METADATA_KEY
+from tiedio.formats import hdf5_writer, members
+from tiedio.formats.content import ASSETS, CONFIG, METADATA, VALUES, WEIGHTS, Content, Opened
 from tiedio.storage.base import Storage
 from tiedio.storage.streams import Window
 
@@ -43,47 +31,45 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
 
 
 @contextlib.contextmanager
-def reading(source: Storage) -> Iterator[Archive]:
+def reading(source: Storage) -> Iterator[Opened]:
     """Opens a folder."""
-    with source.reading_folder() as folder, contextlib.ExitStack() as resources:
-        names = {path.name for path in folder.iterdir() if path.is_file()}
-        missing = {CONFIG, WEIGHTS}.difference(names)
-        if missing and not (missing == {WEIGHTS} and VALUES in names):
-            if _SAVED_MODEL in names:
-                raise FileFormatError(
-                    f"`{source.name}` is a SavedModel of TensorFlow.\n"
-                    f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{_SAVED_MODEL}`.\n"
-                    "`tiedio migrate` makes a `.keras` file of it."
-                )
-            raise lacking(source.name, "a folder", missing, len(names))
+    with source.reading_folder() as folder:
+        if (folder / _SAVED_MODEL).is_file() and not (folder / CONFIG).is_file():
+            raise FileFormatError(
+                f"`{source.name}` is a SavedModel of TensorFlow.\n"
+                f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{_SAVED_MODEL}`.\n"
+                "`tiedio migrate` makes a `.keras` file of it."
+            )
+        with members.opened(_Folder(source.name, folder)) as opened:
+            yield opened
 
-        if (folder / METADATA).is_dir():
-            raise damaged(source.name, f"a folder `{METADATA}`")
 
-        def parsed(name: str) -> dict[str, object]:
-            return parse(source.name, name, (folder / name).read_bytes())
+class _Folder:
+    what = "a folder"
+    verify = None
 
-        stored = WEIGHTS if WEIGHTS in names else VALUES
-        file = resources.enter_context(open(folder / stored, "rb"))
-        window = Window(file, 0, (folder / stored).stat().st_size)
-        if npz.is_one(window):  # Keras writes them as `WEIGHTS` too
-            window = resources.enter_context(npz.converted(window, source.name))
-        weights = WeightsFile([window], source.name)
-        resources.enter_context(contextlib.closing(weights))
+    def __init__(self, filepath: str, path: Path):
+        self.filepath = filepath
+        self._path = path
 
-        def extract_assets(below: Path) -> None:
-            for path in (folder / ASSETS).rglob("*"):
-                if path.is_file():
-                    copy = below / path.relative_to(folder)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, copy)
+    def names(self) -> set[str]:
+        return {path.name for path in self._path.iterdir() if path.is_file()}
 
-        metadata = parsed(METADATA) if METADATA in names else {}
-        yield Archive(
-            source.name,
-            metadata.get(METADATA_KEY),
-            parsed(CONFIG),
-            weights,
-            metadata,
-            extract_assets=extract_assets,
-        )
+    def check(self) -> None:
+        if (self._path / METADATA).is_dir():
+            raise damaged(self.filepath, f"a folder `{METADATA}`")
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+    @contextlib.contextmanager
+    def window(self, name: str) -> Iterator[Window]:
+        with open(self._path / name, "rb") as file:
+            yield Window(file, 0, (self._path / name).stat().st_size)
+
+    def extract_assets(self, folder: Path) -> None:
+        for path in (self._path / ASSETS).rglob("*"):
+            if path.is_file():
+                copy = folder / path.relative_to(self._path)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tiedio.errors import damaged, first_line
 from tiedio.formats import hdf5_writer, keras2_layout
-from tiedio.formats.content import ASSETS, CONFIG, Archive, Content
+from tiedio.formats.content import ASSETS, CONFIG, Content, Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
@@ -45,7 +45,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
 
 
 @contextlib.contextmanager
-def reading(source: Storage) -> Iterator[Archive]:
+def reading(source: Storage) -> Iterator[Opened]:
     """Opens a weights file."""
     with source.reading() as file:
         size = file.seek(0, 2)
@@ -64,11 +64,11 @@ def reading(source: Storage) -> Iterator[Archive]:
                     except OSError as error:  # of a name that no file can have, say
                         raise damaged(source.name, first_line(error)) from error
 
-            yield Archive(
-                source.name,
-                None if record is None else parse(source.name, METADATA_KEY, record),
-                None if config is None else parse(source.name, CONFIG, config),
-                weights,
+            yield Opened(
+                filepath=source.name,
+                record=None if record is None else parse(source.name, METADATA_KEY, record),
+                config=None if config is None else parse(source.name, CONFIG, config),
+                weights=weights,
                 extract_assets=extract_assets,
                 old_layout=keras2_layout.read(weights) if config is None else None,
             )

@@ -75,14 +75,16 @@ def read(weights: WeightsFile) -> OldLayout | None:
     if len(set(layer_names)) < len(layer_names):
         raise damaged(weights.filepath, f"`layer_names` with a name twice: {listed(layer_names)}")
     old = OldLayout(
-        weights.filepath,
-        _config(weights, "model_config", root),
-        _config(weights, "training_config", root),
-        _text(weights, "keras_version", versions.get("keras_version", "")),
-        _text(weights, "backend", versions.get("backend", "")),
-        {name: stored(posixpath.join(parent, name)) for name in layer_names},
-        stored(posixpath.join(parent, _TOP_LEVEL)) if _TOP_LEVEL in weights.names(parent) else None,
-        stored(_OPTIMIZER) if _OPTIMIZER in weights.names("") else (),
+        filepath=weights.filepath,
+        model_config=_config(weights, "model_config", root),
+        training_config=_config(weights, "training_config", root),
+        keras_version=_text(weights, "keras_version", versions.get("keras_version", "")),
+        backend=_text(weights, "backend", versions.get("backend", "")),
+        layers={name: stored(posixpath.join(parent, name)) for name in layer_names},
+        top_level=stored(posixpath.join(parent, _TOP_LEVEL))
+        if _TOP_LEVEL in weights.names(parent)
+        else None,
+        optimizer=stored(_OPTIMIZER) if _OPTIMIZER in weights.names("") else (),
     )
     if missing:
         raise FileFormatError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from tiedio.errors import MissingFileError, SaveError, damaged, listed
 from tiedio.formats import hdf5_writer
-from tiedio.formats.content import Archive, Content
+from tiedio.formats.content import Content, Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
@@ -179,7 +179,7 @@ def _shard_names(weight_map: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def reading(source: Storage) -> Iterator[Archive]:
+def reading(source: Storage) -> Iterator[Opened]:
     """Opens the JSON, and all shards.
 
     Raises:
@@ -216,4 +216,6 @@ def reading(source: Storage) -> Iterator[Archive]:
             found = [attributes.get(_SAVE) for attributes in weights.attributes("")]
             if others := [name for name, of in zip(names, found, strict=True) if of != save]:
                 raise damaged(source.name, f"shards of another save, {listed(others)}")
-        yield Archive(source.name, record, None, weights, metadata)
+        yield Opened(
+            filepath=source.name, record=record, config=None, weights=weights, metadata=metadata
+        )

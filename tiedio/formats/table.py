@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 
 from tiedio.errors import FileFormatError, SaveError
 from tiedio.formats import folder, hdf5_file, hdf5_writer, shards, zip_archive
-from tiedio.formats.content import Archive, Content
+from tiedio.formats.content import Content, Opened
 from tiedio.storage.base import Storage
 from tiedio.storage.open_file import OpenFile
 
 Write = Callable[[Storage, Content, bool, hdf5_writer.Advance], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
     """One way to lay a model, or its weights, out in files.
 
@@ -33,39 +33,53 @@ class Format:
     holds_model: bool
     signature: bytes
     write: Write
-    reading: Callable[[Storage], AbstractContextManager[Archive]]
+    reading: Callable[[Storage], AbstractContextManager[Opened]]
     has_old_layout: bool = False
 
 
 # The first that fits is taken.
 FORMATS = (
     Format(
-        "zip archive",
-        (".keras",),
-        True,
-        b"PK\x03\x04",
-        zip_archive.write,
-        zip_archive.reading,
-    ),
-    Format("folder", (), True, b"", folder.write, folder.reading),
-    Format(
-        "HDF5 file",
-        (".weights.h5",),
-        False,
-        b"\x89HDF\r\n\x1a\n",
-        hdf5_file.write,
-        hdf5_file.reading,
+        title="zip archive",
+        suffixes=(".keras",),
+        holds_model=True,
+        signature=b"PK\x03\x04",
+        write=zip_archive.write,
+        reading=zip_archive.reading,
     ),
     Format(
-        "HDF5 file",
-        (".h5", ".hdf5"),
-        True,
-        b"\x89HDF\r\n\x1a\n",
-        hdf5_file.write,
-        hdf5_file.reading,
-        True,
+        title="folder",
+        suffixes=(),
+        holds_model=True,
+        signature=b"",
+        write=folder.write,
+        reading=folder.reading,
     ),
-    Format("shards", (".weights.json",), False, b"{", shards.write, shards.reading),
+    Format(
+        title="HDF5 file",
+        suffixes=(".weights.h5",),
+        holds_model=False,
+        signature=b"\x89HDF\r\n\x1a\n",
+        write=hdf5_file.write,
+        reading=hdf5_file.reading,
+    ),
+    Format(
+        title="HDF5 file",
+        suffixes=(".h5", ".hdf5"),
+        holds_model=True,
+        signature=b"\x89HDF\r\n\x1a\n",
+        write=hdf5_file.write,
+        reading=hdf5_file.reading,
+        has_old_layout=True,
+    ),
+    Format(
+        title="shards",
+        suffixes=(".weights.json",),
+        holds_model=False,
+        signature=b"{",
+        write=shards.write,
+        reading=shards.reading,
+    ),
 )
 _FOLDER = FORMATS[1]
 _LONGEST_SIGNATURE = 8  # bytes
@@ -100,7 +114,7 @@ def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> F
     )
 
 
-def reading(source: Storage) -> AbstractContextManager[Archive]:
+def reading(source: Storage) -> AbstractContextManager[Opened]:
     """Opens a file, or a folder, for reading, whatever it is called.
 
     Raises:

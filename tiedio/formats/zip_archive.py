@@ -19,20 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tiedio.errors import TiedioError, damaged, first_line, listed
-from tiedio.formats import hdf5_writer, npz
-from tiedio.formats.content import (
-    ASSETS,
-    CONFIG,
-    METADATA,
-    VALUES,
-    WEIGHTS,
-    Archive,
-    Content,
-    lacking,
-)
-from tiedio.formats.hdf5_reader import WeightsFile
-from tiedio.record.json_fields import parse
-from tiedio.record.ties import METADATA_KEY
+from tiedio.formats import hdf5_writer, members
+from tiedio.formats.content import ASSETS, CONFIG, METADATA, WEIGHTS, Content, Opened
 from tiedio.storage.base import Storage
 from tiedio.storage.streams import Window, WriteBehind
 
@@ -80,7 +68,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
 
 
 @contextlib.contextmanager
-def reading(source: Storage) -> Iterator[Archive]:
+def reading(source: Storage) -> Iterator[Opened]:
     """Opens an archive.
 
     Raises:
@@ -92,80 +80,59 @@ def reading(source: Storage) -> Iterator[Archive]:
         except (*_ZIP_ERRORS, ValueError) as error:
             raise damaged(source.name, "a zip archive without its end; it was truncated") from error
         try:
-            content = _Zip(source.name, archive, file, resources).content()
+            opened = resources.enter_context(members.opened(_Zip(source.name, archive, file)))
         except TiedioError:  # among which are kinds of those below
             raise
         except _ZIP_ERRORS as error:
             raise damaged(source.name, first_line(error)) from error
-        resources.enter_context(contextlib.closing(content.weights))
-        yield content
+        yield opened
 
 
 class _Zip:
-    """A zip archive, checked before anything of it is read."""
+    """The members of a zip archive."""
 
-    def __init__(
-        self,
-        filepath: str,
-        archive: zipfile.ZipFile,
-        file: BinaryIO,
-        resources: contextlib.ExitStack,
-    ):
-        self._filepath = filepath
+    what = "a zip archive"
+
+    def __init__(self, filepath: str, archive: zipfile.ZipFile, file: BinaryIO):
+        self.filepath = filepath
         self._archive = archive
         self._file = file
-        self._resources = resources
-        self._members = archive.namelist()
-        missing = {CONFIG, WEIGHTS}.difference(self._members)
-        if missing and not (missing == {WEIGHTS} and VALUES in self._members):
-            raise lacking(filepath, "a zip archive", missing, len(self._members))
-        self._check_members()
 
-    def content(self) -> Archive:
-        metadata = self._json(METADATA) if METADATA in self._members else {}
-        config = self._json(CONFIG)
-        window = self._window(WEIGHTS if WEIGHTS in self._members else VALUES)
-        if npz.is_one(window):
-            window = self._resources.enter_context(npz.converted(window, self._filepath))
-        return Archive(
-            self._filepath,
-            metadata.get(METADATA_KEY),
-            config,
-            WeightsFile([window], self._filepath),
-            metadata,
-            self._verify_weights,
-            self._extract_assets,
-        )
+    def names(self) -> list[str]:
+        return self._archive.namelist()
 
-    def _verify_weights(self) -> None:
+    def read(self, name: str) -> bytes:
+        return self._archive.read(name)
+
+    def verify(self, name: str) -> None:
+        """Reads a member, at whose end its checksum is compared."""
         try:
-            with self._archive.open(WEIGHTS if WEIGHTS in self._members else VALUES) as member:
+            with self._archive.open(name) as member:
                 while member.read(hdf5_writer.CHUNK):
                     pass
         except _ZIP_ERRORS as error:
-            raise damaged(self._filepath, first_line(error)) from error
+            raise damaged(self.filepath, first_line(error)) from error
 
-    def _extract_assets(self, folder: Path) -> None:
+    def extract_assets(self, folder: Path) -> None:
         for info in self._archive.infolist():
             if info.filename.startswith(f"{ASSETS}/"):
                 try:
                     # `extract` drops drive letters, leading slashes and `..`.
                     self._archive.extract(info, folder)
                 except _ZIP_ERRORS as error:
-                    raise damaged(self._filepath, first_line(error)) from error
+                    raise damaged(self.filepath, first_line(error)) from error
 
-    def _json(self, name: str) -> dict[str, object]:
-        return parse(self._filepath, name, self._archive.read(name))
-
-    def _window(self, name: str) -> Window:
+    @contextlib.contextmanager
+    def window(self, name: str) -> Iterator[Window]:
         """Opens a member; one that is compressed is unpacked to disk."""
         info = self._archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
             _log.debug("%s is compressed: it is unpacked", name)
-            unpacked = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            with self._archive.open(info) as member:
-                shutil.copyfileobj(member, unpacked, hdf5_writer.CHUNK)
-            return Window(unpacked, 0, unpacked.tell())
+            with tempfile.TemporaryFile() as unpacked:
+                with self._archive.open(info) as member:
+                    shutil.copyfileobj(member, unpacked, hdf5_writer.CHUNK)
+                yield Window(unpacked, 0, unpacked.tell())
+            return
         self._archive.open(info).close()  # compares its header with the archive's directory
         self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
         lengths = struct.unpack("<HH", self._file.read(4))
@@ -173,18 +140,18 @@ class _Zip:
         if info.file_size != info.compress_size or start + info.file_size > self._file.seek(
             0, io.SEEK_END
         ):
-            raise damaged(self._filepath, f"`{name}` beyond the end of the file")
-        return Window(self._file, start, info.file_size)
+            raise damaged(self.filepath, f"`{name}` beyond the end of the file")
+        yield Window(self._file, start, info.file_size)
 
-    def _check_members(self) -> None:
+    def check(self) -> None:
         """Refuses what readers would take differently, or would fill the disk or the memory."""
         members = self._archive.infolist()
         length = self._file.seek(0, io.SEEK_END)
         names = collections.Counter(info.filename for info in members)
         if twice := [name for name, times in names.items() if times > 1]:
-            raise damaged(self._filepath, f"several members named {listed(twice)}")
+            raise damaged(self.filepath, f"several members named {listed(twice)}")
         if strange := [i.filename for i in members if i.compress_type not in _COMPRESSIONS]:
-            raise damaged(self._filepath, f"{listed(strange)} of another compression")
+            raise damaged(self.filepath, f"{listed(strange)} of another compression")
         texts = [info for info in members if info.filename in (CONFIG, METADATA)]
         for parts, limit in (
             (texts, max(_TEXT_FLOOR, length)),
@@ -193,7 +160,7 @@ class _Zip:
             if sum(info.file_size for info in parts) > limit:
                 largest = max(parts, key=lambda info: info.file_size)
                 raise damaged(
-                    self._filepath,
+                    self.filepath,
                     f"{listed([largest.filename])} of {largest.file_size} bytes in "
                     f"{largest.compress_size}",
                 )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio.errors import LoadError, first_line, listed
-from tiedio.formats.content import Archive
+from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.model import renewal
 from tiedio.model.walk import Walk, tie_group
@@ -106,7 +106,7 @@ def _layers(
         yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
 
 
-def check(record: Record, source: Archive, walk: Walk) -> Iterator[Exception]:
+def check(record: Record, source: Opened, walk: Walk) -> Iterator[Exception]:
     """Yields an error for all that does not fit, as far as can be told; nothing is changed.
 
     Args:

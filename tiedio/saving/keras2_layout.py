@@ -55,14 +55,14 @@ def capture(
         return tuple(Weight(v.path, stored[id(v)][0], stored[id(v)][1].shape) for v in listed_here)
 
     return OldLayout(
-        model.name,
-        about["model_config"],
-        about.get("training_config"),
-        about["keras_version"],
-        about["backend"],
-        {name: weights_of(one) for name, one in lists.items() if name != OWN},
-        weights_of(lists[OWN]),
-        weights_of(optimizer),
+        filepath=model.name,
+        model_config=about["model_config"],
+        training_config=about.get("training_config"),
+        keras_version=about["keras_version"],
+        backend=about["backend"],
+        layers={name: weights_of(one) for name, one in lists.items() if name != OWN},
+        top_level=weights_of(lists[OWN]),
+        optimizer=weights_of(optimizer),
     )
 
 

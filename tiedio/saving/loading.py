@@ -16,7 +16,8 @@ from typing import Any
 import keras
 
 from tiedio.errors import NoModelError
-from tiedio.formats.content import Archive
+from tiedio.formats import damage
+from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import damaged
 from tiedio.model import renewal
 from tiedio.model.walk import Visit, Walk, walk
@@ -45,7 +46,7 @@ class Loading:
 
     def __init__(
         self,
-        source: Archive,
+        source: Opened,
         deferral: Deferral,
         *,
         strict: bool,
@@ -122,6 +123,10 @@ class Loading:
             matches: What is for which layer, if that is not told by order.
         """
         self._written = written
+        if written and self._weights.digests:  # whatever is read is compared with these
+            added = damage.added(self._weights, written)
+            if error := damage.error_of(self._weights.filepath, added):
+                raise error
         old = self._source.old_layout
         if old is None:
             self._record = inference.of_model(written, self._walk, self._weights)

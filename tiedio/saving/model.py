@@ -18,7 +18,7 @@ import keras
 
 from tiedio.errors import FileFormatError, ModelNotBuiltError, warn
 from tiedio.formats import table
-from tiedio.formats.content import ASSETS, Archive, Content
+from tiedio.formats.content import ASSETS, Content, Opened
 from tiedio.model.walk import Walk, walk
 from tiedio.saving import configs, keras2_config, keras2_layout
 from tiedio.saving.capture import capture
@@ -191,7 +191,7 @@ def load_tied(
 
 
 def _config(
-    source: Archive, custom_objects: Mapping[str, Any] | None, safe_mode: bool
+    source: Opened, custom_objects: Mapping[str, Any] | None, safe_mode: bool
 ) -> contextlib.AbstractContextManager[configs.Config | keras2_config.OldConfig]:
     """Opens the scopes in which Keras reads the config of a file."""
     if source.old_layout is not None and source.old_layout.model_config:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from tiedio.errors import FileFormatError, LoadError, TiedioError, first_line, listed
-from tiedio.formats.content import Archive
+from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, WeightsFile, damaged
 from tiedio.model.walk import Visit, Walk
 from tiedio.record.record import Record
@@ -37,7 +37,7 @@ class Restoration:
     """
 
     def __init__(
-        self, source: Archive, assets: Path | None, record: Record | None, deferral: Deferral
+        self, source: Opened, assets: Path | None, record: Record | None, deferral: Deferral
     ):
         self._source = source
         self._weights = source.weights
@@ -157,7 +157,7 @@ def read_by_record(record: Record | None) -> set[str]:
     }
 
 
-def nothing_stored(walk: Walk, record: Record | None, source: Archive) -> LoadError | None:
+def nothing_stored(walk: Walk, record: Record | None, source: Opened) -> LoadError | None:
     """The error for what has variables, and nothing in the file."""
     if source.is_by_position:  # whose lists were compared already
         return None

@@ -7,7 +7,7 @@ import keras
 
 from tiedio.errors import LoadError, SaveError, warn
 from tiedio.formats import table
-from tiedio.formats.content import Archive, Content
+from tiedio.formats.content import Content, Opened
 from tiedio.model.walk import walk
 from tiedio.saving import keras2_record
 from tiedio.saving.capture import capture
@@ -175,7 +175,7 @@ def load_tied_weights(
     warn(loading.warnings)
 
 
-def _check_options(source: Archive, by_name: bool, skipped: Sequence[Any]) -> None:
+def _check_options(source: Opened, by_name: bool, skipped: Sequence[Any]) -> None:
     """Refuses what Keras takes for other files only."""
     if source.is_by_position and skipped:
         option, files = "objects_to_skip", "other files"

@@ -30,8 +30,8 @@ class Verification:
 
     @property
     def is_verified(self) -> bool:
-        """Whether there was something to compare it with, and it is the same."""
-        return bool(self.against) and not self.problems
+        """Whether there was something to compare it with, and nothing is damaged."""
+        return bool(self.against) and not any(problem.is_damage for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_verified": self.is_verified}

@@ -1,0 +1,79 @@
+"""Read a container of members by name, which a zip archive is, and a folder."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from tiedio.errors import FileFormatError, listed
+from tiedio.formats import npz
+from tiedio.formats.content import CONFIG, METADATA, VALUES, WEIGHTS, Opened
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.record.json_fields import parse
+from tiedio.record.ties import METADATA_KEY
+from tiedio.storage.streams import Window
+
+
+class Members(Protocol):
+    """What a container can be asked.
+
+    Attributes:
+        what: What it is, in words.
+        filepath: Its name for messages.
+    """
+
+    what: str
+    filepath: str
+
+    @property
+    def verify(self) -> Callable[[str], None] | None:
+        """Compares a member with its checksum; `None` if members have none."""
+
+    def names(self) -> Collection[str]: ...
+    def check(self) -> None:
+        """Refuses what readers would take differently, before anything is read."""
+
+    def read(self, name: str) -> bytes: ...
+    def window(self, name: str) -> contextlib.AbstractContextManager[Window]: ...
+    def extract_assets(self, folder: Path) -> None: ...
+
+
+@contextlib.contextmanager
+def opened(members: Members) -> Iterator[Opened]:
+    """Opens a container.
+
+    Raises:
+        FileFormatError: If it lacks what all files of Keras have, or is damaged.
+    """
+    names = members.names()
+    stored = WEIGHTS if WEIGHTS in names or VALUES not in names else VALUES
+    if missing := {CONFIG, stored}.difference(names):
+        if stored == VALUES:
+            missing.add(WEIGHTS)
+        raise FileFormatError(
+            f"`{members.filepath}` is not a Keras file: it has no {listed(missing)}.\n"
+            f"Expected: {members.what} with `{CONFIG}` and `{WEIGHTS}`. "
+            f"Received: {len(names)} other members.\n"
+            "Pass a file that was saved by Keras or tiedio."
+        )
+    members.check()
+    metadata, config = (
+        parse(members.filepath, name, members.read(name)) if name in names else {}
+        for name in (METADATA, CONFIG)
+    )
+    with contextlib.ExitStack() as resources:
+        window = resources.enter_context(members.window(stored))
+        if npz.is_one(window):  # Keras writes them as `WEIGHTS` too
+            window = resources.enter_context(npz.converted(window, members.filepath))
+        weights = WeightsFile([window], members.filepath)
+        resources.enter_context(contextlib.closing(weights))
+        yield Opened(
+            filepath=members.filepath,
+            record=metadata.get(METADATA_KEY),
+            config=config,
+            weights=weights,
+            metadata=metadata,
+            verify_weights=members.verify and functools.partial(members.verify, stored),
+            extract_assets=members.extract_assets,
+        )
