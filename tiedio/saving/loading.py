@@ -8,6 +8,7 @@ read       values; then `resume`: optimizers are built, and read, for what is sh
 finish     what failed, and functions that were compiled for other variables
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import NoModelError
+from tiedio.errors import FileFormatError, NoModelError
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import damaged
@@ -123,8 +124,10 @@ class Loading:
             matches: What is for which layer, if that is not told by order.
         """
         self._written = written
-        if written and self._weights.digests:  # whatever is read is compared with these
-            added = damage.added(self._weights, written)
+        if written and self._weights.digests:  # the file is to be verified
+            added = []
+            with contextlib.suppress(FileFormatError):  # who reads it names all that is unreadable
+                added += damage.added(self._weights, written)
             if error := damage.error_of(self._weights.filepath, added):
                 raise error
         old = self._source.old_layout
