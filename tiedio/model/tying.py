@@ -179,12 +179,12 @@ def find_ties(model: keras.Layer) -> Ties:
     Example:
 
     >>> import keras, tiedio
-    >>> encoder, decoder = keras.layers.Dense(4), keras.layers.Dense(4)
+    >>> encoder, decoder = (keras.layers.Dense(4, name=name) for name in ("encoder", "decoder"))
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
     >>> _ = tiedio.tie(decoder, to=encoder, weights=("kernel",))
     >>> for group in tiedio.find_ties(model):
     ...     print(group)
-    layers/dense/_kernel = layers/dense_1/_kernel  (4, 4) float32
+    encoder/kernel = decoder/kernel  (4, 4) float32
     """
     return walk(model).ties
 

@@ -19,7 +19,7 @@ from tiedio.model.keras_internals import (
 )
 from tiedio.model.places import CONTAINERS, members, named_variables
 from tiedio.record.record import HeldVariable, LayerState
-from tiedio.record.ties import Place, TieGroup, Ties, layer_label
+from tiedio.record.ties import Place, TieGroup, Ties, layer_labels, shown
 
 # What can hold a saveable, or be one.
 _HOLDING = (KerasSaveable, *CONTAINERS)
@@ -91,19 +91,15 @@ class Walk:
 
     @functools.cached_property
     def _labels(self) -> dict[str, str]:
-        """What people call each layer, by every inner_path; its path if several are called so."""
-        layers = {
-            path: visit.saveable
-            for visit in self.visits
-            for path in visit.inner_paths
-            if isinstance(visit.saveable, keras.Layer)
-        }
-        names = {path: layer.name for path, layer in layers.items()}
-        labels = {path: layer_label(names, path) for path in layers}
-        times = collections.Counter(
-            label for label, _ in {(labels[path], id(layer)) for path, layer in layers.items()}
+        """What people call each layer, by every inner_path."""
+        return layer_labels(
+            {
+                path: visit.saveable.name
+                for visit in self.visits
+                for path in visit.inner_paths
+                if isinstance(visit.saveable, keras.Layer)
+            }
         )
-        return {path: label if times[label] == 1 else path for path, label in labels.items()}
 
     def label(self, inner_path: str) -> str:
         """Tells what people call the saveable at an inner_path: a layer by its name."""
@@ -111,7 +107,7 @@ class Walk:
 
     def place(self, inner_path: str, attribute: str) -> Place:
         """Returns a place, and what people call it."""
-        label, name = self._labels.get(inner_path, inner_path), attribute.lstrip("_")
+        label, name = self._labels.get(inner_path, inner_path), shown(attribute)
         if name in self.named.get(inner_path, ()):  # another attribute
             name = attribute
         return Place(inner_path, attribute, name=f"{label}/{name}".lstrip("/"))

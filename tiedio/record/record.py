@@ -5,12 +5,13 @@ No Keras and no HDF5 here, so another tool can read a record with this module (o
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from tiedio.errors import RecordError
 from tiedio.record.json_fields import Fields, contradictory, malformed, typed, unreadable
-from tiedio.record.ties import VERSION, Place, TieGroup
+from tiedio.record.ties import VERSION, Place, TieGroup, layer_labels
 
 T = TypeVar("T")
 
@@ -133,6 +134,11 @@ class Record:
     random_states: tuple[RandomState, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     axis_orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def layer_labels(self) -> dict[str, str]:
+        """What people call the layers, by inner_path."""
+        return layer_labels({path: layer.name for path, layer in self.layers.items()})
 
     @property
     def is_complete(self) -> bool:

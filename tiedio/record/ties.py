@@ -4,6 +4,7 @@ A file and a live model meet in these words only: no Keras and no HDF5 here, so
 another tool can read a record with this module (or this page).
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,9 @@ from tiedio.record.json_fields import Fields, malformed, typed
 
 METADATA_KEY = "tiedio"
 VERSION = 1
+
+# No model has a longer one; a file may say anything.
+_LONGEST_PATH = 4096
 
 T = TypeVar("T")
 
@@ -135,13 +139,28 @@ class Ties(tuple[TieGroup, ...]):
         return html.tie_table(group._row() for group in self)
 
 
-def layer_label(names: Mapping[str, str], inner_path: str) -> str:
-    """Names a layer by those that lead to it, as in `encoder/attention/query`.
+def shown(attribute: str) -> str:
+    """Returns what people call an attribute: `kernel` for `_kernel`."""
+    return attribute[1:] if re.match("_[^_]", attribute) else attribute
+
+
+def layer_labels(names: Mapping[str, str]) -> dict[str, str]:
+    """Names layers by those that lead to them, as in `encoder/attention/query`.
 
     Args:
-        names: The names of the layers of a model by their inner_paths.
-        inner_path: That of the layer.
+        names: The name of each layer of a model by its inner_path.
+
+    Returns:
+        What people call each; its inner_path if another one is called so.
     """
+    labels = {path: _label(names, path) for path in names}
+    times = collections.Counter(labels.values())
+    return {path: label if times[label] == 1 else path for path, label in labels.items()}
+
+
+def _label(names: Mapping[str, str], inner_path: str) -> str:
+    if len(inner_path) > _LONGEST_PATH:
+        return inner_path
     ends = [*(slash.start() for slash in re.finditer("/", inner_path)), len(inner_path)]
     leading = (names.get(inner_path[:end]) for end in ends)
     return "/".join(name for name in leading if name is not None)

@@ -27,7 +27,7 @@ from tiedio.model.substitution import (
 )
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import HeldVariable, Record
-from tiedio.record.ties import Place, layer_label
+from tiedio.record.ties import Place, shown
 from tiedio.saving.capture import listed_only
 from tiedio.saving.deferral import Deferral
 
@@ -132,8 +132,7 @@ def name_of(place: Place, walk: Walk, record: Record) -> str:
     """Tells what people call a place, which may be in the model, or in the record only."""
     if place.inner_path in walk.layers or place.inner_path not in record.layers:
         return str(walk.place(place.inner_path, place.attribute))
-    names = {path: state.name for path, state in record.layers.items()}
-    return f"{layer_label(names, place.inner_path)}/{place.attribute.lstrip('_')}"
+    return f"{record.layer_labels[place.inner_path]}/{shown(place.attribute)}"
 
 
 def _share_layers(
@@ -185,9 +184,10 @@ def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     for inner_path, saved in record.layers.items():
         if inner_path not in walk.layers:
             if saved.variables:
-                names = {path: state.name for path, state in record.layers.items()}
-                label = layer_label(names, inner_path)
-                yield label, "no such layer, or a different class at this path"
+                yield (
+                    record.layer_labels[inner_path],
+                    "no such layer, or a different class at this path",
+                )
             continue
         known = {held.attribute for held in saved.variables}
         for attribute in known.difference(walk.named[inner_path]):
