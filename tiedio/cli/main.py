@@ -121,11 +121,11 @@ def migrate(
         found = many.migrate(
             src,
             dst,
-            ties,
-            accept,
-            reconcile,
-            config,
-            overwrite,
+            ties=ties,
+            accept=accept,
+            reconcile=reconcile,
+            config=config,
+            overwrite=overwrite,
             dry_run=dry_run,
             progress=progress,
         )
@@ -139,7 +139,14 @@ def migrate(
         done = planning.plan(src, ties, config)
     else:
         done = planning.migrate(
-            src, dst, ties, accept, reconcile, config, overwrite, progress=progress
+            src,
+            dst,
+            ties=ties,
+            accept=accept,
+            reconcile=reconcile,
+            config=config,
+            overwrite=overwrite,
+            progress=progress,
         )
     tables.as_json(done.to_json()) if as_json else tables.plan(done)
     if dry_run:

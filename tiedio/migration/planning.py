@@ -5,7 +5,6 @@ says. The source is never changed; the target is replaced whole.
 """
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -197,7 +196,7 @@ def migrate(
         destination, holds_model, notes = _destination(wanted, checkpoint)
         if destination.name != wanted.name:  # which nobody allowed to be replaced
             _check_free(destination, overwrite=False)
-        if os.path.realpath(destination.name) == os.path.realpath(at(filepath).name):
+        if destination.is_same_as(at(filepath)):
             raise MigrationError(
                 f"`{destination.name}` is the file that is migrated.\n"
                 "Expected: another one, as a source is never changed. Received: the same.\n"
@@ -210,12 +209,14 @@ def migrate(
             content, lost = rewriting.content(
                 checkpoint,
                 [Tie(one.names, one.evidence, one.why) for one in chosen],
-                reconcile,
-                holds_model,
-                Path(assets),
+                reconcile=reconcile,
+                holds_model=holds_model,
+                assets=Path(assets),
             )
             container = table.format_to_save(
-                destination, holds_model or checkpoint.is_by_position, _is_file(destination)
+                destination,
+                holds_model or checkpoint.is_by_position,
+                zipped=_has_suffix(destination),
             )
             container.write(destination, content, durable, advance)
     return dataclasses.replace(
@@ -387,5 +388,6 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
     return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)
 
 
-def _is_file(destination: Storage) -> bool:
+def _has_suffix(destination: Storage) -> bool:
+    """Whether it is called as files of Keras are, and not as a folder."""
     return destination.name.endswith(tuple(s for one in table.FORMATS for s in one.suffixes))

@@ -116,7 +116,11 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
         checkpoint.verify()
         is_model = checkpoint.config is not None and not checkpoint.untranslated
         content, notes = rewriting.content(
-            checkpoint, checkpoint.ties, "owner", is_model, Path(assets)
+            checkpoint,
+            checkpoint.ties,
+            reconcile="owner",
+            holds_model=is_model,
+            assets=Path(assets),
         )
         layout = content.layout
         names = {rewriting.target_path(checkpoint, one): one.name for one in checkpoint.variables}
