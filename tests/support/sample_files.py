@@ -15,7 +15,7 @@ WEIGHTS = "model.weights.h5"
 
 
 def write(folder):
-    """Writes a model whose kernels are one, as tiedio and Keras do; and one of two kernels."""
+    """Writes a model with tied kernels, as tiedio and Keras do; and one with two kernels."""
     model = _model()
     tiedio.tie(model.layers[1], to=model.layers[0], weights=("kernel",))
     _fill(model)
@@ -26,7 +26,7 @@ def write(folder):
     tiedio.save_tied_weights(model, folder / "tied.weights.json", max_shard_size=1e-6)
     model.save(folder / "lost.keras")
     model.save_weights(folder / "lost.weights.h5")
-    model.compiled = False  # without the state of the optimizer, nothing tells that they were one
+    model.compiled = False  # without the state of the optimizer, nothing tells that they were tied
     model.save(folder / "unsure.keras")
     apart = _model()
     _fill(apart)

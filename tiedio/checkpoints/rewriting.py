@@ -25,7 +25,7 @@ _WRITTEN_FOR = "3.10.0"
 
 T = TypeVar("T")
 
-# What shards say of one save, and the record.
+# Metadata of one save in shards, and the record.
 _NOT_KEPT = (METADATA_KEY, "total_size")
 
 

@@ -25,8 +25,8 @@ class Place:
         inner_path: Path of the layer in Keras' walk over a model, such as
             `"layers/conv2d"`; empty for the model itself.
         attribute: Name of the layer's attribute, such as `"_kernel"`; items of
-            a list or dict follow after slashes, as in `"kernels/0"`. Who had a file
-            and no model knows the number only under which the layer stores it: `"0"`.
+            a list or dict follow after slashes, as in `"kernels/0"`. A record made without
+            a model holds the layer's storage number instead, such as `"0"`.
         dataset_path: Where a file keeps the value, such as
             `"layers/conv2d/vars/0"`; `None` outside a file, or when the file
             keeps it under another place of the same tie group. Not compared.

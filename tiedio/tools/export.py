@@ -39,7 +39,7 @@ class Export:
         filepath: The file.
         target: What was written.
         tensors: How many tensors.
-        aliases: Variables that are one with others, and with which.
+        aliases: Variables that are tied to others, and to which.
         notes: What else is to be known.
     """
 
