@@ -1,6 +1,6 @@
 """Files that old versions of Keras wrote, compared with what was true when they did.
 
-`fixtures/<writer>/truth.json` says it: which variables were one, what the model predicted, and
+`fixtures/<writer>/truth.json` says it: which variables were tied, what the model predicted, and
 what became of it as it was trained on.
 """
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tiedio.errors import FileFormatError
+from tiedio.errors import FileFormatError, SaveError
 from tiedio.formats import hdf5_reader, hdf5_writer
 from tiedio.storage.streams import Window
 
@@ -214,3 +214,17 @@ def test_a_record_of_any_length_is_written_last(length):
     assert file.text("tiedio").strip() == b"x" * length
     assert told[-1].keys() == arrays.keys() and told[0] != told[-1]
     assert all(np.array_equal(file.read(path), array) for path, array in arrays.items())
+
+
+def test_a_record_that_is_not_placed_last_is_an_error(monkeypatch):
+    lay_out = hdf5_writer._lay_out
+
+    def in_front(layout, file):
+        return [(0 if path == "tiedio" else at, path) for at, path in lay_out(layout, file)]
+
+    monkeypatch.setattr(hdf5_writer, "_lay_out", in_front)
+    layout = hdf5_writer.Layout(tensors={"a": hdf5_writer.Tensor.of(np.ones(8))})
+    stream = io.BytesIO()
+    with pytest.raises(SaveError, match=r"Expected: `tiedio` behind all .* Received: `a` there"):
+        hdf5_writer.write(layout, stream, record=lambda digests: "{}")
+    assert not stream.getvalue()

@@ -310,9 +310,9 @@ def test_equal_contents_have_to_be_accepted(tmp_path):
     pin(
         error,
         errors.MigrationError,
-        "Cannot tell whether these were one: `a/kernel = b/kernel`.\n"
+        "Cannot tell whether these were tied: `a/kernel = b/kernel`.\n"
         "Expected: more than equal contents. Received: no more.\n"
-        "Pass `--accept contents` to tie them all, `--accept NAME` for those that NAME is one of, "
+        "Pass `--accept contents` to tie them all, `--accept NAME` to tie those equal to NAME, "
         "or `--accept none`.",
     )
     assert not (tmp_path / "x.keras").exists()
@@ -425,7 +425,7 @@ def test_ties_that_cannot_be_read(tmp_path):
         errors.TieError,
         "Cannot read the tie `b`.\n"
         "Expected: two names, as in `decoder/kernel=encoder/kernel`. Received: 'b'.\n"
-        "Name the variable that is tied, then the one that it is.",
+        "Name the alias, then its owner.",
     )
 
 

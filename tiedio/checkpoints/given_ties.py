@@ -13,7 +13,7 @@ def parsed(ties: Iterable[str]) -> list[tuple[str, str]]:
         What is tied, and to what.
 
     Raises:
-        TieError: If one is no such text.
+        TieError: If a text is not of this form.
     """
     pairs = []
     for tie in ties:
@@ -22,7 +22,7 @@ def parsed(ties: Iterable[str]) -> list[tuple[str, str]]:
             raise TieError(
                 f"Cannot read the tie `{tie}`.\n"
                 f"Expected: two names, as in `decoder/kernel=encoder/kernel`. Received: {tie!r}.\n"
-                "Name the variable that is tied, then the one that it is."
+                "Name the alias, then its owner."
             )
         pairs.append((alias, owner))
     return pairs

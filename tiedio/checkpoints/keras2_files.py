@@ -66,10 +66,10 @@ def described(
         old: What it says in this layout.
         translated: The config of its model, if there is one.
         kind: What it is, in words.
-        given: What is tied, and to what, as `evidence.parsed` reads it.
+        given: What is tied, and to what, as `given_ties.parsed` reads it.
 
     Raises:
-        FileFormatError: If weights are missing, and nothing says which others they are one with.
+        FileFormatError: If weights are missing, and nothing says what they are tied to.
     """
     config = translated.config if translated else None
     parts = layer_outline.layers(config or {})
@@ -100,7 +100,7 @@ def described(
             f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
             "Expected: a value for every variable. Received: fewer, as several were tied inside "
             "one nested model.\n"
-            f'Say with which others they are one: `--tie "{unresolved[0]}=..."`.'
+            f'Say what they are tied to: `--tie "{unresolved[0]}=..."`.'
         )
     optimizer = (old.training_config or {}).get("optimizer_config")
     known = isinstance(optimizer, dict)
@@ -186,7 +186,7 @@ def _assigned(
 
 
 def _kin(one: _Expected) -> tuple[Part, bool]:
-    """What is listed without another layer's in between."""
+    """A key of variables that are listed in a row, without another layer's in between."""
     return one.part, one.trainable is False
 
 
@@ -216,7 +216,7 @@ def _by_name(
     layer: str, weights: Sequence[Weight], old: OldLayout, opened: Opened
 ) -> Iterator[StoredVariable]:
     """Names weights by what their list says only: where Keras 3 stores them is not known."""
-    # A layer that made one of them itself has no others inside, and what these made is tied.
+    # A layer that made one of its weights contains no layers: what others made is tied.
     is_made_of_others = all(_maker(one).split("/")[-1] != layer for one in weights)
     for weight in weights:
         *makers, name = _listed_as(weight).split("/")

@@ -21,7 +21,7 @@ from tiedio.record.ties import Place
 
 _OPTIMIZER = "optimizer"
 _VARIABLES = re.compile(r"((?P<inner_path>.*)/)?vars/(?P<key>0|[1-9][0-9]{0,8})")
-# What is no layer's, and what is not stored for Keras 3.
+# Paths of what belongs to no layer, and of what Keras 3 does not read.
 _NO_LAYERS = re.compile(r"(optimizer|metrics)/|.*/exact/")
 _NOT_FOR_KERAS_3 = re.compile(r"(assets|config\.json|tiedio|(model|optimizer)_weights)(/|$)")
 
@@ -78,7 +78,7 @@ def described(opened: Opened, translated: Translated | None, kind: str) -> Check
 
 
 def _is_left_out(path: str, version: str) -> bool:
-    """Whether Keras 3 does not store what this is: running values of metrics in Keras 2."""
+    """Whether Keras 3 does not store this: the running values of metrics in Keras 2."""
     return path.startswith("metrics/") and not KerasVersion(version).is_of_keras_3
 
 

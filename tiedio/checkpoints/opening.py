@@ -23,7 +23,7 @@ def reading(
     Args:
         filepath: The file, as `save_tied` takes it.
         config: The config of its model, for a file that has none.
-        given: What is tied, and to what, as `evidence.parsed` reads it.
+        given: What is tied, and to what, as `given_ties.parsed` reads it.
 
     Raises:
         MissingFileError: If there is no such file.

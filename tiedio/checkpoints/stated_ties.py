@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Evidence(enum.StrEnum):
-    """What says that variables were one when they were saved, the strongest first."""
+    """What says that variables were tied when they were saved, the strongest first."""
 
     RECORD = "record"
     LINKS = "hard links"
@@ -26,7 +26,7 @@ class Evidence(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Tie:
-    """Variables that were one.
+    """Variables that are tied.
 
     Attributes:
         names: The variables; the owner first.
@@ -48,7 +48,7 @@ def stated(checkpoint: "Checkpoint") -> Iterator[Tie]:
 
 
 def joined(ties: Iterable[Tie]) -> dict[str, str]:
-    """Maps each variable that is tied to the owner of all that it is one with."""
+    """Maps each tied variable, the owner too, to the owner of its tie group."""
     owners: dict[str, str] = {}
 
     def owner(name: str) -> str:
@@ -88,7 +88,7 @@ def _recorded(checkpoint: "Checkpoint") -> Iterator[Tie]:
 
 
 def _linked(checkpoint: "Checkpoint") -> Iterator[Tie]:
-    """Yields what is one tensor in the file, unless its layout says so already."""
+    """Yields variables that are one tensor in the file, unless its layout says so already."""
     said = joined(checkpoint.layout_ties)
     held = collections.defaultdict(list)
     for one in checkpoint.variables:
@@ -100,7 +100,7 @@ def _linked(checkpoint: "Checkpoint") -> Iterator[Tie]:
 
 
 def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
-    """Yields what the layout of Keras 2 lists under the name of another layer.
+    """Yields variables that the layout of Keras 2 lists under the name of another layer.
 
     In multi-backend Keras 2 no two variables have one name, so that equal ones say it too.
     """

@@ -285,7 +285,7 @@ def _index(prefix: Path) -> Path:
 
 @contextlib.contextmanager
 def explained(filepath: str) -> Iterator[None]:
-    """Says that a file is damaged, whatever TensorFlow and its messages raise: they do not say."""
+    """Turns any error of TensorFlow into a `FileFormatError`."""
     try:
         yield
     except (TiedioError, ImportError, MemoryError, NameError):

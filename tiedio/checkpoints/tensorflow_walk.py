@@ -28,7 +28,7 @@ _PREFIXES = ("", "_", "depthwise_", "adapt_")
 # A network leads to its layers by number, to those with weights twice.
 _NUMBERED = re.compile(r"layer(_with_weights)?-\d+")
 _LISTS = ("layers", "cells")
-# What is no part of a layer, or leads to its parts or its variables again.
+# Attributes that are no parts of a layer, or lead to its parts or variables again.
 _NO_PARTS = re.compile(
     "keras_api|signatures|root|_?layers|(layer_)?(metrics|regularization_losses)|"
     "_?(non_)?(trainable_)?(variables|weights)|_self_.*"
@@ -97,7 +97,7 @@ def _described(
 
 
 def _ties(variables: Sequence[StoredVariable]) -> Iterator[Tie]:
-    """Yields what is one node of the graph: it is stored under one key."""
+    """Yields variables that are one node of the graph, which is stored under one key."""
     names = collections.defaultdict(list)
     for one in variables:
         names[one.source].append(one.name)
@@ -152,7 +152,7 @@ class _Walk:
             yield from self._below(child, (part.name, name))
 
     def _below(self, node: int, names: tuple[str, ...]) -> Iterator[StoredVariable]:
-        """Yields the variables of objects of which nothing but the graph tells."""
+        """Yields the variables of objects that only the graph knows."""
         if node in self._seen:
             return
         self._seen.add(node)
@@ -162,7 +162,7 @@ class _Walk:
             yield from self._below(child, (*names, name))
 
     def _parts(self, node: int) -> list[tuple[str, int]]:
-        """Lists what may have variables of its own, each by one name, best an attribute's."""
+        """Lists child objects that may own variables, each under one name; attribute names win."""
         names: dict[int, str] = {}
         for name, child in self._graph.children(node):
             if not self._graph.nodes[child].key and not _NO_PARTS.fullmatch(name):

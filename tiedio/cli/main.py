@@ -62,7 +62,7 @@ def inspect(file: str, as_json: bool) -> None:
 @options.config
 @options.as_json
 def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> None:
-    """Say which variables of FILE were one, and what says so. Nothing is written.
+    """Say which variables of FILE were shared, and the evidence. Nothing is written.
 
     The last column names the options of `migrate` that a tie needs.
     """
@@ -83,8 +83,8 @@ def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> No
     "--accept",
     multiple=True,
     metavar="contents|NAME|none",
-    help="Tie what has equal contents only: all of it, what NAME is equal to, or none. "
-    "May be repeated.",
+    help="How to treat variables that merely have equal values: tie all, tie those equal to "
+    "NAME, or none. May be repeated.",
 )
 @click.option(
     "--reconcile",
@@ -107,7 +107,7 @@ def migrate(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write SRC to DST with the variables made one that were one.
+    """Write SRC to DST, with shared variables tied again.
 
     DST ends in `.keras`, or `.weights.h5` for weights only. If SRC is a folder
     or a quoted pattern such as "runs/**/*.h5", DST is a folder, and all files
@@ -121,11 +121,11 @@ def migrate(
         found = many.migrate(
             src,
             dst,
-            ties,
-            accept,
-            reconcile,
-            config,
-            overwrite,
+            ties=ties,
+            accept=accept,
+            reconcile=reconcile,
+            config=config,
+            overwrite=overwrite,
             dry_run=dry_run,
             progress=progress,
         )
@@ -139,7 +139,14 @@ def migrate(
         done = planning.plan(src, ties, config)
     else:
         done = planning.migrate(
-            src, dst, ties, accept, reconcile, config, overwrite, progress=progress
+            src,
+            dst,
+            ties=ties,
+            accept=accept,
+            reconcile=reconcile,
+            config=config,
+            overwrite=overwrite,
+            progress=progress,
         )
     tables.as_json(done.to_json()) if as_json else tables.plan(done)
     if dry_run:
@@ -158,7 +165,7 @@ def verify(file: str, as_json: bool) -> None:
 
     Every tensor is compared with its digest in the record, or, where there is
     no record, with the checksum of the archive; hard links with the record.
-    The exit code is 1 as well if the file has nothing to verify against.
+    Exit code 1 also if the file has no digests and no checksum.
     """
     from tiedio.tools.verification import verify
 

@@ -39,7 +39,7 @@ tie = click.option(
     "ties",
     multiple=True,
     metavar="A=B",
-    help="A variable and the one that it is, or two layers. May be repeated.",
+    help="Tie the variable A to B, or the layer A to B. May be repeated.",
 )
 ties = click.option(
     "--ties",

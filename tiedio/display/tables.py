@@ -124,14 +124,14 @@ def plan(found: "Plan") -> None:
     version = f", by Keras {found.keras_version}" if found.keras_version else ""
     _line(f"{found.filepath}: {found.kind}{version}")
     _table(
-        ("one variable", "evidence", "saves", "largest difference", "mean", "needs"),
+        ("tied variables", "evidence", "saves", "largest difference", "mean", "needs"),
         [_proposal(one) for one in found.proposals],
     )
     if not found.proposals:
         _line("Nothing was shared, as far as the file tells.")
     for one in found.forbidden:
         told = f"Not tied: {' = '.join(one.names)}: {one.why}"
-        _line(f"{told}. If they were: {', '.join(one.needs)}")
+        _line(f"{told}. To tie them: {', '.join(one.needs)}")
     _notes(found.notes)
     if found.target:
         _line(f"Wrote {found.target}")

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
+from tiedio.errors import SaveError
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.streams import Sheet, WriteBehind
 
@@ -106,23 +107,17 @@ def write(
         The digest of each tensor, by dataset_path, linked ones included.
     """
     digests: dict[str, str] = {}
-
-    def closing() -> np.ndarray:
-        text = record(_with_links(digests, layout)) if record else ""
-        return np.array(text.encode().ljust(text_size))
-
-    text_size = 0
     if record:
-        # As long as it will be: a digest is as long as any other.
-        text = record(_with_links(dict.fromkeys(layout.tensors, _blank_digest()), layout))
-        text_size = len(text.encode())
-        last = {METADATA_KEY: Tensor((), np.dtype(f"S{text_size}"), closing)}
-        layout = dataclasses.replace(layout, tensors=layout.tensors | last)
+        layout = _with_record(layout, record, digests)
     sheet = Sheet()
     with h5py.File(sheet, "w") as file:
         placed = sorted(_lay_out(layout, file))
-    if record and placed[-1][1] != METADATA_KEY:
-        raise AssertionError("HDF5 did not place the record behind the tensors")
+    if record and placed[-1][1] != METADATA_KEY:  # which HDF5 promises nowhere
+        raise SaveError(
+            f"Cannot save a record in an HDF5 file by HDF5 {h5py.version.hdf5_version}.\n"
+            f"Expected: `{METADATA_KEY}` behind all tensors. Received: `{placed[-1][1]}` there.\n"
+            "Save to a path ending in `.keras` or in `.weights.json`, which keep it elsewhere."
+        )
     position = 0
     for offset, path in placed:
         tensor = layout.tensors[path]
@@ -141,13 +136,24 @@ def write(
     return _with_links(digests, layout)
 
 
+def _with_record(
+    layout: Layout, record: Callable[[dict[str, str]], str], digests: dict[str, str]
+) -> Layout:
+    """Adds the record, which is made once `digests` has those of all tensors."""
+    # A digest is as long as any other: blank ones tell how long the text will be.
+    blank = dict.fromkeys(layout.tensors, begin_digest(np.dtype(bool), ()).hexdigest())
+    size = len(record(_with_links(blank, layout)).encode())
+
+    def text() -> np.ndarray:
+        return np.array(record(_with_links(digests, layout)).encode().ljust(size))
+
+    last = {METADATA_KEY: Tensor((), np.dtype(f"S{size}"), text)}
+    return dataclasses.replace(layout, tensors=layout.tensors | last)
+
+
 def _with_links(digests: dict[str, str], layout: Layout) -> dict[str, str]:
     linked = {path: digests[first] for path, first in layout.links.items() if first in digests}
     return digests | linked
-
-
-def _blank_digest() -> str:
-    return begin_digest(np.dtype(bool), ()).hexdigest()
 
 
 def begin_digest(dtype: np.dtype, shape: tuple[int, ...]) -> xxhash.xxh3_64:

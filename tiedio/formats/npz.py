@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def _arrays(source: Window) -> Iterator[tuple[str, np.ndarray]]:
                 if not dtype.hasobject:
                     yield _checked(path), _rebuilt(shape, dtype, by_columns, stream.read())
                     continue
-                held = _values(_followed(stream, budget))
+                held = _values(_PickleMachine().run(stream, budget))
                 if stream.read(1):  # which also compares the checksum
                     raise ValueError("more than one pickle")
             group = "vars" if path == _ROOT else f"{path}/vars"
@@ -153,81 +153,104 @@ class _Global:
     name: str
 
 
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _LITERALS = re.compile(r"BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BIN(UNICODE|BYTES)8?")
 
 
-def _followed(stream: IO[bytes], budget: Iterator[int]) -> Any:
+class _PickleMachine:
     """Follows a pickle of protocols 2 to 4, calling nothing.
 
     No value is compared, hashed or printed but texts and numbers: a few bytes can
     make a tuple of tuples that takes for ever.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
 
-    def popped(count: int) -> list[Any]:
-        """Takes values off the stack."""
-        start = len(stack) - count
-        if start < (marks[-1] if marks else 0):
+    def __init__(self):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, stream: IO[bytes], budget: Iterator[int]) -> Any:
+        for (opcode, argument, _), _ in zip(pickletools.genops(stream), budget, strict=False):
+            if opcode.name == "STOP":
+                return self.stack[-1]
+            if _LITERALS.fullmatch(opcode.name):
+                self.push(argument)
+            elif opcode.name in _STEPS:
+                _STEPS[opcode.name](self, argument)
+            else:
+                raise ValueError(f"a pickle with {opcode.name}")
+        raise EOFError("a pickle without its end, or one that is too long")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self, count: int) -> list[Any]:
+        start = len(self.stack) - count
+        if start < (self.marks[-1] if self.marks else 0):
             raise ValueError("a pickle that takes more than there is")
-        values = stack[start:]
-        del stack[start:]
+        values = self.stack[start:]
+        del self.stack[start:]
         return values
 
-    def marked() -> list[Any]:
-        values = popped(len(stack) - marks[-1])
-        marks.pop()
+    def pop_marked(self) -> list[Any]:
+        values = self.pop(len(self.stack) - self.marks[-1])
+        self.marks.pop()
         return values
 
-    argument: Any
-    for (opcode, argument, _), _ in zip(pickletools.genops(stream), budget, strict=False):
-        name = opcode.name
-        if name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif _LITERALS.fullmatch(name):
-            stack.append(argument)
-        elif name in _EMPTY:
-            stack.append(_EMPTY[name]())
-        elif name in _TUPLES:
-            stack.append(tuple(popped(_TUPLES[name])))
-        elif name == "TUPLE":
-            stack.append(tuple(marked()))
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "GLOBAL":
-            stack.append(_Global(argument.replace(" ", ".")))
-        elif name == "STACK_GLOBAL":
-            stack.append(_Global(".".join(popped(2))))
-        elif name in ("REDUCE", "NEWOBJ"):
-            function, arguments = popped(2)
-            stack.append(_Made(function, tuple(arguments)))
-        elif name == "BUILD":
-            (state,) = popped(1)
-            if not isinstance(stack[-1], _Made):
-                raise ValueError("a state of what was not made")
-            stack[-1].state = state
-        elif name in ("SETITEM", "SETITEMS"):
-            items = popped(2) if name == "SETITEM" else marked()
-            if isinstance(stack[-1], dict):
-                pairs = zip(items[::2], items[1::2], strict=True)
-                stack[-1].update({key: value for key, value in pairs if isinstance(key, str)})
-        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-            items = popped(1) if name == "APPEND" else marked()
-            if isinstance(stack[-1], list):
-                stack[-1].extend(items)
-        elif name == "STOP":
-            return stack[-1]
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"a pickle with {name}")
-    raise EOFError("a pickle without its end, or one that is too long")
+    def remember(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
+
+    def make(self) -> None:
+        function, arguments = self.pop(2)
+        self.push(_Made(function, tuple(arguments)))
+
+    def give_state(self) -> None:
+        (state,) = self.pop(1)
+        if not isinstance(self.stack[-1], _Made):
+            raise ValueError("a state of what was not made")
+        self.stack[-1].state = state
+
+    def set_items(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], dict):
+            pairs = zip(items[::2], items[1::2], strict=True)
+            self.stack[-1].update({key: value for key, value in pairs if isinstance(key, str)})
+
+    def extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+
+# What the machine does at an opcode, given its argument.
+_STEPS: dict[str, Callable[[_PickleMachine, Any], None]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push([]),
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_marked())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+    "MEMOIZE": lambda machine, _: machine.remember(len(machine.memo)),
+    "BINPUT": _PickleMachine.remember,
+    "LONG_BINPUT": _PickleMachine.remember,
+    "BINGET": lambda machine, number: machine.push(machine.memo[number]),
+    "LONG_BINGET": lambda machine, number: machine.push(machine.memo[number]),
+    "GLOBAL": lambda machine, name: machine.push(_Global(name.replace(" ", "."))),
+    "STACK_GLOBAL": lambda machine, _: machine.push(_Global(".".join(machine.pop(2)))),
+    "REDUCE": lambda machine, _: machine.make(),
+    "NEWOBJ": lambda machine, _: machine.make(),
+    "BUILD": lambda machine, _: machine.give_state(),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_marked()),
+    "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_marked()),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.pop_marked()),
+}
 
 
 def _values(made: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _WITH_STATES |= {"Bidirectional"}
 
 
 def numbered_anew(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config of Keras 3 in which no call has a number that it cannot have.
+    """Returns a config of Keras 3 in which every call number exists.
 
     Keras 3.0 counted the calls of a layer outside of the model too.
     """

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# The variables of a layer in the order in which Keras 3 stores them, each with the argument
-# that it depends on, if it does. (Keras 2 named some of them otherwise.)
+# The variables of a layer in the order in which Keras 3 stores them, each with the config
+# argument that switches it on, if there is one. (Keras 2 named some of them otherwise.)
 _KERNEL = (("kernel", ""), ("bias", "use_bias"))
 _SEPARABLE = (("depthwise_kernel", ""), ("pointwise_kernel", ""), ("bias", "use_bias"))
 _AFFINE = (("gamma", "scale"), ("beta", "center"))

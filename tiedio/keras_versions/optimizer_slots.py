@@ -302,18 +302,22 @@ def _kinds(parts: Sequence[_Part]) -> list[_Kind]:
 def _with_gaps(stored: Sequence[Weight], parts: Sequence[_Part], era: _Era) -> list[Weight | None]:
     """Puts `None` where Keras 2 has no factors: for variables of less than two dimensions.
 
-    It goes from the end, as the velocity comes last and tells how many these are.
+    Adafactor keeps `r`, `c` and the velocity of each variable in turn, at the end. So it is read
+    from there: the velocity, which is always stored, tells whether its factors are.
     """
-    left: list[Weight | None] = [*stored]
-    end: list[Weight | None] = []
     kinds = [kind.name for kind in _kinds(parts)]
-    if era is _Era.KERAS_2 and kinds[-3:-1] == list(_FACTORS):
-        averages = len(kinds) - 3
-        while len(left) > 1 + averages * len(end) // 3:
-            velocity = left.pop()
-            is_matrix = velocity is not None and len(velocity.shape) > 1
-            end += [velocity, *(left.pop() if is_matrix and left else None for _ in _FACTORS)]
-    return [*left, *reversed(end)]
+    if era is not _Era.KERAS_2 or kinds[-3:-1] != list(_FACTORS):
+        return [*stored]
+    averages = len(kinds) - 3  # of each variable, in front of all of these
+    front: list[Weight | None] = [*stored]
+    turns: list[Weight | None] = []  # from the last to the first
+    variables = 0
+    while len(front) > 1 + averages * variables:
+        velocity = front.pop()
+        is_matrix = velocity is not None and len(velocity.shape) > 1
+        turns += [velocity, *(front.pop() if is_matrix and front else None for _ in _FACTORS)]
+        variables += 1
+    return [*front, *reversed(turns)]
 
 
 def _collected(
@@ -343,7 +347,7 @@ def _is_factor(item: tuple[_Kind, Weight]) -> bool:
 
 
 def _fits(held: Mapping[_Kind, Weight], config: Mapping[str, Any]) -> bool:
-    """Whether the slots of a variable can be of one, as far as anything asked for them."""
+    """Whether the slots' shapes fit one variable. Slots the config did not ask for are ignored."""
     shape = next(one.shape for kind, one in held.items() if kind.name not in _FACTORS)
     factors = {
         "r": shape[:-1] if len(shape) > 1 else (),

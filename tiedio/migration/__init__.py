@@ -1,1 +1,1 @@
-"""Which variables of an old file are tied, and the file that says so."""
+"""Which variables of an old file were tied, and the file that ties them again."""

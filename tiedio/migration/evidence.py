@@ -1,4 +1,4 @@
-"""Find out from a file which of its variables were one, and how sure that is.
+"""Find out from a file which of its variables are tied, and how sure that is.
 
 A record, hard links, names and object graphs say it. Equal contents do not: an optimizer
 keeps its slots once for each variable, so these say how many of the equal ones were copies.
@@ -33,7 +33,7 @@ def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> Findings:
 
     Args:
         checkpoint: The file.
-        given: Names of variables, each with that of one that it is one with.
+        given: Names of aliases, each with that of its owner.
 
     Raises:
         TieError: If `given` names variables that are not there, or of other shapes.

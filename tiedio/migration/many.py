@@ -88,12 +88,12 @@ def migrate(
         source: The folder, or a pattern as the shell has them; `**` is any number of folders.
         folder: Where the new files go, under the same names with the ending `.keras`, or
             `.weights.h5` for weights only.
-        ties: As in `tiedio.files.migrate`.
-        accept: As there.
-        reconcile: As there.
-        config: As there.
-        overwrite: As there.
-        durable: As there.
+        ties: As in `tiedio.files.migrate`, as are the next five.
+        accept: Which weak evidence to go by.
+        reconcile: What becomes of copies that have different values by now.
+        config: The config of the model, for files that have none.
+        overwrite: Whether to replace files in `folder`.
+        durable: Whether to wait until each file is on disk.
         dry_run: Whether to plan only.
         progress: Whether to show a progress bar, by bytes.
 
@@ -133,7 +133,14 @@ def migrate(
                 else:
                     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
                     plan = planning.migrate(
-                        path, target, ties, accept, reconcile, config, overwrite, durable
+                        path,
+                        target,
+                        ties=ties,
+                        accept=accept,
+                        reconcile=reconcile,
+                        config=config,
+                        overwrite=overwrite,
+                        durable=durable,
                     )
                     taken[plan.target] = path  # which may have another ending
                 taken[target] = path

@@ -1,11 +1,10 @@
-"""Give a checkpoint its sharing back: plan what was one, then write a file where it is.
+"""Give a checkpoint its sharing back: plan what to tie, then write a file where it is tied.
 
 No model code is needed, and nothing of Keras: what a file says is enough, or what the user
 says. The source is never changed; the target is replaced whole.
 """
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +34,10 @@ RECONCILE = ("error", "owner", "mean")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Variables that were one, and what says so.
+    """Variables to tie, and the evidence.
 
     Attributes:
-        owner: The variable that the others become.
+        owner: The variable that the others are tied to.
         aliases: The others.
         evidence: What says it.
         why: The same in a sentence.
@@ -75,8 +74,8 @@ class Plan:
         filepath: The file.
         kind: What it is, in words.
         keras_version: The version of Keras that wrote it; empty if it does not say.
-        proposals: Variables that were one.
-        forbidden: Variables that are equal, and were two.
+        proposals: Variables to tie.
+        forbidden: Variables that are equal, and were not tied.
         notes: What else is to be known.
         target: What was written; empty for a plan.
     """
@@ -94,11 +93,11 @@ class Plan:
 
 
 def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> Plan:
-    """Finds out which variables of a file were one. Nothing is written.
+    """Finds out which variables of a file were tied. Nothing is written.
 
     Args:
         filepath: A file that any version of Keras from 2.2 on wrote, whatever it is called.
-        ties: What you know to be one: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
+        ties: What you know to be tied: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
             for all variables of two layers.
         config: The config of the model, for a file that has none, as `model.to_json()` gives it.
 
@@ -139,7 +138,7 @@ def migrate(
     *,
     progress: bool = False,
 ) -> Plan:
-    """Writes a file in which variables are one that were one, for `load_tied` to restore.
+    """Writes a file with shared variables tied again, for `load_tied` to restore.
 
     The state of the optimizer is carried over: of several states of one variable the owner's
     is kept. What Keras 3 cannot load as a model is written as weights.
@@ -197,7 +196,7 @@ def migrate(
         destination, holds_model, notes = _destination(wanted, checkpoint)
         if destination.name != wanted.name:  # which nobody allowed to be replaced
             _check_free(destination, overwrite=False)
-        if os.path.realpath(destination.name) == os.path.realpath(at(filepath).name):
+        if destination.is_same_as(at(filepath)):
             raise MigrationError(
                 f"`{destination.name}` is the file that is migrated.\n"
                 "Expected: another one, as a source is never changed. Received: the same.\n"
@@ -210,12 +209,14 @@ def migrate(
             content, lost = rewriting.content(
                 checkpoint,
                 [Tie(one.names, one.evidence, one.why) for one in chosen],
-                reconcile,
-                holds_model,
-                Path(assets),
+                reconcile=reconcile,
+                holds_model=holds_model,
+                assets=Path(assets),
             )
             container = table.format_to_save(
-                destination, holds_model or checkpoint.is_by_position, _is_file(destination)
+                destination,
+                holds_model or checkpoint.is_by_position,
+                zipped=_has_suffix(destination),
             )
             container.write(destination, content, durable, advance)
     return dataclasses.replace(
@@ -277,7 +278,7 @@ def _gathered(ties: Sequence[Tie]) -> Iterator[Tie]:
     """Yields each tie once, by the strongest evidence, and those of one owner together."""
     known: list[Tie] = []
     for kind in Evidence:
-        # Each variable that this evidence adds, to the owner of those it is one with.
+        # Each variable that this evidence ties, with the owner of its tie group.
         before = joined(known)
         added = [tie for tie in ties if tie.evidence is kind]
         owners = joined([*known, *added])
@@ -327,10 +328,10 @@ def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pro
     taken = [one for one in weak if "contents" in accept or set(one.names) & set(accept)]
     if not accept and weak:
         raise MigrationError(
-            f"Cannot tell whether these were one: {listed(' = '.join(one.names) for one in weak)}."
+            f"Cannot tell whether these were tied: {listed(' = '.join(one.names) for one in weak)}."
             "\nExpected: more than equal contents. Received: no more.\n"
-            "Pass `--accept contents` to tie them all, `--accept NAME` for those that NAME is one "
-            "of, or `--accept none`."
+            "Pass `--accept contents` to tie them all, `--accept NAME` to tie those equal to NAME, "
+            "or `--accept none`."
         )
     left = [one for one in weak if one not in taken]
     chosen = [one for one in planned.proposals if one not in left]
@@ -387,5 +388,6 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
     return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)
 
 
-def _is_file(destination: Storage) -> bool:
+def _has_suffix(destination: Storage) -> bool:
+    """Whether it is called as files of Keras are, and not as a folder."""
     return destination.name.endswith(tuple(s for one in table.FORMATS for s in one.suffixes))

@@ -1,7 +1,7 @@
-"""Tell by the state of an optimizer which of the variables that are equal were copies.
+"""Tell by the state of an optimizer which equal variables were tied.
 
-An optimizer keeps its slots once for each variable, and not once for each of its copies. So
-as many variables as have none were copies: the slot deficit.
+An optimizer keeps slots once for each variable, and not for each place of a tied one. So as
+many variables as have no slots were aliases: the slot deficit.
 """
 
 import collections
@@ -34,7 +34,7 @@ class SlotDeficit:
         self._copies = self._count()
 
     def _count(self) -> dict[tuple[int, ...], int] | None:
-        """Counts the copies of each shape: variables, less those that have slots."""
+        """Counts the aliases of each shape: variables, less those that have slots."""
         if self._slots is None or self._per_use or not self._slots.variables:
             return None
         stored = collections.Counter(one.shape for one in self._distinct)
@@ -60,7 +60,7 @@ class SlotDeficit:
     def judged(
         self, group: Sequence[StoredVariable]
     ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
-        """Yields parts of a group of equal variables, and whether each is one variable.
+        """Yields parts of a group of equal variables, and whether each was tied.
 
         `None` means that it may be; what is likely to be equal by chance is left out then.
         """

@@ -39,6 +39,10 @@ class Storage(abc.ABC):
     def is_folder(self) -> bool:
         return False
 
+    def is_same_as(self, other: "Storage") -> bool:
+        """Whether both are one place, whatever they are called."""
+        return self.name == other.name
+
     @abc.abstractmethod
     def reading(self) -> AbstractContextManager[BinaryIO]:
         """Opens the file, to be read in any order.

@@ -24,6 +24,9 @@ class Local(Storage):
     def is_folder(self) -> bool:
         return os.path.isdir(self._path)
 
+    def is_same_as(self, other: Storage) -> bool:
+        return os.path.realpath(self.name) == os.path.realpath(other.name)
+
     def reading(self) -> AbstractContextManager[BinaryIO]:
         if not os.path.isfile(self._path):
             raise self._missing()

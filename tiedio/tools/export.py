@@ -39,7 +39,7 @@ class Export:
         filepath: The file.
         target: What was written.
         tensors: How many tensors.
-        aliases: Variables that are one with others, and with which.
+        aliases: Variables that are tied to others, and to which.
         notes: What else is to be known.
     """
 
@@ -116,7 +116,11 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
         checkpoint.verify()
         is_model = checkpoint.config is not None and not checkpoint.untranslated
         content, notes = rewriting.content(
-            checkpoint, checkpoint.ties, "owner", is_model, Path(assets)
+            checkpoint,
+            checkpoint.ties,
+            reconcile="owner",
+            holds_model=is_model,
+            assets=Path(assets),
         )
         layout = content.layout
         names = {rewriting.target_path(checkpoint, one): one.name for one in checkpoint.variables}

@@ -1,7 +1,6 @@
 """Say what a file is, who wrote it, and what it shares.
 
-What counts as shared, and what as a copy, is decided here; how a file is read, and which
-ties it states, is not.
+What counts as shared, and what as a copy, is decided here.
 """
 
 import collections
@@ -22,10 +21,10 @@ class Group:
     """Variables of one value.
 
     Attributes:
-        names: The variables; of those that are one, the owner first.
+        names: The variables; of tied ones, the owner first.
         shape: Their shape.
         dtype: Their dtype.
-        evidence: What says that they are one, as in `Evidence`; nothing for copies.
+        evidence: What says that they are tied, as in `Evidence`; nothing for copies.
         nbytes: Bytes that are saved by storing the value once, or wasted by not doing so.
         trainable: Whether optimizers train them; `None` if unknown.
     """

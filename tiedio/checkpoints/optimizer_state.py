@@ -1,0 +1,147 @@
+"""Tell what becomes of the state of an optimizer once its variables are tied."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
+from tiedio.checkpoints.variables import StoredVariable
+from tiedio.formats.content import Weight
+from tiedio.keras_versions import optimizer_slots
+from tiedio.keras_versions.optimizer_slots import Slots
+from tiedio.record.ties import Place
+
+OPTIMIZER = "optimizer"
+
+
+class Kept:
+    """It is written as it is stored, if it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """It is left out, for a reason."""
+
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """It is written anew, as Keras 3 stores it.
+
+    Attributes:
+        values: What is stored.
+        trained: What the record says of the variables that it is of, if that is known.
+        diverged: The owners that have several states: the first is taken.
+    """
+
+    values: Sequence[Weight | np.ndarray]
+    trained: Mapping[str, tuple[Place, ...] | None]
+    diverged: Sequence[str] = ()
+
+
+# What an optimizer that was not built, and starts anew, is in the record.
+NOT_BUILT = {OPTIMIZER: None}
+
+# Whether these were tied when saved, or are to be from now on, they do not say.
+_UNSURE = (Evidence.GIVEN, Evidence.CONTENTS)
+# Each may have been or not: so many are tried.
+_MOST_UNSURE = 8
+
+
+def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
+    """Tells what becomes of the state of the optimizer when a file is written with these ties."""
+    slots = checkpoint.slots
+    if checkpoint.is_by_position:
+        is_stored = checkpoint.old_layout and checkpoint.old_layout.optimizer
+        return Lost("weights by position are written without it") if is_stored else Kept()
+    if checkpoint.optimizer is None:
+        return _of_unknown(checkpoint, ties)
+    owners = joined(ties)
+    trained = [one for one in checkpoint.variables if one.trainable is not False]
+    distinct = {owners.get(one.name, one.name) for one in trained}
+    if slots is None:
+        is_kept = checkpoint.is_of_keras_3 and len(distinct) == len(trained)
+        return Kept() if is_kept else Lost("it is of a kind that is not known here")
+    if not slots.variables:
+        return Rewritten(optimizer_slots.ordered(slots, (), checkpoint.optimizer), NOT_BUILT)
+    having = _having_slots(checkpoint, ties, trained, slots)
+    if having is None:
+        if len(distinct) < len(trained):
+            return Lost("it does not tell which variables it is of")
+        every = range(len(slots.variables))
+        return Rewritten(optimizer_slots.ordered(slots, every, checkpoint.optimizer), {})
+    if checkpoint.is_of_keras_3 and len(having) == len(distinct):
+        return Kept()
+    states: dict[str, list[int]] = collections.defaultdict(list)
+    for index, one in enumerate(having):
+        owner = owners.get(one.name, one.name)
+        states[owner].insert(0 if one.name == owner else len(states[owner]), index)
+
+    def digests(index: int) -> tuple[str, ...]:
+        weights = slots.variables[index].values()
+        return tuple(checkpoint.values.digest(one.dataset_path) for one in weights)
+
+    order = [indexes[0] for indexes in states.values()]
+    return Rewritten(
+        optimizer_slots.ordered(slots, order, checkpoint.optimizer),
+        {OPTIMIZER: tuple(p for owner in states if (p := checkpoint.by_name[owner].place))},
+        [owner for owner, indexes in states.items() if len(set(map(digests, indexes))) > 1],
+    )
+
+
+def _of_unknown(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost:
+    """Tells the same where no config says which optimizer it was.
+
+    Keras 3 forgets the optimizer of a model once it has saved it as HDF5.
+    """
+    is_stored = any(path.startswith(f"{OPTIMIZER}/") for path in checkpoint.others)
+    if is_stored and checkpoint.config and checkpoint.config.get("compile_config"):
+        return Lost("the config does not say which optimizer it was")
+    if is_stored and not all(_is_equal(checkpoint, one) for one in ties):
+        return Lost("nothing says which optimizer it was")
+    return Kept()
+
+
+def _having_slots(
+    checkpoint: Checkpoint, ties: Sequence[Tie], trained: Sequence[StoredVariable], slots: Slots
+) -> list[StoredVariable] | None:
+    """Lists the variables that an optimizer has slots of, in their order, if it can be told.
+
+    What was tied when saved has slots once, where it was first used; what is tied since, each.
+    Ties that are given, or of equal contents, may be either. So every choice among up to
+    `_MOST_UNSURE` of them is tried, 2^8 at most, and beyond that only none and all. The answer
+    is the one list of variables that the slots fit; `None` if several do, or none does.
+    """
+    if not checkpoint.is_ordered:
+        return None
+    unsure = [one for one in ties if one.evidence in _UNSURE and _is_equal(checkpoint, one)]
+    sure = [one for one in ties if one.evidence not in _UNSURE]
+    if checkpoint.version.has_slots_per_use:
+        unsure, sure = [], []
+    sizes = range(len(unsure) + 1) if len(unsure) <= _MOST_UNSURE else (0, len(unsure))
+    fits: dict[tuple[str, ...], list[StoredVariable]] = {}
+    for some in itertools.chain(*(itertools.combinations(unsure, size) for size in sizes)):
+        owners = joined([*sure, *some])
+        having: dict[str, StoredVariable] = {}
+        for one in trained:
+            having.setdefault(owners.get(one.name, one.name), one)
+        if _fit(having.values(), slots):
+            fits[tuple(one.name for one in having.values())] = list(having.values())
+    return next(iter(fits.values())) if len(fits) == 1 else None
+
+
+def _is_equal(checkpoint: Checkpoint, tie: Tie) -> bool:
+    return checkpoint.values.equal(*(checkpoint.by_name[name] for name in tie.names))
+
+
+def _fit(variables: Collection[StoredVariable], slots: Slots) -> bool:
+    """Whether these can be the variables that an optimizer has slots of."""
+    return len(variables) == len(slots.variables) and all(
+        not kinds or any(weight.shape == one.shape for weight in kinds.values())
+        for one, kinds in zip(variables, slots.variables, strict=True)
+    )
