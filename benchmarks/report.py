@@ -1,4 +1,4 @@
-"""What is shown of the figures: tables for the console and for README, and a picture."""
+"""What is shown of the figures: tables for the console and for the docs, and a picture."""
 
 import itertools
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def goals_met(figures: Figures) -> list[bool]:
 
 
 def as_markdown(table: list[list[str]]) -> str:
-    """Writes a table as in README."""
+    """Writes a table as in `docs/performance.md`."""
     heading, *lines = table
     rule = ["---"] + ["---:"] * (len(heading) - 1)
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, rule, *lines))

@@ -38,7 +38,7 @@ from rich.console import Console
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw a PNG or SVG file.")
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Also write the figures.")
-@click.option("--markdown", is_flag=True, help="Also print the tables as in README.")
+@click.option("--markdown", is_flag=True, help="Also print the tables as in docs/performance.md.")
 @click.option("--quick", is_flag=True, help="Tiny models, once, one process: to see that it runs.")
 @click.option(
     "--only",
