@@ -23,4 +23,4 @@ def test_versions(text, numbers, is_of_keras_3, is_multi_backend):
     version = KerasVersion(text)
     assert version.numbers == numbers
     assert version.is_of_keras_3 == is_of_keras_3
-    assert version.is_multi_backend == version.has_slots_per_use == is_multi_backend
+    assert version.is_multi_backend == is_multi_backend

@@ -11,6 +11,8 @@ from tiedio.checkpoints.stated_ties import Tie
 from tiedio.checkpoints.values import Values
 from tiedio.checkpoints.variables import StoredVariable, Tensors
 from tiedio.formats.content import OldLayout
+from tiedio.keras_versions import optimizer_slots
+from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.record import Record
@@ -25,16 +27,14 @@ class Checkpoint:
         kind: What it is, in words.
         keras_version: The version that wrote it; empty if it does not say.
         tensors: Reads what it stores.
+        translated: The config of the model as Keras 3 reads it; empty if there is none.
         variables: The variables of its layers.
         is_ordered: Whether they are in the order of the model.
         layout_ties: What its layout says of ties.
         slots: The state of its optimizer; `None` if it has none, or is not understood.
-        optimizer: The config of the optimizer, as Keras 3 reads it.
-        config: The config of the model as Keras 3 reads it; `None` if there is none.
         record: The record, if it has one.
         metadata: What else its metadata hold.
-        notes: What a user should know.
-        untranslated: What Keras 3 cannot load of the config.
+        left_out: What a user should know of what is not read.
         others: What else it stores, where Keras 3 would store it: the paths of both.
         groups: Attributes of its groups, by their paths in the layout of Keras 3.
         links: Second paths of groups, to the first ones: a layer that is used in several places.
@@ -47,16 +47,14 @@ class Checkpoint:
     kind: str
     keras_version: str
     tensors: Tensors
+    translated: Translated
     variables: Sequence[StoredVariable] = ()
     is_ordered: bool = False
     layout_ties: Sequence[Tie] = ()
     slots: Slots | None = None
-    optimizer: Mapping[str, Any] | None = None
-    config: dict[str, Any] | None = None
     record: Record | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
-    notes: Sequence[str] = ()
-    untranslated: Sequence[str] = ()
+    left_out: Sequence[str] = ()
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     links: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -67,6 +65,26 @@ class Checkpoint:
     @property
     def version(self) -> KerasVersion:
         return KerasVersion(self.keras_version)
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The config of the model as Keras 3 reads it; `None` if there is none."""
+        return self.translated.config or None
+
+    @property
+    def optimizer(self) -> Mapping[str, Any] | None:
+        """The config of the optimizer, as Keras 3 reads it."""
+        return optimizer_slots.of_model(self.config)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether Keras 3 can load it as a whole model."""
+        return self.config is not None and not self.translated.untranslated
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know."""
+        return (*self.translated.notes, *self.left_out, *self.translated.untranslated)
 
     @functools.cached_property
     def values(self) -> Values:

@@ -7,6 +7,7 @@ of a tie, and a weight that is missing in a list as well.
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import owner_given
@@ -17,7 +18,6 @@ from tiedio.formats.content import OldLayout, Opened, Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.layer_outline import Part
-from tiedio.record.record import Record
 from tiedio.record.ties import Place
 
 # How keras 2.3.1 lists a name that it has listed before.
@@ -39,10 +39,14 @@ class _Expected:
     name: str
     trainable: bool | None
 
+    @property
+    def path(self) -> str:
+        return f"{self.part.name}/{self.name}"
+
     def stored(self, weight: Weight, opened: Opened) -> StoredVariable:
         inner_path = self.part.inner_path
         return StoredVariable(
-            name=f"{self.part.name}/{self.name}",
+            name=self.path,
             source=weight.dataset_path,
             shape=weight.shape,
             dtype=opened.weights.dtype(weight.dataset_path),
@@ -53,55 +57,22 @@ class _Expected:
 
 
 def described(
-    opened: Opened,
-    old: OldLayout,
-    translated: Translated | None,
-    kind: str,
-    given: Sequence[tuple[str, str]],
+    opened: Opened, translated: Translated, kind: str, given: Sequence[tuple[str, str]]
 ) -> Checkpoint:
     """Describes a file.
 
     Args:
-        opened: The file.
-        old: What it says in this layout.
-        translated: The config of its model, if there is one.
+        opened: The file, which has this layout.
+        translated: The config of its model.
         kind: What it is, in words.
         given: What is tied, and to what, as `given_ties.parsed` reads it.
 
     Raises:
         FileFormatError: If weights are missing, and nothing says what they are tied to.
     """
-    config = translated.config if translated else None
-    parts = layer_outline.layers(config or {})
-    variables: list[StoredVariable] = []
-    ties: list[Tie] = []
-    unresolved: list[str] = []
-    for layer, weights in old.layers.items():
-        places = _expected(parts.get(layer, ()), weights)
-        assigned = _assigned(places, weights) if places else None
-        if places is None or assigned is None:
-            variables += _by_name(layer, weights, old, opened)
-            continue
-        variables += (one.stored(weight, opened) for one, weight in assigned.items())
-        for missing in [one for one in places or () if one not in assigned]:
-            owner = _owner_of(missing, assigned, given)
-            if owner is None:
-                unresolved.append(f"{missing.part.name}/{missing.name}")
-                continue
-            one = dataclasses.replace(missing.stored(assigned[owner], opened), listed="")
-            names = (f"{owner.part.name}/{owner.name}", one.name)
-            variables.append(one)
-            ties.append(Tie(names, Evidence.FINGERPRINT, f"`{layer}` does not list it again"))
-    for number, weight in enumerate(old.top_level or ()):
-        own = Part("", "", "")
-        variables.append(_Expected(own, number, _listed_as(weight), None).stored(weight, opened))
-    if unresolved:
-        raise FileFormatError(
-            f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
-            "Expected: a value for every variable. Received: fewer, as several were tied inside "
-            "one nested model.\n"
-            f'Say what they are tied to: `--tie "{unresolved[0]}=..."`.'
-        )
+    old = cast(OldLayout, opened.old_layout)
+    parts = layer_outline.layers(translated.config)
+    variables, ties = _variables(opened, old, parts, given)
     optimizer = (old.training_config or {}).get("optimizer_config")
     known = isinstance(optimizer, dict)
     return Checkpoint(
@@ -113,11 +84,8 @@ def described(
         is_ordered=all(one.place for one in variables),
         layout_ties=ties,
         slots=optimizer_slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
-        optimizer=optimizer_slots.of_model(config),
-        config=config,
-        record=None if opened.record is None else Record.from_json(opened.record),
-        notes=translated.notes if translated else (),
-        untranslated=translated.untranslated if translated else (),
+        translated=translated,
+        record=opened.read_record(verify=False),
         groups={
             f"{part.inner_path}/vars": {"name": part.layer}
             for held in parts.values()
@@ -125,6 +93,45 @@ def described(
         },
         old_layout=old,
     )
+
+
+def _variables(
+    opened: Opened,
+    old: OldLayout,
+    parts: Mapping[str, Sequence[Part]],
+    given: Sequence[tuple[str, str]],
+) -> tuple[list[StoredVariable], list[Tie]]:
+    """Lists the variables, and the ties of those that are not listed again."""
+    variables: list[StoredVariable] = []
+    ties: list[Tie] = []
+    unresolved: list[str] = []
+    for layer, weights in old.layers.items():
+        places = _expected(parts.get(layer, ()), weights)
+        assigned = _assigned(places, weights) if places else None
+        if places is None or assigned is None:
+            variables += _by_name(layer, weights, old, opened)
+            continue
+        variables += (one.stored(weight, opened) for one, weight in assigned.items())
+        for missing in [one for one in places if one not in assigned]:
+            owner = _owner_of(missing, assigned, given)
+            if owner is None:
+                unresolved.append(missing.path)
+                continue
+            one = dataclasses.replace(missing.stored(assigned[owner], opened), listed="")
+            variables.append(one)
+            why = f"`{layer}` does not list it again"
+            ties.append(Tie((owner.path, one.name), Evidence.FINGERPRINT, why))
+    for number, weight in enumerate(old.top_level or ()):
+        own = _Expected(Part("", "", ""), number, _listed_as(weight), None)
+        variables.append(own.stored(weight, opened))
+    if unresolved:
+        raise FileFormatError(
+            f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
+            "Expected: a value for every variable. Received: fewer, as several were tied inside "
+            "one nested model.\n"
+            f'Say what they are tied to: `--tie "{unresolved[0]}=..."`.'
+        )
+    return variables, ties
 
 
 def _expected(parts: Sequence[Part], weights: Sequence[Weight]) -> list[_Expected] | None:
@@ -194,7 +201,6 @@ def _owner_of(
     missing: _Expected, assigned: Mapping[_Expected, Weight], given: Sequence[tuple[str, str]]
 ) -> _Expected | None:
     """Finds the variable that a missing one was tied to, if there is only one that fits."""
-    name = f"{missing.part.name}/{missing.name}"
     fitting = [
         one
         for one in assigned
@@ -202,8 +208,8 @@ def _owner_of(
         and one.part.class_name == missing.part.class_name
         and _sizes(one.part) == _sizes(missing.part)
     ]
-    if owner := owner_given(name, given):
-        fitting = [one for one in assigned if f"{one.part.name}/{one.name}" == owner]
+    if owner := owner_given(missing.path, given):
+        fitting = [one for one in assigned if one.path == owner]
     return fitting[0] if len(fitting) == 1 else None
 
 

@@ -16,7 +16,6 @@ from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.layer_outline import Part
-from tiedio.record.record import Record
 from tiedio.record.ties import Place
 
 _OPTIMIZER = "optimizer"
@@ -29,23 +28,23 @@ _NOT_FOR_KERAS_3 = re.compile(r"(assets|config\.json|tiedio|(model|optimizer)_we
 _DEPENDENCIES = "_layer_checkpoint_dependencies"
 
 
-def described(opened: Opened, translated: Translated | None, kind: str) -> Checkpoint:
+def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
     """Describes a file.
 
     Args:
         opened: The file.
-        translated: The config of its model, if there is one.
+        translated: The config of its model.
         kind: What it is, in words.
     """
     weights = opened.weights
-    config = translated.config if translated else None
     version = opened.keras_version
     renamed = _renaming(weights)
     objects = {path: first for path, first in weights.walk() if not _NOT_FOR_KERAS_3.match(path)}
-    parts = {p.inner_path: p for held in layer_outline.layers(config or {}).values() for p in held}
+    layers = layer_outline.layers(translated.config)
+    parts = {part.inner_path: part for held in layers.values() for part in held}
     variables = _variables(weights, parts, filter(weights.address, objects), renamed)
     is_ordered = all(one.place and one.place.inner_path in parts for one in variables)
-    optimizer = optimizer_slots.of_model(config)
+    optimizer = optimizer_slots.of_model(translated.config)
     of_layers = {one.source for one in variables}
     groups = {path: first for path, first in objects.items() if not weights.address(path)}
     return Checkpoint(
@@ -56,12 +55,9 @@ def described(opened: Opened, translated: Translated | None, kind: str) -> Check
         variables=variables,
         is_ordered=is_ordered,
         slots=_slots(weights, optimizer, version),
-        optimizer=optimizer,
-        config=config,
-        record=None if opened.record is None else Record.from_json(opened.record),
+        translated=translated,
+        record=opened.read_record(verify=False),
         metadata=dict(opened.metadata),
-        notes=translated.notes if translated else (),
-        untranslated=translated.untranslated if translated else (),
         others={
             renamed(path): path
             for path in objects

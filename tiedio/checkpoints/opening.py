@@ -37,27 +37,15 @@ def reading(
     with table.reading(source) as opened:
         title = table.format_of(source).title
         old = opened.old_layout
-        if old is None:
-            found = opened.config or config
-            version = opened.keras_version
-            translated = (
-                config_translation.translated(dict(found), None, version) if found else None
-            )
-            checkpoint = keras3_files.described(opened, translated, _kind(title, opened.config))
+        own = old.model_config if old else opened.config
+        translated = config_translation.translated(
+            own or config or {}, old and old.training_config, opened.keras_version
+        )
+        kind = f"{title} in the layout of Keras 2" if old else title
+        kind += " of a whole model" if own else " of weights only"
+        if old:
+            checkpoint = keras2_files.described(opened, translated, kind, given)
         else:
-            found = old.model_config or config
-            translated = (
-                config_translation.translated(dict(found), old.training_config, old.keras_version)
-                if found
-                else None
-            )
-            kind = _kind(f"{title} in the layout of Keras 2", old.model_config)
-            checkpoint = keras2_files.described(opened, old, translated, kind, given)
+            checkpoint = keras3_files.described(opened, translated, kind)
         checkpoint.verify = functools.partial(damage.check, opened)
         yield checkpoint
-
-
-def _kind(title: str, config: Any) -> str:
-    return f"{title} of a {'whole model' if config else 'weights only'}".replace(
-        "of a weights", "of weights"
-    )

@@ -121,7 +121,7 @@ def _having_slots(
         return None
     unsure = [one for one in ties if one.evidence in _UNSURE and _is_equal(checkpoint, one)]
     sure = [one for one in ties if one.evidence not in _UNSURE]
-    if checkpoint.version.has_slots_per_use:
+    if checkpoint.version.is_multi_backend:
         unsure, sure = [], []
     sizes = range(len(unsure) + 1) if len(unsure) <= _MOST_UNSURE else (0, len(unsure))
     fits: dict[tuple[str, ...], list[StoredVariable]] = {}

@@ -136,9 +136,9 @@ def _tie_group(
     return TieGroup(
         owner,
         tuple(aliases),
-        members[0].shape,
-        members[0].dtype.name,
-        members[0].trainable is not False,
+        shape=members[0].shape,
+        dtype=members[0].dtype.name,
+        trainable=members[0].trainable is not False,
     )
 
 

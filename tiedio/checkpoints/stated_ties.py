@@ -120,7 +120,7 @@ def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
         if len(owners) == 1 and one.listed.split("/")[-2] in layers:
             why = f"it is listed as `{one.listed}`"
             yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)
-    if checkpoint.version.has_slots_per_use:
+    if checkpoint.version.is_multi_backend:
         for name, (first, *others) in own.items():
             for other in others:
                 if checkpoint.values.equal(first, other):

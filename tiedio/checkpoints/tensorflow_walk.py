@@ -50,30 +50,23 @@ def reading(found: Found, given: Mapping[str, Any] | None = None) -> Iterator[Ch
         FileFormatError: If it is damaged, or holds no graph of objects.
     """
     with tensorflow_files.explained(found.name):
-        tensors = Tensors(found)
-        graph = Graph(tensors)
-        opened = _described(found, tensors, graph, tensorflow_files.metadata(found), given)
+        opened = _described(found, given)
     yield opened
 
 
-def _described(
-    found: Found,
-    tensors: Tensors,
-    graph: Graph,
-    metadata: Mapping[int, Metadata],
-    given: Mapping[str, Any] | None,
-) -> Checkpoint:
+def _described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
+    tensors = Tensors(found)
+    graph = Graph(tensors)
+    metadata = tensorflow_files.metadata(found)
     kept = next((one.content for one in metadata.values() if one.kind in _MODELS), {})
     own, training = kept.get("model_config"), kept.get("training_config") or {}
     version = str(kept.get("keras_version", ""))
-    translated = config_translation.Translated({}, (), ())
-    if own or given:
-        translated = config_translation.translated(dict(own or given or {}), training, version)
+    translated = config_translation.translated(own or given or {}, training, version)
     held = layer_outline.layers(translated.config)
     parts = [part for several in held.values() for part in several]
     variables = list(named_once(_Walk(graph, tensors, metadata).variables(parts)))
     optimizer = training.get("optimizer_config")
-    notes = list(translated.notes)
+    notes = []
     if graph.left_out:
         notes.append(f"Left out, as they are no numbers: {listed(graph.left_out)}.")
     if graph.optimizer is not None and not optimizer:
@@ -87,11 +80,9 @@ def _described(
         variables=variables,
         is_ordered=all(one.place for one in variables),
         layout_ties=list(_ties(variables)),
-        slots=_slots(graph, tensors, variables, optimizer, version) if optimizer else None,
-        optimizer=optimizer_slots.of_model(translated.config),
-        config=translated.config or None,
-        notes=notes,
-        untranslated=translated.untranslated,
+        slots=_slots(graph, tensors, variables, optimizer, version=version) if optimizer else None,
+        translated=translated,
+        left_out=notes,
         groups={f"{part.inner_path}/vars": {"name": part.layer} for part in parts},
     )
 
@@ -228,6 +219,7 @@ def _slots(
     tensors: Tensors,
     variables: Sequence[StoredVariable],
     optimizer: Mapping[str, Any],
+    *,
     version: str,
 ) -> optimizer_slots.Slots | None:
     """Reads the state of the optimizer, under the names that the layout of Keras 2 has."""

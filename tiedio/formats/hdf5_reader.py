@@ -127,10 +127,7 @@ class WeightsFile:
         return list(names)
 
     def below(self, group_path: str) -> list[str]:
-        """Lists the datasets in a group, and in the groups inside it, by their paths.
-
-        A group is entered once, however many paths it has: it may be inside itself.
-        """
+        """Lists the datasets in a group, and in the groups inside it, by their paths."""
         return [path for path, _ in self.walk(group_path) if self.address(path)]
 
     def walk(
@@ -172,9 +169,8 @@ class WeightsFile:
         """Lists the tensors that have several paths, each as a list of these."""
         paths = collections.defaultdict(list)
         for path, first in self.walk():
-            if self.address(path):
-                paths[first].append(path)
-        return [linked for linked in paths.values() if len(linked) > 1]
+            paths[first].append(path)
+        return [linked for linked in paths.values() if linked[1:] and self.address(linked[0])]
 
     def attributes(self, group_path: str) -> list[dict[str, Any]]:
         """Returns the attributes of a group (`""` is the root), in each file that has it."""
@@ -260,14 +256,14 @@ class WeightsFile:
 
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""
-        info = h5o.get_info(self._placed(dataset_path)[0].id)
-        address = (info.fileno, info.addr)
+        dataset, _ = self._placed(dataset_path)
+        address = self._address(dataset)
         if address in self._read:
             return self._read[address]
         memory = self.read(dataset_path)
         stored = memory.view(Stored)
         stored.__dict__["memory"] = memory
-        if info.rc > 1:
+        if h5o.get_info(dataset.id).rc > 1:
             self._read[address] = stored
         return stored
 

@@ -39,6 +39,7 @@ def write(
     target: Storage,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
+    *,
     durable: bool,
     advance: Advance,
 ) -> None:

@@ -14,71 +14,59 @@ from tiedio.storage.open_file import OpenFile
 Write = Callable[[Storage, Content, bool, hdf5_writer.Advance], None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Format:
     """One way to lay a model, or its weights, out in files.
 
     Attributes:
         title: What it is called.
         suffixes: What its paths end in; none is a folder.
-        holds_model: Whether it holds a whole model, or weights only.
-        signature: What it begins with; none is a folder.
         write: Writes it.
         reading: Opens it.
+        signature: What it begins with; none is a folder.
+        holds_model: Whether it holds a whole model, or weights only.
         has_old_layout: Whether it also holds the layout of Keras 2.
     """
 
     title: str
     suffixes: tuple[str, ...]
-    holds_model: bool
-    signature: bytes
     write: Write
     reading: Callable[[Storage], AbstractContextManager[Opened]]
+    _: dataclasses.KW_ONLY
+    signature: bytes = b""
+    holds_model: bool = True
     has_old_layout: bool = False
 
 
+_ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
+
 # The first that fits is taken.
 FORMATS = (
+    Format("zip archive", (".keras",), zip_archive.write, zip_archive.reading, signature=_ZIP),
+    Format("folder", (), folder.write, folder.reading),
     Format(
-        title="zip archive",
-        suffixes=(".keras",),
-        holds_model=True,
-        signature=b"PK\x03\x04",
-        write=zip_archive.write,
-        reading=zip_archive.reading,
-    ),
-    Format(
-        title="folder",
-        suffixes=(),
-        holds_model=True,
-        signature=b"",
-        write=folder.write,
-        reading=folder.reading,
-    ),
-    Format(
-        title="HDF5 file",
-        suffixes=(".weights.h5",),
+        "HDF5 file",
+        (".weights.h5",),
+        hdf5_file.write,
+        hdf5_file.reading,
+        signature=_HDF5,
         holds_model=False,
-        signature=b"\x89HDF\r\n\x1a\n",
-        write=hdf5_file.write,
-        reading=hdf5_file.reading,
     ),
     Format(
-        title="HDF5 file",
-        suffixes=(".h5", ".hdf5"),
-        holds_model=True,
-        signature=b"\x89HDF\r\n\x1a\n",
-        write=hdf5_file.write,
-        reading=hdf5_file.reading,
+        "HDF5 file",
+        (".h5", ".hdf5"),
+        hdf5_file.write,
+        hdf5_file.reading,
+        signature=_HDF5,
         has_old_layout=True,
     ),
     Format(
-        title="shards",
-        suffixes=(".weights.json",),
-        holds_model=False,
+        "shards",
+        (".weights.json",),
+        shards.write,
+        shards.reading,
         signature=b"{",
-        write=shards.write,
-        reading=shards.reading,
+        holds_model=False,
     ),
 )
 _FOLDER = FORMATS[1]

@@ -45,27 +45,30 @@ class Translated:
     """
 
     config: dict[str, Any]
-    notes: tuple[str, ...]
-    untranslated: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    untranslated: tuple[str, ...] = ()
 
 
 def translated(
-    config: dict[str, Any], training_config: dict[str, Any] | None, keras_version: str
+    config: Mapping[str, Any], training_config: Mapping[str, Any] | None, keras_version: str
 ) -> Translated:
     """Translates the config of a model.
 
     Args:
-        config: `model_config` of an HDF5 file, or `config.json` of a `.keras` file.
+        config: `model_config` of an HDF5 file, or `config.json` of a `.keras` file; empty if
+            there is none.
         training_config: That of an HDF5 file, if it has one.
         keras_version: Of the Keras that wrote it; it may be empty.
     """
+    config = copy.deepcopy(dict(config))
+    if not config:
+        return Translated(config)
     version = KerasVersion(keras_version or str(config.get("keras_version", "")))
     of_keras_3 = _is_of_keras_3(config, version)
     if of_keras_3 and "module" in config:
-        return Translated(graph_calls.numbered_anew(with_public_names(config)), (), ())
+        return Translated(graph_calls.numbered_anew(with_public_names(config)))
     translation = _Translation(version, of_keras_3)
     try:
-        config = copy.deepcopy(config)
         model = translation.of_layer(config)
         if compiled := translation.of_compile(training_config or config.get("compile_config")):
             model["compile_config"] = compiled

@@ -26,10 +26,8 @@ class KerasVersion:
 
     @property
     def is_multi_backend(self) -> bool:
-        """Whether it is one of 2.3 or before that ran on several backends, unlike tf.keras."""
-        return bool(self.numbers) and self.numbers < (2, 4) and not self.text.endswith("-tf")
+        """Whether it is 2.3 or before, on several backends and not in TensorFlow.
 
-    @property
-    def has_slots_per_use(self) -> bool:
-        """Whether its optimizers keep slots of each place of a tied variable."""
-        return self.is_multi_backend
+        Its optimizers keep slots of each place of a tied variable.
+        """
+        return bool(self.numbers) and self.numbers < (2, 4) and not self.text.endswith("-tf")

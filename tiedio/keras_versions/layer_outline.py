@@ -140,22 +140,21 @@ def _parts(layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool
         for layer_path, inner in _numbered(f"{inner_path}/layers", _layers(layer)):
             yield from _parts(inner, layer_path, f"{name}/{_name(inner)}", trainable)
     else:
-        yield _leaf(inner_path, name, class_name, config, trainable)
+        part = Part(inner_path, name, class_name, config)
+        yield dataclasses.replace(part, **_own_variables(part, trainable))
 
 
-def _leaf(
-    inner_path: str, name: str, class_name: str, config: Mapping[str, Any], trainable: bool
-) -> Part:
-    if class_name in _TRAINABLE:
-        own = [one for one, needs in _TRAINABLE[class_name] if not needs or config.get(needs, True)]
-        others = _NOT_TRAINABLE.get(class_name, ())
-        if class_name == "Normalization" and config.get("mean") is not None:
-            others = ()
-        trained = frozenset(own if trainable else ())
-        return Part(inner_path, name, class_name, config, (*own, *others), trained)
-    if _BARE.fullmatch(class_name):
-        return Part(inner_path, name, class_name, config, ())
-    return Part(inner_path, name, class_name, config)
+def _own_variables(part: Part, trainable: bool) -> dict[str, Any]:
+    """Returns which variables a part has itself, and which are trained; nothing if unknown."""
+    if part.class_name not in _TRAINABLE:
+        return {"variables": ()} if _BARE.fullmatch(part.class_name) else {}
+    config = part.config
+    names = _TRAINABLE[part.class_name]
+    own = [one for one, needs in names if not needs or config.get(needs, True)]
+    others = _NOT_TRAINABLE.get(part.class_name, ())
+    if part.class_name == "Normalization" and config.get("mean") is not None:
+        others = ()
+    return {"variables": (*own, *others), "trainable": frozenset(own if trainable else ())}
 
 
 def _numbered(path: str, items: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -270,7 +270,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
             for tie in _gathered(found.forbidden)
         ),
-        notes=(*checkpoint.notes, *checkpoint.untranslated, *found.notes),
+        notes=(*checkpoint.notes, *found.notes),
     )
 
 
@@ -367,9 +367,8 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
             f"Received: {'one of other layers' if has_config else 'none'}.\n"
             + ("Restore it by TensorFlow." if has_config else "Pass it as `--config`.")
         )
-    is_model = checkpoint.config is not None and not checkpoint.untranslated
     has_places = not checkpoint.is_by_position
-    if has_places and (weights_only or is_model):
+    if has_places and (weights_only or checkpoint.is_model):
         return wanted, not weights_only, ()
     # Weights in the layout that they have, as nothing tells how Keras 3 would store them.
     ending = ".weights.h5" if has_places else ".h5"
@@ -378,7 +377,7 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
         stem = stem.removesuffix(suffix)
     if wanted.name.endswith(ending) and (has_places or not weights_only):
         return wanted, False, ()
-    if checkpoint.untranslated:
+    if checkpoint.translated.untranslated:
         why = "Keras 3 cannot load the model"
     elif checkpoint.config is None:
         why = "the file holds no config of the model (`--config` gives one)"

@@ -23,7 +23,7 @@ class SlotDeficit:
         self.notes: list[str] = []
         self._values = checkpoint.values
         self._slots = checkpoint.slots if checkpoint.slots and checkpoint.slots.kinds else None
-        self._per_use = checkpoint.version.has_slots_per_use
+        self._per_use = checkpoint.version.is_multi_backend
         self._trained = [one for one in checkpoint.variables if one.trainable is not False]
         self._distinct = [one for one in checkpoint.untied if one.trainable is not False]
         self._groups = collections.defaultdict(list)

@@ -21,7 +21,7 @@ _PART = 1 << 20
 _INTEGERS = "biu"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
     """How a variable differs between two files.
 
@@ -50,7 +50,7 @@ class Difference:
     mean: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
     """How two files differ.
 
@@ -122,14 +122,14 @@ def diff(a: Any, b: Any) -> Comparison:
         ties = _ties(first, {})
         others = _ties(second, {other.name: one.name for one, other in pairs})
         return Comparison(
-            first.filepath,
-            second.filepath,
-            len(pairs),
-            tuple(one for one in found if one),
-            tuple(one.name for one in first.variables if one.name not in in_a),
-            tuple(one.name for one in second.variables if one.name not in in_b),
-            tuple(names for held, names in ties.items() if held not in others),
-            tuple(names for held, names in others.items() if held not in ties),
+            a=first.filepath,
+            b=second.filepath,
+            compared=len(pairs),
+            differences=tuple(one for one in found if one),
+            only_in_a=tuple(one.name for one in first.variables if one.name not in in_a),
+            only_in_b=tuple(one.name for one in second.variables if one.name not in in_b),
+            ties_only_in_a=tuple(names for held, names in ties.items() if held not in others),
+            ties_only_in_b=tuple(names for held, names in others.items() if held not in ties),
         )
 
 
@@ -177,7 +177,12 @@ def _difference(
     a: Checkpoint, b: Checkpoint, one: StoredVariable, other: StoredVariable
 ) -> Difference | None:
     found = Difference(
-        one.name, other.name, one.shape, other.shape, one.dtype.name, other.dtype.name
+        name=one.name,
+        name_in_b=other.name,
+        shape=one.shape,
+        shape_in_b=other.shape,
+        dtype=one.dtype.name,
+        dtype_in_b=other.dtype.name,
     )
     if one.shape == other.shape:
         values = _compared(a.tensors.read(one.source), b.tensors.read(other.source))

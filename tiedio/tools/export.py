@@ -114,12 +114,11 @@ def export(
 def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> Export:
     with opening.reading(filepath) as checkpoint, tempfile.TemporaryDirectory() as assets:
         checkpoint.verify()
-        is_model = checkpoint.config is not None and not checkpoint.untranslated
         content, notes = rewriting.content(
             checkpoint,
             checkpoint.ties,
             reconcile="owner",
-            holds_model=is_model,
+            holds_model=checkpoint.is_model,
             assets=Path(assets),
         )
         layout = content.layout
@@ -151,8 +150,16 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
                     "config": content.config,
                 }
             )
-        safetensors_file.write(target, tensors, {**aliases, **rest}, durable, advance)
-        return Export(checkpoint.filepath, target.name, len(tensors), aliases, tuple(notes))
+        safetensors_file.write(
+            target, tensors, {**aliases, **rest}, durable=durable, advance=advance
+        )
+        return Export(
+            filepath=checkpoint.filepath,
+            target=target.name,
+            tensors=len(tensors),
+            aliases=aliases,
+            notes=tuple(notes),
+        )
 
 
 def _import(source: Storage, target: Storage, durable: bool, advance: Advance) -> Export:
@@ -205,7 +212,7 @@ def _content(source: Storage, file: Any, folder: Path) -> tuple[Content, dict[st
         _typed(source, groups, path, dict)
     layout = Layout(groups, tensors, _names(source, rest, "links"))
     record = Record.from_json(rest.get("record"))
-    return Content(layout, record, kept, config, folder), metadata
+    return Content(layout, record, kept, config, assets=folder), metadata
 
 
 def _names(source: Storage, rest: Mapping[str, Any], name: str) -> dict[str, str]:

@@ -115,7 +115,7 @@ def inspect(filepath: Any) -> Inspection:
             bytes_shared=each - once,
             bytes_wasted=sum(group.nbytes for group in copies),
             optimizer=_class_name(checkpoint.optimizer),
-            notes=(*checkpoint.notes, *checkpoint.untranslated),
+            notes=checkpoint.notes,
         )
 
 
