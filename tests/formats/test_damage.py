@@ -80,8 +80,9 @@ def test_what_was_saved_is_taken(folder, name, read):
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("read", READERS, ids=lambda one: one.__name__)
-def test_what_is_damaged_is_refused(folder, tmp_path, read, damage):
-    file = sample_files.edited(folder / "tied.keras", tmp_path / "damaged.keras", damage)
+@pytest.mark.parametrize("name", ["tied.keras", "tied.weights.h5"])
+def test_what_is_damaged_is_refused(folder, tmp_path, name, read, damage):
+    file = sample_files.edited(folder / name, tmp_path / name, damage)
     with pytest.raises(FileFormatError) as refused:
         read(file)
     assert all(path in str(refused.value) for path in DAMAGE[damage])
