@@ -64,9 +64,8 @@ def export(filepath):
     files.export(filepath, filepath.with_name("exported.safetensors"), overwrite=True)
 
 
-def load_model(filepath):
-    if filepath.suffix == ".keras":
-        tiedio.load_tied(filepath)
+def load(filepath):
+    tiedio.load_tied(filepath) if filepath.suffix == ".keras" else load_weights(filepath)
 
 
 def load_weights(filepath):
@@ -74,7 +73,7 @@ def load_weights(filepath):
 
 
 # All that read a file before they go by it.
-READERS = (verify, migrate, export, load_model, load_weights)
+READERS = (verify, migrate, export, load, load_weights)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +89,9 @@ def test_what_was_saved_is_taken(folder, name, read):
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("read", READERS, ids=lambda one: one.__name__)
-def test_what_is_damaged_is_refused(folder, tmp_path, read, damage):
-    file = sample_files.edited(folder / "tied.keras", tmp_path / "damaged.keras", damage)
+@pytest.mark.parametrize("name", ["tied.keras", "tied.weights.h5"])
+def test_what_is_damaged_is_refused(folder, tmp_path, name, read, damage):
+    file = sample_files.edited(folder / name, tmp_path / name, damage)
     with pytest.raises((FileFormatError, RecordError)) as refused:
         read(file)
     named = [path for path in DAMAGE[damage] if path in str(refused.value)]

@@ -115,20 +115,16 @@ def migrate(
     """
     from tiedio.migration import many, planning
 
-    ties = [*ties_file, *ties]
-    progress = sys.stdout.isatty() and not as_json
+    given: dict[str, Any] = {
+        "ties": [*ties_file, *ties],
+        "accept": accept,
+        "reconcile": reconcile,
+        "config": config,
+        "overwrite": overwrite,
+        "progress": sys.stdout.isatty() and not as_json,
+    }
     if many.is_many(src):
-        found = many.migrate(
-            src,
-            dst,
-            ties=ties,
-            accept=accept,
-            reconcile=reconcile,
-            config=config,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        found = many.migrate(src, dst, dry_run=dry_run, **given)
         if not found:
             raise click.ClickException(f"There is no file of Keras at `{tables.shown(src)}`.")
         tables.as_json([one.to_json() for one in found]) if as_json else tables.outcomes(found)
@@ -136,18 +132,9 @@ def migrate(
         needing = dry_run and all(one.needs_option for one in failed)
         sys.exit((3 if needing else 1) if failed else 0)
     if dry_run:
-        done = planning.plan(src, ties, config)
+        done = planning.plan(src, given["ties"], config)
     else:
-        done = planning.migrate(
-            src,
-            dst,
-            ties=ties,
-            accept=accept,
-            reconcile=reconcile,
-            config=config,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        done = planning.migrate(src, dst, **given)
     tables.as_json(done.to_json()) if as_json else tables.plan(done)
     if dry_run:
         try:

@@ -40,6 +40,8 @@ def reading(source: Storage) -> Iterator[Opened]:
                 f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{_SAVED_MODEL}`.\n"
                 "`tiedio migrate` makes a `.keras` file of it."
             )
+        if (folder / METADATA).is_dir():
+            raise damaged(source.name, f"a folder `{METADATA}`")
         with members.opened(_Folder(source.name, folder)) as opened:
             yield opened
 
@@ -54,10 +56,6 @@ class _Folder:
 
     def names(self) -> set[str]:
         return {path.name for path in self._path.iterdir() if path.is_file()}
-
-    def check(self) -> None:
-        if (self._path / METADATA).is_dir():
-            raise damaged(self.filepath, f"a folder `{METADATA}`")
 
     def read(self, name: str) -> bytes:
         return (self._path / name).read_bytes()

@@ -31,9 +31,6 @@ class Members(Protocol):
         """Compares a member with its checksum; `None` if members have none."""
 
     def names(self) -> Collection[str]: ...
-    def check(self) -> None:
-        """Refuses what readers would take differently, before anything is read."""
-
     def read(self, name: str) -> bytes: ...
     def window(self, name: str) -> contextlib.AbstractContextManager[Window]: ...
     def extract_assets(self, folder: Path) -> None: ...
@@ -57,7 +54,6 @@ def opened(members: Members) -> Iterator[Opened]:
             f"Received: {len(names)} other members.\n"
             "Pass a file that was saved by Keras or tiedio."
         )
-    members.check()
     metadata, config = (
         parse(members.filepath, name, members.read(name)) if name in names else {}
         for name in (METADATA, CONFIG)

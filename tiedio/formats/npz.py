@@ -221,35 +221,33 @@ class _PickleMachine:
 
 # What the machine does at an opcode, given its argument.
 _STEPS: dict[str, Callable[[_PickleMachine, Any], None]] = {
-    "PROTO": lambda machine, _: None,
-    "FRAME": lambda machine, _: None,
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda machine, _: machine.push([])),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_SET": lambda machine, _: machine.push([]),
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_marked())),
     "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
     "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
     "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
     "MEMOIZE": lambda machine, _: machine.remember(len(machine.memo)),
-    "BINPUT": _PickleMachine.remember,
-    "LONG_BINPUT": _PickleMachine.remember,
-    "BINGET": lambda machine, number: machine.push(machine.memo[number]),
-    "LONG_BINGET": lambda machine, number: machine.push(machine.memo[number]),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _PickleMachine.remember),
+    **dict.fromkeys(
+        ("BINGET", "LONG_BINGET"), lambda machine, number: machine.push(machine.memo[number])
+    ),
     "GLOBAL": lambda machine, name: machine.push(_Global(name.replace(" ", "."))),
     "STACK_GLOBAL": lambda machine, _: machine.push(_Global(".".join(machine.pop(2)))),
-    "REDUCE": lambda machine, _: machine.make(),
-    "NEWOBJ": lambda machine, _: machine.make(),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, _: machine.make()),
     "BUILD": lambda machine, _: machine.give_state(),
     "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_marked()),
     "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
-    "APPENDS": lambda machine, _: machine.extend(machine.pop_marked()),
-    "ADDITEMS": lambda machine, _: machine.extend(machine.pop_marked()),
+    **dict.fromkeys(
+        ("APPENDS", "ADDITEMS"), lambda machine, _: machine.extend(machine.pop_marked())
+    ),
 }
 
 

@@ -89,7 +89,7 @@ def reading(source: Storage) -> Iterator[Opened]:
 
 
 class _Zip:
-    """The members of a zip archive."""
+    """The members of a zip archive, checked before anything of them is read."""
 
     what = "a zip archive"
 
@@ -97,6 +97,7 @@ class _Zip:
         self.filepath = filepath
         self._archive = archive
         self._file = file
+        self._check()
 
     def names(self) -> list[str]:
         return self._archive.namelist()
@@ -143,7 +144,7 @@ class _Zip:
             raise damaged(self.filepath, f"`{name}` beyond the end of the file")
         yield Window(self._file, start, info.file_size)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Refuses what readers would take differently, or would fill the disk or the memory."""
         members = self._archive.infolist()
         length = self._file.seek(0, io.SEEK_END)

@@ -118,7 +118,7 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
     >>> decoder.set_weights(encoder.get_weights())
     >>> model.save("lost.keras")
-    >>> [(one.owner, one.evidence, one.needs) for one in files.plan("lost.keras").proposals]
+    >>> [(one.owner, str(one.evidence), one.needs) for one in files.plan("lost.keras").proposals]
     [('encoder/kernel', 'contents', ('--accept contents',))]
     """
     pairs = parsed(ties)
