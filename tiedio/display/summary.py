@@ -61,7 +61,7 @@ def summary(
     else:
         name = at(model_or_filepath).name
         groups, layers = inspection.sharing(model_or_filepath)
-    tables.sharing(name, groups, layers, line_length, print_fn)
+    tables.sharing(name, groups, layers, line_length=line_length, print_fn=print_fn)
 
 
 def _is_layer(model_or_filepath: Any) -> bool:

@@ -59,6 +59,7 @@ def sharing(
     name: str,
     groups: "Sequence[Group]",
     layers: Sequence[Sequence[str]],
+    *,
     line_length: int | None,
     print_fn: Callable[[str], Any] | None,
 ) -> None:

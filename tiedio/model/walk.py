@@ -345,8 +345,13 @@ def _attribute_of(named: Mapping[str, Any]) -> dict[int, str]:
 
 def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup:
     """Makes the tie group of a variable and the places that hold it, or are to."""
-    shape = tuple(int(size) for size in variable.shape)
-    return TieGroup(owner, tuple(aliases), shape, str(variable.dtype), bool(variable.trainable))
+    return TieGroup(
+        owner,
+        tuple(aliases),
+        shape=tuple(int(size) for size in variable.shape),
+        dtype=str(variable.dtype),
+        trainable=bool(variable.trainable),
+    )
 
 
 def _created_by(layer: keras.Layer, variable: Any) -> int:

@@ -39,6 +39,9 @@ class Fields:
     def each(self, name: str, read: Callable[[Any], T], missing: Any = None) -> list[T]:
         return [read(item) for item in self.get(name, list, missing)]
 
+    def mapped(self, name: str, read: Callable[[Any], T]) -> dict[str, T]:
+        return {key: read(item) for key, item in self.get(name, dict, missing={}).items()}
+
 
 # `repr` itself fails on what is nested too deeply, and takes long for what is long.
 _short = reprlib.Repr()

@@ -178,30 +178,14 @@ class Record:
                 "Read it with the version of tiedio that wrote it, or a newer one."
             )
         record = cls(
-            tuple(fields.each("tie_groups", TieGroup.from_json, missing=[])),
-            {
-                inner_path: LayerState.from_json(layer)
-                for inner_path, layer in fields.get("layers", dict, missing={}).items()
-            },
-            tuple(fields.each("shared_layers", _inner_paths, missing=[])),
-            tuple(fields.each("exact_values", Place.from_json, missing=[])),
-            {
-                inner_path: None
-                if typed(places, list | None, "optimizer variables") is None
-                else tuple(map(Place.from_json, places))
-                for inner_path, places in fields.get(
-                    "optimizer_variables", dict, missing={}
-                ).items()
-            },
-            tuple(fields.each("random_states", RandomState.from_json, missing=[])),
-            {
-                path: typed(digest, str, "a digest")
-                for path, digest in fields.get("digests", dict, missing={}).items()
-            },
-            {
-                path: _axes(axes)
-                for path, axes in fields.get("axis_orders", dict, missing={}).items()
-            },
+            tie_groups=tuple(fields.each("tie_groups", TieGroup.from_json, missing=[])),
+            layers=fields.mapped("layers", LayerState.from_json),
+            shared_layers=tuple(fields.each("shared_layers", _inner_paths, missing=[])),
+            exact_values=tuple(fields.each("exact_values", Place.from_json, missing=[])),
+            optimizer_variables=fields.mapped("optimizer_variables", _trained),
+            random_states=tuple(fields.each("random_states", RandomState.from_json, missing=[])),
+            digests=fields.mapped("digests", lambda item: typed(item, str, "a digest")),
+            axis_orders=fields.mapped("axis_orders", _axes),
         )
         record._check_places()
         return record
@@ -238,6 +222,11 @@ class Record:
 
 def _twice(items: Iterable[T]) -> list[T]:
     return [item for item, times in collections.Counter(items).items() if times > 1]
+
+
+def _trained(item: Any) -> tuple[Place, ...] | None:
+    places = typed(item, list | None, "optimizer variables")
+    return None if places is None else tuple(map(Place.from_json, places))
 
 
 def _axes(item: Any) -> tuple[int, ...]:

@@ -122,11 +122,11 @@ class TieGroup:
     def from_json(cls, data: Any) -> "TieGroup":
         fields = Fields(data, "a tie group")
         return cls(
-            Place.from_json(fields.get("owner", dict)),
-            tuple(fields.each("aliases", Place.from_json)),
-            tuple(fields.each("shape", _dimension)),
-            fields.get("dtype", str),
-            fields.get("trainable", bool),
+            owner=Place.from_json(fields.get("owner", dict)),
+            aliases=tuple(fields.each("aliases", Place.from_json)),
+            shape=tuple(fields.each("shape", _dimension)),
+            dtype=fields.get("dtype", str),
+            trainable=fields.get("trainable", bool),
         )
 
 

@@ -179,13 +179,14 @@ def _optimizer_places(walk: Walk, everything: Walk) -> dict[str, tuple[Place, ..
 def _tensor(value: Any) -> hdf5_writer.Tensor:
     """Describes a variable, to be copied from its device when it is written, or an array."""
     if isinstance(value, keras.Variable):
-        shape = tuple(int(size) for size in value.shape)
-        order = axis_order(value)
         return hdf5_writer.Tensor(
-            shape, np.dtype(value.dtype), lambda: _to_numpy(value), order, value
+            shape=tuple(int(size) for size in value.shape),
+            dtype=np.dtype(value.dtype),
+            read=lambda: _to_numpy(value),
+            axis_order=axis_order(value),
+            source=value,
         )
-    array = _to_numpy(value)
-    return hdf5_writer.Tensor(array.shape, array.dtype, lambda: array)
+    return hdf5_writer.Tensor.of(_to_numpy(value))
 
 
 def _to_numpy(value: Any) -> np.ndarray:

@@ -172,7 +172,12 @@ class Loading:
     def retie(self) -> None:
         """Restores what layers share."""
         retied = retying.retie(
-            self._walk, self._again, self._record, self._weights, self._deferral, self._exists
+            self._walk,
+            self._again,
+            self._record,
+            weights=self._weights,
+            deferral=self._deferral,
+            in_use=self._exists,
         )
         self._walks = None
         self.warnings += retied.warnings

@@ -98,7 +98,7 @@ def save_tied(
         config = configs.write(model)
         if not include_optimizer:
             config = configs.uncompiled(config)
-        content = Content(layout, record, metadata(), config, Path(assets))
+        content = Content(layout, record, metadata(), config=config, assets=Path(assets))
         if container.has_old_layout:
             old = keras2_layout.capture(model, layout, include_optimizer)
             content = dataclasses.replace(content, old_layout=old)

@@ -52,6 +52,7 @@ def retie(
     found: Walk,
     again: Callable[[], Walk],
     record: Record,
+    *,
     weights: WeightsFile,
     deferral: Deferral,
     in_use: bool = False,
