@@ -30,17 +30,17 @@ class Checkpoint:
         translated: The config of the model as Keras 3 reads it; empty if there is none.
         variables: The variables of its layers.
         is_ordered: Whether they are in the order of the model.
-        layout_ties: What its layout says of ties.
+        layout_ties: Ties that its layout states.
         slots: The state of its optimizer; `None` if it has none, or is not understood.
         record: The record, if it has one.
-        metadata: What else its metadata hold.
-        left_out: What a user should know of what is not read.
-        others: What else it stores, where Keras 3 would store it: the paths of both.
+        metadata: Its metadata, the record included.
+        left_out: Notes on parts that are not read.
+        others: Its other tensors: the paths where Keras 3 would store them, to those here.
         groups: Attributes of its groups, by their paths in the layout of Keras 3.
         links: Second paths of groups, to the first ones: a layer that is used in several places.
         extract_assets: Puts its assets below a folder.
-        verify: Reads all of it; an error says what is not as its digests, or a checksum, say.
-        old_layout: What it says in the layout of Keras 2, if it is in that.
+        verify: Reads all of it; `FileFormatError` if anything is not as it was saved.
+        old_layout: Its lists and configs in the layout of Keras 2, if it has that.
     """
 
     filepath: str
@@ -83,7 +83,7 @@ class Checkpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know."""
+        """Notes for the user."""
         return (*self.translated.notes, *self.left_out, *self.translated.untranslated)
 
     @functools.cached_property

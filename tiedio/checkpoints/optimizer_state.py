@@ -34,8 +34,8 @@ class Rewritten:
     """It is written anew, as Keras 3 stores it.
 
     Attributes:
-        values: What is stored.
-        trained: What the record says of the variables that it is of, if that is known.
+        values: The stored values.
+        trained: The entry of the record for the variables that it is of, if they are known.
         diverged: The owners that have several states: the first is taken.
     """
 
@@ -44,7 +44,7 @@ class Rewritten:
     diverged: Sequence[str] = ()
 
 
-# What an optimizer that was not built, and starts anew, is in the record.
+# The entry in the record of an optimizer that was not built, and starts anew.
 NOT_BUILT = {OPTIMIZER: None}
 
 # Whether these were tied when saved, or are to be from now on, they do not say.

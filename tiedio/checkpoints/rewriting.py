@@ -208,7 +208,7 @@ def _within_layer(source: str) -> str:
 
 
 def target_path(checkpoint: Checkpoint, variable: StoredVariable) -> str:
-    """Where a variable is written: in a file of weights by position, where it was."""
+    """Returns the path to write a variable to: its old one in a file of weights by position."""
     if checkpoint.is_by_position or variable.place is None:
         return _within_layer(variable.source)
     return str(variable.place.dataset_path)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Evidence(enum.StrEnum):
-    """What says that variables were tied when they were saved, the strongest first."""
+    """Kinds of evidence that variables were tied when they were saved, the strongest first."""
 
     RECORD = "record"
     LINKS = "hard links"
@@ -30,7 +30,7 @@ class Tie:
 
     Attributes:
         names: The variables; the owner first.
-        evidence: What says so.
+        evidence: The kind of evidence.
         why: The same in a sentence.
     """
 

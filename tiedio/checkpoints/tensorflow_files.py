@@ -37,7 +37,7 @@ LAYER = re.compile(r"layer-(\d+)")
 _ITEMS = {"layers": ("_operations",)}
 # An optimizer leads to the number of its steps, before 2.11 and after.
 ITERATIONS = ("iter", "_iterations")
-# What counts how often a checkpoint was saved.
+# The name of the counter of saves.
 _COUNTER = "save_counter"
 
 
@@ -46,8 +46,8 @@ class Found:
     """Where files of TensorFlow lie.
 
     Attributes:
-        name: What was asked for, for messages.
-        prefix: What the names of the files with tensors begin with.
+        name: The path that was asked for, for messages.
+        prefix: The common beginning of the names of the files with tensors.
         folder: The folder of a SavedModel; `None` for a checkpoint.
     """
 

@@ -98,7 +98,7 @@ def _ties(variables: Sequence[StoredVariable]) -> Iterator[Tie]:
 
 
 class _Walk:
-    """Finds the variables of a model: of the layers that a config tells of, then of the others."""
+    """Finds the variables of a model: of the layers in its config, then of the others."""
 
     def __init__(self, graph: Graph, tensors: Tensors, metadata: Mapping[int, Metadata]):
         self._graph = graph
@@ -119,11 +119,11 @@ class _Walk:
         known = {part.inner_path: part for part in parts}
         for inner_path, node in _located(self._graph, known).items():
             yield from self._of_part(known[inner_path], node)
-        # What else is in a checkpoint, such as a count of steps, is not of the model.
+        # Other objects in a checkpoint, such as a count of steps, do not belong to the model.
         yield from self._below(self._graph.model if known else 0, ())
 
     def _of_part(self, part: Part, node: int) -> Iterator[StoredVariable]:
-        """Yields the variables of a layer that the config tells of."""
+        """Yields the variables of a layer in the config."""
         own = self._graph.variables(node)
         if part.variables is not None:
             found = {

@@ -15,7 +15,7 @@ from tiedio.record.ties import Place
 
 
 class Tensors(Protocol):
-    """What tensors are read from, by their paths in the source."""
+    """A source of tensors, by their paths in it."""
 
     def read(self, dataset_path: str, /) -> np.ndarray: ...
     def shape(self, dataset_path: str, /) -> tuple[int, ...]: ...

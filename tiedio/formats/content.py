@@ -1,4 +1,4 @@
-"""What goes into a container, and what comes out of it, whichever it is."""
+"""The content of a file to be written, and of one that is open, whatever the format."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ ASSETS = "assets"
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What is saved.
+    """The content of a file to be written.
 
     Attributes:
         layout: The weights.
         record: The record, without digests.
-        metadata: What else is in `metadata.json`.
+        metadata: Other entries of `metadata.json`.
         config: Content of `config.json`, if it is a whole model.
         assets: Folder whose files are assets.
         shard_bytes: How large a shard may be, where weights are sharded.
@@ -65,11 +65,11 @@ class Opened:
         record: The JSON of its record; `None` if it has none.
         config: Content of `config.json`; `None` if it holds weights only.
         weights: The weights.
-        metadata: Where the record is, and who wrote it, and when; empty for a single HDF5 file.
+        metadata: Content of `metadata.json`, or the like; empty for a single HDF5 file.
         verify_weights: Compares the weights with a checksum of the container; `None` if it has
             none.
         extract_assets: Puts the assets below a folder, in the folder `assets`.
-        old_layout: What it says in the layout of Keras 2, if it has neither config nor record.
+        old_layout: Its lists in the layout of Keras 2, if it has neither config nor record.
     """
 
     filepath: str
@@ -119,7 +119,7 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One variable in this layout.
+    """One variable in the layout of Keras 2.
 
     Attributes:
         name: Its name in a list: for Keras 3 its `Variable.path`.
@@ -134,7 +134,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OldLayout:
-    """What a file in this layout says.
+    """The lists and configs of a file in the layout of Keras 2.
 
     Attributes:
         filepath: Its name for messages.

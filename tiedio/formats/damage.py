@@ -1,4 +1,4 @@
-"""Tell what in a file is not as it was saved, the same to whoever asks.
+"""Tell which parts of a file are not as they were saved, the same to every caller.
 
 A file is compared with the digests and the ties of its record, or with the checksum of its
 container; the digests themselves are made and compared where tensors are read.
@@ -16,13 +16,13 @@ from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
 
-# Where a layer keeps a variable, but for the layout of Keras 2, which is made of links.
+# The path of a layer's variable. (The layout of Keras 2, made of links, has others.)
 _VARIABLE = re.compile(r"((?P<inner_path>.*)/)?vars/\d+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is not as it was saved.
+    """A part of a file that is not as it was saved.
 
     Attributes:
         names: The dataset_paths that it is about.

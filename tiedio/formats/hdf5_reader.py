@@ -24,13 +24,13 @@ from tiedio.storage.streams import Window
 
 _log = logging.getLogger(__name__)
 
-# What tensors are made of. Strings of any length, references and compounds are not read at all.
+# Kinds of elements. Strings of any length, references and compounds are not read at all.
 _KINDS = "biufcS"
 
 # Large tensors are read in parts, each in another thread.
 READ_CHUNK = 1 << 23  # bytes
 
-# What h5py raises for damaged files, whichever part of HDF5 meets the damage.
+# Errors of h5py for damaged files, whichever part of HDF5 meets the damage.
 _HDF5_ERRORS = (
     EOFError,
     OSError,

@@ -74,7 +74,7 @@ class Tensor:
 
 @dataclasses.dataclass
 class Layout:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
         groups: Attributes of each HDF5 group, by path ("" is the root); parents need no
@@ -193,7 +193,7 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
         )
         if bfloat16:
             dataset.attrs["dtype"] = "bfloat16"
-        # What is empty has no place.
+        # An empty dataset has no place.
         placed.append((dataset.id.get_offset() if dataset.nbytes else 0, path))
     for path, target in layout.links.items():
         # A shared layer may have stored nothing.

@@ -31,7 +31,7 @@ _ROOT = "__root__"
 # A variable takes about 200. Each is two microseconds, and up to a hundred bytes.
 _MOST_OPCODES = 1 << 21
 
-# What comes of bytes that are no such file, and of values that are not as they should be.
+# Errors that other bytes than such a file's, or malformed values, lead to.
 _ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -139,7 +139,7 @@ def _rebuilt(shape: Any, dtype: np.dtype, by_columns: bool, content: bytes) -> n
 
 @dataclasses.dataclass(eq=False)
 class _Made:
-    """What a pickle would make: by which function, of what, and the state given to it."""
+    """An object that a pickle would make: its function and arguments, and the state set."""
 
     function: Any
     arguments: tuple[Any, ...]

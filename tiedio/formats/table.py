@@ -19,11 +19,11 @@ class Format:
     """One way to lay a model, or its weights, out in files.
 
     Attributes:
-        title: What it is called.
-        suffixes: What its paths end in; none is a folder.
+        title: Its name.
+        suffixes: The endings of its paths; a folder has none.
         write: Writes it.
         reading: Opens it.
-        signature: What it begins with; none is a folder.
+        signature: The first bytes of its files; a folder has none.
         holds_model: Whether it holds a whole model, or weights only.
         has_old_layout: Whether it also holds the layout of Keras 2.
     """

@@ -31,7 +31,7 @@ _EXPANSION_FLOOR = 1 << 28  # bytes
 _TEXT_FLOOR = 1 << 22  # bytes
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
-# Where the header before a member's bytes says how long its name and extra field are
+# The header before a member's bytes has the lengths of its name and extra field here
 # (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7).
 _HEADER_LENGTHS_AT = 26
 

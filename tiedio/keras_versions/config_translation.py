@@ -19,7 +19,7 @@ from tiedio.keras_versions.public_names import with_public_names
 from tiedio.keras_versions.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS
 
 _FUNCTIONAL = "keras.src.models.functional"
-# What stands under these keys is of one module, whichever class has it.
+# Values under these keys belong to one module, whichever class has them.
 _ROLES = {
     "initializer": "keras.initializers",
     "regularizer": "keras.regularizers",
@@ -40,8 +40,8 @@ class Translated:
 
     Attributes:
         config: As in the `config.json` of a `.keras` file.
-        notes: What whoever loads it should know.
-        untranslated: What Keras 3 cannot load, or would load as something else.
+        notes: Notes for whoever loads it.
+        untranslated: Parts that Keras 3 cannot load, or would load as something else.
     """
 
     config: dict[str, Any]

@@ -115,7 +115,7 @@ _OPTIMIZERS: dict[str, tuple[_Group, ...]] = {
 # The learning rates that are not 0.001 unless given, as in Keras 2.
 _DEFAULT_RATES = {"SGD": 0.01, "Lion": 0.0001}
 
-# What any optimizer may have before its own.
+# Slots that any optimizer may have before its own.
 _AVERAGE = _Kind("average", option="use_ema")
 _GRADIENT = _Kind("gradient_accumulator", option="gradient_accumulation_steps")
 

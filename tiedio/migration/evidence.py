@@ -15,12 +15,12 @@ from tiedio.migration.slot_deficit import SlotDeficit
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a file says of ties.
+    """The ties that a file gives evidence of.
 
     Attributes:
         ties: Those that something speaks for.
         forbidden: Those of equal contents that the optimizer's state speaks against.
-        notes: What could not be explained.
+        notes: Notes on what could not be explained.
     """
 
     ties: tuple[Tie, ...]

@@ -26,7 +26,7 @@ _SHARD = re.compile(r"_\d{5}\.weights\.h5$")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one file.
+    """The outcome of one file's migration.
 
     Attributes:
         filepath: The file.

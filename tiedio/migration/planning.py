@@ -24,9 +24,9 @@ from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
 
-# What files of weights end in.
+# Endings of files of weights.
 _WEIGHTS = (".weights.h5", ".weights.json")
-# What files in the layout of Keras 2 end in, if not in `.keras` as well.
+# Endings of files in the layout of Keras 2.
 _OLD = (".h5", ".hdf5")
 
 RECONCILE = ("error", "owner", "mean")
@@ -39,7 +39,7 @@ class Proposal:
     Attributes:
         owner: The variable that the others are tied to.
         aliases: The others.
-        evidence: What says it.
+        evidence: The kind of evidence.
         why: The same in a sentence.
         shape: Their shape.
         dtype: Their dtype.
@@ -68,7 +68,7 @@ class Proposal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a migration would do, or did.
+    """The plan of a migration, or its outcome.
 
     Attributes:
         filepath: The file.
@@ -76,8 +76,8 @@ class Plan:
         keras_version: The version of Keras that wrote it; empty if it does not say.
         proposals: Variables to tie.
         forbidden: Variables that are equal, and were not tied.
-        notes: What else is to be known.
-        target: What was written; empty for a plan.
+        notes: Further notes.
+        target: The file that was written; empty for a plan.
     """
 
     filepath: str

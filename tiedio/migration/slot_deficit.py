@@ -13,10 +13,10 @@ from tiedio.checkpoints.variables import StoredVariable
 
 
 class SlotDeficit:
-    """What the state of the optimizer says of variables that are equal.
+    """The evidence of an optimizer's state about equal variables.
 
     Attributes:
-        notes: What it leaves open.
+        notes: Notes on what it leaves open.
     """
 
     def __init__(self, checkpoint: Checkpoint):

@@ -31,7 +31,7 @@ _SUFFIX = ".tiedio-partial"
 _ASIDE = ".tiedio-replaced"
 _LONGEST_NAME = 200  # bytes, of the 255 that most file systems allow
 
-# What systems say that cannot open or flush a folder.
+# Errors of systems that cannot open or flush a folder.
 _NO_FOLDER_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP}
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def replacing(filepath: Path, durable: bool = True) -> Iterator[BinaryIO]:
         filepath: The target.
         durable: Whether to wait until file and folder are on disk.
     """
-    # What a symbolic link points to is replaced.
+    # The target of a symbolic link is replaced, not the link.
     target = Path(os.path.realpath(filepath))
     if target.exists() and not target.is_file():
         # A device is written to, as ever, and a folder refused.
@@ -263,7 +263,7 @@ def _partial(target: Path) -> Path:
 
 
 def _label(target: Path) -> str:
-    """What the names of all partial files of `target`, and of no other, begin with."""
+    """Returns the beginning of the names of all partial files of `target`, and of no other."""
     name = os.fsencode(target.name)
     if len(name) <= _LONGEST_NAME:
         return f".{target.name}."

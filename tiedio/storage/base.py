@@ -1,4 +1,4 @@
-"""What every place where a file or a folder may lie can be asked, and asked to do.
+"""The interface of every place where a file or a folder may lie.
 
 Each of them is replaced whole, or left as it was; what lies elsewhere is read from
 a copy on disk.
@@ -21,7 +21,7 @@ class Storage(abc.ABC):
     """A file, or a folder of files, which need not be there yet.
 
     Attributes:
-        name: What it is called, whole, as in messages.
+        name: Its whole name, as in messages.
     """
 
     def __init__(self, name: str):

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from tiedio.errors import FileFormatError, MissingPackageError, first_line, imported
 from tiedio.storage.base import COPY_CHUNK, Storage
 
-# Where a file is there from its first byte on; elsewhere it is once it is complete.
+# Systems that show a file from its first byte on; others show it once it is complete.
 _WRITTEN_IN_PLACE = {"memory", "hdfs"}
 
 
@@ -35,7 +35,7 @@ class Remote(Storage):
                 f"Expected: `s3://`, `gs://` or the like. Received: {first_line(error)}.\n"
                 "Check the URL."
             ) from error
-        # What it remembers to be there may be replaced by now.
+        # Its memory of what is there may be out of date.
         self._files.invalidate_cache()
 
     def exists(self) -> bool:

@@ -33,14 +33,14 @@ from tiedio.storage.progress import shown
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What was written.
+    """The outcome of an export.
 
     Attributes:
         filepath: The file.
-        target: What was written.
+        target: The file that was written.
         tensors: How many tensors.
         aliases: Variables that are tied to others, and to which.
-        notes: What else is to be known.
+        notes: Further notes.
     """
 
     filepath: str

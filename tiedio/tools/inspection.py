@@ -24,7 +24,7 @@ class Group:
         names: The variables; of tied ones, the owner first.
         shape: Their shape.
         dtype: Their dtype.
-        evidence: What says that they are tied, as in `Evidence`; nothing for copies.
+        evidence: The evidence that they are tied, as in `Evidence`; nothing for copies.
         nbytes: Bytes that are saved by storing the value once, or wasted by not doing so.
         trainable: Whether optimizers train them; `None` if unknown.
     """
@@ -39,7 +39,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a file is.
+    """A description of a file.
 
     Attributes:
         filepath: The file.
@@ -55,7 +55,7 @@ class Inspection:
         bytes_shared: Bytes that it would take more, if it stored each variable by itself.
         bytes_wasted: Bytes that it would take less, if it stored equal values once.
         optimizer: The class of its optimizer; empty if there is none.
-        notes: What else is to be known.
+        notes: Further notes.
     """
 
     filepath: str

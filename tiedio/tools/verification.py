@@ -17,10 +17,10 @@ class Verification:
 
     Attributes:
         filepath: The file.
-        against: What it was compared with: `"digests"` of the record, the `"checksum"` of a
+        against: The standard of comparison: `"digests"` of the record, the `"checksum"` of a
             zip archive, or nothing, if it has neither.
         tensors: How many tensors were read.
-        problems: What is not as it was saved.
+        problems: The parts that are not as they were saved.
     """
 
     filepath: str
