@@ -64,31 +64,26 @@ class Loading:
         self._record = Record()
         self._exists = False
         self._unresumable: set[str] = set()
-        self._walks: tuple[Walk, Walk] | None = None
+        self._latest: Walk | None = None  # none once it is untrue
 
     @property
     def _walk(self) -> Walk:
         """The saveables that are to be loaded, as they are now."""
-        return self._both_walks()[0]
+        if self._latest is None:
+            self._latest = self._located(self._skipped)
+        return self._latest
 
     @property
     def _everything(self) -> Walk:
         """All saveables of the model, as they are now."""
-        return self._both_walks()[1]
-
-    def _both_walks(self) -> tuple[Walk, Walk]:
-        if self._walks is None:
-            everything = self._located(())
-            loaded = self._located(self._skipped) if self._skipped else everything
-            self._walks = loaded, everything
-        return self._walks
+        return self._located(()) if self._skipped else self._walk
 
     def _located(self, skipped: Iterable[Any]) -> Walk:
         found = walk(self.model, skipped)
         return found if self._source.is_by_position else inference.located(found, self._weights)
 
     def _again(self) -> Walk:
-        self._walks = None
+        self._latest = None
         return self._walk
 
     def report(self, error: Exception | None) -> None:
@@ -179,7 +174,7 @@ class Loading:
             deferral=self._deferral,
             in_use=self._exists,
         )
-        self._walks = None
+        self._latest = None
         self.warnings += retied.warnings
         if not self._exists:  # `fit` has told what does not fit, but for what only LoRA has
             self.report(retied.error)
@@ -214,7 +209,7 @@ class Loading:
             )
             self.report(error if compiled and not self._exists else None)
             if replaced:
-                self._walks = None
+                self._latest = None
         self._restoration.resume(filter(self._is_resumed, self._walk.optimizer_parts))
 
     def _is_resumed(self, visit: Visit) -> bool:
