@@ -16,7 +16,7 @@ from tiedio.storage.streams import Window
 
 
 class Members(Protocol):
-    """What a container can be asked.
+    """The questions to a container.
 
     Attributes:
         what: What it is, in words.
@@ -44,10 +44,8 @@ def opened(members: Members) -> Iterator[Opened]:
         FileFormatError: If it lacks what all files of Keras have, or is damaged.
     """
     names = members.names()
-    stored = WEIGHTS if WEIGHTS in names or VALUES not in names else VALUES
+    stored = VALUES if VALUES in names and WEIGHTS not in names else WEIGHTS
     if missing := {CONFIG, stored}.difference(names):
-        if stored == VALUES:
-            missing.add(WEIGHTS)
         raise FileFormatError(
             f"`{members.filepath}` is not a Keras file: it has no {listed(missing)}.\n"
             f"Expected: {members.what} with `{CONFIG}` and `{WEIGHTS}`. "

@@ -2,16 +2,24 @@
 
 import dataclasses
 import zipfile
-from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from tiedio.errors import FileFormatError, SaveError
-from tiedio.formats import folder, hdf5_file, hdf5_writer, shards, zip_archive
+from tiedio.formats import folder, hdf5_file, shards, zip_archive
 from tiedio.formats.content import Content, Opened
+from tiedio.formats.hdf5_writer import Advance
 from tiedio.storage.base import Storage
 from tiedio.storage.open_file import OpenFile
 
-Write = Callable[[Storage, Content, bool, hdf5_writer.Advance], None]
+
+class _Module(Protocol):
+    """A module that writes and opens files of one format."""
+
+    def write(
+        self, target: Storage, content: Content, durable: bool, advance: Advance, /
+    ) -> None: ...
+    def reading(self, source: Storage, /) -> AbstractContextManager[Opened]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +29,7 @@ class Format:
     Attributes:
         title: Its name.
         suffixes: The endings of its paths; a folder has none.
-        write: Writes it.
-        reading: Opens it.
+        module: Writes and opens its files.
         signature: The first bytes of its files; a folder has none.
         holds_model: Whether it holds a whole model, or weights only.
         has_old_layout: Whether it also holds the layout of Keras 2.
@@ -30,44 +37,25 @@ class Format:
 
     title: str
     suffixes: tuple[str, ...]
-    write: Write
-    reading: Callable[[Storage], AbstractContextManager[Opened]]
+    module: _Module
     _: dataclasses.KW_ONLY
     signature: bytes = b""
     holds_model: bool = True
     has_old_layout: bool = False
+
+    def write(self, target: Storage, content: Content, durable: bool, advance: Advance) -> None:
+        self.module.write(target, content, durable, advance)
 
 
 _ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 # The first that fits is taken.
 FORMATS = (
-    Format("zip archive", (".keras",), zip_archive.write, zip_archive.reading, signature=_ZIP),
-    Format("folder", (), folder.write, folder.reading),
-    Format(
-        "HDF5 file",
-        (".weights.h5",),
-        hdf5_file.write,
-        hdf5_file.reading,
-        signature=_HDF5,
-        holds_model=False,
-    ),
-    Format(
-        "HDF5 file",
-        (".h5", ".hdf5"),
-        hdf5_file.write,
-        hdf5_file.reading,
-        signature=_HDF5,
-        has_old_layout=True,
-    ),
-    Format(
-        "shards",
-        (".weights.json",),
-        shards.write,
-        shards.reading,
-        signature=b"{",
-        holds_model=False,
-    ),
+    Format("zip archive", (".keras",), zip_archive, signature=_ZIP),
+    Format("folder", (), folder),
+    Format("HDF5 file", (".weights.h5",), hdf5_file, signature=_HDF5, holds_model=False),
+    Format("HDF5 file", (".h5", ".hdf5"), hdf5_file, signature=_HDF5, has_old_layout=True),
+    Format("shards", (".weights.json",), shards, signature=b"{", holds_model=False),
 )
 _FOLDER = FORMATS[1]
 _LONGEST_SIGNATURE = 8  # bytes
@@ -109,7 +97,7 @@ def reading(source: Storage) -> AbstractContextManager[Opened]:
         MissingFileError: If there is nothing.
         FileFormatError: If it is of no format in the table, or damaged.
     """
-    return format_of(source).reading(source)
+    return format_of(source).module.reading(source)
 
 
 def format_of(source: Storage) -> Format:

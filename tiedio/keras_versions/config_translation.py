@@ -60,7 +60,11 @@ def translated(
         training_config: That of an HDF5 file, if it has one.
         keras_version: Of the Keras that wrote it; it may be empty.
     """
-    config = copy.deepcopy(dict(config))
+    too_deep = "The config is nested too deeply to be that of a model."
+    try:
+        config = copy.deepcopy(dict(config))
+    except RecursionError:
+        return Translated(dict(config), untranslated=(too_deep,))
     if not config:
         return Translated(config)
     version = KerasVersion(keras_version or str(config.get("keras_version", "")))
@@ -73,7 +77,7 @@ def translated(
         if compiled := translation.of_compile(training_config or config.get("compile_config")):
             model["compile_config"] = compiled
     except RecursionError:
-        return Translated(config, (), ("The config is nested too deeply to be that of a model.",))
+        return Translated(config, untranslated=(too_deep,))
     return Translated(
         model,
         tuple(dict.fromkeys(translation.notes)),
