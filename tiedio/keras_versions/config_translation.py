@@ -60,7 +60,7 @@ def translated(
         training_config: That of an HDF5 file, if it has one.
         keras_version: Of the Keras that wrote it; it may be empty.
     """
-    config = copy.deepcopy(dict(config))
+    config = dict(config)
     if not config:
         return Translated(config)
     version = KerasVersion(keras_version or str(config.get("keras_version", "")))
@@ -69,6 +69,7 @@ def translated(
         return Translated(graph_calls.numbered_anew(with_public_names(config)))
     translation = _Translation(version, of_keras_3)
     try:
+        config = copy.deepcopy(config)
         model = translation.of_layer(config)
         if compiled := translation.of_compile(training_config or config.get("compile_config")):
             model["compile_config"] = compiled
