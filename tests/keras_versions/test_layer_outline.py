@@ -15,7 +15,7 @@ L = keras.layers
 
 SEQUENCES = {
     "dense": lambda: [L.Dense(4), L.Dense(4, use_bias=False)],
-    "einsum": lambda: [L.EinsumDense("abc,cd->abd", (None, 4), bias_axes="d")],
+    "einsum": lambda: [L.EinsumDense("abc,cd->abd", (4, 4), bias_axes="d")],
     "convolution": lambda: [L.Conv1D(4, 1), L.Conv1DTranspose(4, 1), L.SeparableConv1D(4, 1)],
     "depthwise": lambda: [L.DepthwiseConv1D(1), L.DepthwiseConv1D(1, use_bias=False)],
     "normalisation": lambda: [
