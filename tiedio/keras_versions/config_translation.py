@@ -60,11 +60,7 @@ def translated(
         training_config: That of an HDF5 file, if it has one.
         keras_version: Of the Keras that wrote it; it may be empty.
     """
-    too_deep = "The config is nested too deeply to be that of a model."
-    try:
-        config = copy.deepcopy(dict(config))
-    except RecursionError:
-        return Translated(dict(config), untranslated=(too_deep,))
+    config = dict(config)
     if not config:
         return Translated(config)
     version = KerasVersion(keras_version or str(config.get("keras_version", "")))
@@ -73,11 +69,12 @@ def translated(
         return Translated(graph_calls.numbered_anew(with_public_names(config)))
     translation = _Translation(version, of_keras_3)
     try:
+        config = copy.deepcopy(config)
         model = translation.of_layer(config)
         if compiled := translation.of_compile(training_config or config.get("compile_config")):
             model["compile_config"] = compiled
     except RecursionError:
-        return Translated(config, untranslated=(too_deep,))
+        return Translated(config, (), ("The config is nested too deeply to be that of a model.",))
     return Translated(
         model,
         tuple(dict.fromkeys(translation.notes)),
