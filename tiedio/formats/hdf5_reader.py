@@ -371,15 +371,17 @@ class Store(Mapping[str, np.ndarray]):
     Args:
         file: The file.
         paths: The dataset_path of each array by its name.
+        read: Reads an array, by its dataset_path.
     """
 
-    def __init__(self, file: WeightsFile, paths: Mapping[str, str]):
+    def __init__(self, file: WeightsFile, paths: Mapping[str, str], read: Any = None):
         self._file = file
         self._paths = paths
+        self._read = read or file.read
 
-    def shared(self) -> "SharedStore":
+    def shared(self) -> "Store":
         """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
-        return SharedStore(self._file, self._paths)
+        return Store(self._file, self._paths, self._file.read_once)
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of arrays that are named by number, in their order."""
@@ -390,20 +392,13 @@ class Store(Mapping[str, np.ndarray]):
             raise self._file._error(f"has no array at `{error.args[0]}`", "a group") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._file.read(self._paths[name])
+        return self._read(self._paths[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
-
-
-class SharedStore(Store):
-    """A store of arrays that variables may keep."""
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._file.read_once(self._paths[name])
 
 
 def _dtype(dataset: h5py.Dataset) -> np.dtype:
