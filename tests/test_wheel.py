@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-import tomllib
 import zipfile
 
 import pytest
 from checkout import ROOT
+
+import tiedio
 
 SCRIPT = """
 import keras
@@ -51,5 +52,6 @@ def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
     output_of(*pip, wheel)
     there = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(installed)}}
     assert output_of(sys.executable, "-c", SCRIPT, **there) == str(installed / "tiedio/__init__.py")
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert output_of(installed / "bin/tiedio", "--version", **there).endswith(f" {version}")
+    assert output_of(installed / "bin/tiedio", "--version", **there).endswith(
+        f" {tiedio.__version__}"
+    )

@@ -106,3 +106,14 @@ def test_equal_copies_are_no_damage(folder, tmp_path, read):
     (problem,) = files.verify(file).problems
     assert problem.names == KERNELS
     assert not problem.is_damage
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("number", range(3))
+def test_a_group_that_hdf5_cannot_read_is_told(folder, tmp_path, read, number):
+    """HDF5 opens an object before it looks at what says how many paths it has."""
+    parts = (folder / "tied.weights.h5").read_bytes().split(b"HEAP")
+    begin, end = (b"HEAP".join(part) for part in (parts[: number + 1], parts[number + 1 :]))
+    (tmp_path / "broken.weights.h5").write_bytes(begin + b"PAEH" + end)
+    with pytest.raises(FileFormatError):
+        read(tmp_path / "broken.weights.h5")

@@ -145,7 +145,7 @@ class WeightsFile:
         first: dict[tuple[int, int], str] = {}
 
         def is_first(path: str) -> bool:
-            addresses = [self._address(found) for found in self._found(path)]
+            addresses = [self._info(found)[0] for found in self._found(path)]
             return path in [first.setdefault(address, path) for address in addresses]
 
         for path in preferred:
@@ -159,7 +159,7 @@ class WeightsFile:
             if found is None:
                 continue
             if not is_first(path):
-                yield path, first[self._address(found)]
+                yield path, first[self._info(found)[0]]
                 continue
             yield path, path
             if isinstance(found, h5py.Group):
@@ -205,11 +205,15 @@ class WeightsFile:
     def address(self, dataset_path: str) -> tuple[int, int] | None:
         """Tells one tensor from another: all of its paths have one address."""
         found = self._find(dataset_path)
-        return self._address(found) if isinstance(found, h5py.Dataset) else None
+        return self._info(found)[0] if isinstance(found, h5py.Dataset) else None
 
-    def _address(self, found: h5py.Group | h5py.Dataset) -> tuple[int, int]:
-        info = h5o.get_info(found.id)
-        return info.fileno, info.addr
+    def _info(self, found: h5py.Group | h5py.Dataset) -> tuple[tuple[int, int], int]:
+        """Returns where an object is, and how many paths it has."""
+        try:
+            info = h5o.get_info(found.id)
+        except _HDF5_ERRORS as error:
+            raise self._error("has an unreadable object", first_line(error)) from error
+        return (info.fileno, info.addr), info.rc
 
     def read(self, dataset_path: str) -> np.ndarray:
         """Reads one tensor, and notes in `damaged` if it is not what its digest says.
@@ -257,13 +261,13 @@ class WeightsFile:
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""
         dataset, _ = self._placed(dataset_path)
-        address = self._address(dataset)
+        address, paths = self._info(dataset)
         if address in self._read:
             return self._read[address]
         memory = self.read(dataset_path)
         stored = memory.view(Stored)
         stored.__dict__["memory"] = memory
-        if h5o.get_info(dataset.id).rc > 1:
+        if paths > 1:
             self._read[address] = stored
         return stored
 

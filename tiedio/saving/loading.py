@@ -8,7 +8,6 @@ read       values; then `resume`: optimizers are built, and read, for what is sh
 finish     what failed, and functions that were compiled for other variables
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,6 +62,7 @@ class Loading:
         self._written: Record | None = None
         self._record = Record()
         self._exists = False
+        self._unreadable: FileFormatError | None = None
         self._unresumable: set[str] = set()
         self._latest: Walk | None = None  # none once it is untrue
 
@@ -120,11 +120,13 @@ class Loading:
         """
         self._written = written
         if written and self._weights.digests:  # the file is to be verified
-            added = []
-            with contextlib.suppress(FileFormatError):  # who reads it names all that is unreadable
-                added += damage.added(self._weights, written)
-            if error := damage.error_of(self._weights.filepath, added):
-                raise error
+            try:
+                added = list(damage.added(self._weights, written))
+            except FileFormatError as error:  # raised once all that is damaged is known
+                self._unreadable = error
+            else:
+                if error := damage.error_of(self._weights.filepath, added):
+                    raise error
         old = self._source.old_layout
         if old is None:
             self._record = inference.of_model(written, self._walk, self._weights)
@@ -140,6 +142,8 @@ class Loading:
         also = [str(p.dataset_path) for p in described.exact_values] if by_position else []
         if paths := weights.find_damaged(also):
             raise damaged(weights.filepath, paths, "others")
+        if self._unreadable:
+            raise self._unreadable
         left_out = _paths(self._everything) - _paths(self._walk)
         self._record = fitting.fitted(described, self._walk, left_out)
         for error in fitting.check(self._record, self._source, self._walk):
@@ -223,6 +227,8 @@ class Loading:
         """Tells what failed, and renews what was compiled for other variables."""
         for error in self._restoration.failures():
             self.report(error)
+        if self._unreadable:
+            raise self._unreadable
         if self._written and not self._exists:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()
