@@ -84,6 +84,6 @@ __all__ = [
 def ties_of(model):
     """Lists the tie groups by paths, which are the same where layers have other names."""
     return [
-        [[f"{place.inner_path}/{place.attribute}" for place in group.places], group.shape]
+        [[f"{place.inner_path}/{place.attribute}" for place in group.places], list(group.shape)]
         for group in tiedio.find_ties(model)
     ]
