@@ -728,6 +728,15 @@ def test_equal_weights_of_their_own_stay_two(tmp_path):
     assert model.layers[0].kernel is not model.layers[1].kernel
 
 
+def test_a_model_that_exists_keeps_the_order_of_its_weights(tmp_path):
+    saved, model = two_dense(), two_dense()
+    saved.layers[0].kernel.trainable = False  # Keras lists it behind the bias then
+    saved.save(tmp_path / "model.h5")
+    tiedio.load_tied_weights(model, tmp_path / "model.h5")
+    assert [weight.name for weight in model.layers[0].weights] == ["kernel", "bias"]
+    assert np.array_equal(model.layers[0].kernel, saved.layers[0].kernel)
+
+
 def test_layers_fit_by_order_and_by_name(weights_only):
     def groups(model, **options):
         found, _ = keras2_record.fitting(model, weights_only, **options)

@@ -134,6 +134,9 @@ class Loading:
             if matches is None:
                 matches, _ = keras2_record.fitting(self.model, old)
             self._record = keras2_record.recorded(self._walk, old, matches, self._weights)
+            if self._exists:
+                # Its optimizer is left alone, and may know variables by their order.
+                self._record = dataclasses.replace(self._record, layers={})
 
     def fit(self) -> None:
         """Fits the record to a model that exists, and checks it; nothing is changed."""
