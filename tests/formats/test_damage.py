@@ -94,8 +94,11 @@ def test_what_is_damaged_is_refused(folder, tmp_path, name, read, damage):
     file = sample_files.edited(folder / name, tmp_path / name, damage)
     with pytest.raises((FileFormatError, RecordError)) as refused:
         read(file)
-    named = [path for path in DAMAGE[damage] if path in str(refused.value)]
-    assert named or "`decoder/bias`, `encoder/bias`" in str(refused.value)
+    if read in (load, load_weights):  # which stop where they meet it, and may name layers
+        named = [path for path in DAMAGE[damage] if path in str(refused.value)]
+        assert named or "`decoder/bias`, `encoder/bias`" in str(refused.value)
+    else:
+        assert all(path in str(refused.value) for path in DAMAGE[damage])
     assert not [one for one in tmp_path.iterdir() if one != file]
 
 
