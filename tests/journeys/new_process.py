@@ -114,7 +114,7 @@ def contained(name):
 
 def never_retied(name):
     """The control of all these tests: without retying, what they look for is not there."""
-    retying.retie = lambda *arguments, **options: retying.Retied(None, [])
+    retying.retie = lambda *arguments, **options: retying.Retied(None, [], [])
     model = tiedio.load_tied(SAVED / f"{name}.keras", strict=False)
     return facts_of(model)
 

@@ -1,6 +1,6 @@
 """Move the state of every saveable of a model out to a layout and a record.
 
-`restoration` mirrors it: variables and assets of each saveable in the order of the walk, then
+`Loading.read` mirrors it: variables and assets of each saveable in the order of the walk, then
 what Keras itself does not store.
 """
 

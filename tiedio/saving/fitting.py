@@ -5,27 +5,17 @@ takes the sharing, and the order in which variables are stored.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
-from tiedio.errors import LoadError, first_line, listed
+from tiedio.errors import LoadError, listed
 from tiedio.formats.content import Opened
-from tiedio.formats.hdf5_reader import Store, WeightsFile
-from tiedio.model import renewal
+from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import HeldVariable, LayerState, Record
 from tiedio.record.ties import Place, TieGroup, merged
 from tiedio.saving import retying
 from tiedio.saving.capture import listed_only
-from tiedio.saving.deferral import Deferral, loads_as_keras
-from tiedio.saving.optimizers import built_optimizer
-from tiedio.saving.restoration import (
-    find_incomplete,
-    nothing_stored,
-    read_by_record,
-    slots_error,
-    unloadable,
-)
+from tiedio.saving.deferral import loads_as_keras
 
 
 def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record:
@@ -168,78 +158,6 @@ def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadErro
     )
 
 
-def find_unresumable(
-    record: Record,
-    weights: WeightsFile,
-    walk: Walk,
-    everything: Walk,
-) -> dict[str, LoadError | None]:
-    """Finds the optimizers that cannot go on as the file says; nothing is changed.
-
-    Args:
-        record: What to restore, as from `fitted`.
-        weights: The file.
-        walk: The saveables to be loaded.
-        everything: All saveables of the model.
-
-    Returns:
-        An error for each; `None` for one that was not built when saved, and is now: the file
-        says nothing of how it goes on.
-    """
-    found: dict[str, LoadError | None] = {}
-    places = everything.places
-    by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
-    owner_of = {
-        id(places[place].item): id(places[group.owner].item)
-        for group in record.tie_groups
-        for place in group.places
-        if place in places and group.owner in places
-    }
-    for inner_path, optimizer in walk.optimizers.items():
-        store = weights.store(inner_path)
-        trained = record.optimizer_variables.get(inner_path)
-        if trained is None and inner_path in record.optimizer_variables and optimizer.built:
-            found[inner_path] = None
-        if trained is None or not len(store) or renewal.keeps_to_itself(optimizer, trained):
-            continue
-        known = [places[place].item for place in trained if place in places]
-        ids = {owner_of.get(id(v), id(v)) for v in known}
-        holder, _, attribute = inner_path.rpartition("/")
-        trainable = []
-        if attribute == "optimizer" and renewal.compiles_as_keras(by_path[holder]):
-            trainable = by_path[holder].trainable_variables
-        left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
-        if left:
-            found[inner_path] = LoadError(
-                f"Cannot resume `{inner_path}`: in the file it does not train {listed(left)}.\n"
-                f"Expected: it to train {len(trainable)} variables. Received: {len(known)}.\n"
-                "Freeze what was frozen, or leave the optimizer out, with "
-                "`objects_to_skip=[model.optimizer]` or `strict=False`."
-            )
-        elif error := _slots_error(inner_path, optimizer, known, store):
-            found[inner_path] = error
-    return found
-
-
-def _slots_error(
-    inner_path: str, optimizer: Any, known: list[Any], store: Store
-) -> LoadError | None:
-    built = optimizer
-    if list(map(id, renewal.optimizer_variables(optimizer) or [])) != list(map(id, known)):
-        try:
-            # Its variables never get values: only their shapes are asked for.
-            another = renewal.renewed_optimizer(optimizer)
-            built = built_optimizer(another, known, Deferral(0))
-        except Exception as error:  # the code of optimizers may raise anything
-            return LoadError(
-                f"Cannot resume `{inner_path}`: {first_line(error)}\n"
-                "Expected: an optimizer that can be made anew from its config. "
-                f"Received: {type(error).__name__}.\n"
-                "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
-            )
-    return slots_error(inner_path, built, store)
-
-
 def _find_unfit_values(
     walk: Walk, record: Record, weights: WeightsFile
 ) -> Iterator[tuple[str, str]]:
@@ -278,3 +196,48 @@ def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | N
         if received != expected:
             differing[walk.label(visit.inner_path)] = f"{expected}, received {received}"
     return unloadable(differing, "their shapes must match the model")
+
+
+def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | None:
+    """The error for what has variables, and nothing in the file."""
+    if source.is_by_position:  # whose lists were compared already
+        return None
+    by_record = read_by_record(record)
+    lacking = {
+        walk.label(visit.inner_path): f"{count} variables, received 0 variables"
+        for visit in walk.parts
+        if visit.inner_path not in by_record
+        and not len(source.store(visit.inner_path))
+        and (count := len(walk.stored.get(visit.inner_path, ())))
+    }
+    return unloadable(lacking, f"`{source.filepath}` has none for them")
+
+
+def read_by_record(record: Record) -> set[str]:
+    """Finds the layers that list what they did not store: some would miss it when reading."""
+    return {
+        place.inner_path
+        for place in record.exact_values
+        if listed_only(place.attribute)
+        and not str(place.dataset_path).startswith(f"{place.inner_path}/vars/".lstrip("/"))
+    }
+
+
+def find_incomplete(record: Record, places: Container[Place]) -> set[str]:
+    """Finds the layers that lack some exact value: what they stored themselves holds them all.
+
+    So a kernel into which LoRA was merged, in a model without LoRA.
+    """
+    return {p.inner_path for p in record.exact_values if p not in places} - read_by_record(record)
+
+
+def unloadable(expected: Mapping[str, str], why: str) -> LoadError | None:
+    """The error for layers of which something else is expected than the file has, if any are."""
+    if not expected:
+        return None
+    told = "; ".join(f"`{name}`: expected {expected[name]}" for name in sorted(expected))
+    return LoadError(
+        f"Cannot load the weights of {listed(expected)}: {why}.\n"
+        f"Received: {told}.\n"
+        "Build the model as it was when saved, or pass `skip_mismatch=True`."
+    )

@@ -6,7 +6,7 @@ which made it, also where another layer lists it; and the slots of its optimizer
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -85,22 +85,6 @@ def fitting(
     Raises:
         LoadError: If they do not fit. All layers that do not are named.
     """
-    matches = _match(model, old, by_name)
-    try:
-        _check(matches, old)
-    except LoadError as error:
-        if not skip_mismatch:
-            raise
-        return [one for one in matches if not one.problem()], [error]
-    return matches, []
-
-
-def _match(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[Match]:
-    """Matches the layers of a model with those of a file.
-
-    Raises:
-        LoadError: If there are more of them in one than in the other.
-    """
     lists = lists_of(model)
     own = lists.pop(OWN)
     if by_name:
@@ -119,24 +103,19 @@ def _match(model: keras.Model, old: OldLayout, by_name: bool = False) -> list[Ma
     matches = [Match(name, g, lists[name], old.layers[g]) for name, g in groups.items()]
     if old.top_level is not None:
         matches.append(Match(model.name, OWN, own, old.top_level))
-    return matches
-
-
-def _check(matches: Iterable[Match], old: OldLayout) -> None:
-    """Compares shapes.
-
-    Raises:
-        LoadError: If the shapes of a layer are others in the file. All such layers are named.
-    """
     problems = {one.name: problem for one in matches if (problem := one.problem())}
-    if problems:
-        told = "; ".join(f"`{name}`: expected {problems[name]}" for name in sorted(problems))
-        raise LoadError(
-            f"Cannot load the weights of {listed(problems)} from `{old.filepath}`.\n"
-            f"Received: {told}.\n"
-            "Load the file into the model that was saved. Where fewer are stored than expected, "
-            "some may have been tied inside one layer: this format does not say which."
-        )
+    if not problems:
+        return matches, []
+    told = "; ".join(f"`{name}`: expected {problems[name]}" for name in sorted(problems))
+    error = LoadError(
+        f"Cannot load the weights of {listed(problems)} from `{old.filepath}`.\n"
+        f"Received: {told}.\n"
+        "Load the file into the model that was saved. Where fewer are stored than expected, "
+        "some may have been tied inside one layer: this format does not say which."
+    )
+    if not skip_mismatch:
+        raise error
+    return [one for one in matches if not one.problem()], [error]
 
 
 def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile) -> Record:
@@ -153,7 +132,7 @@ def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: Weig
     """
     stored: dict[int, Weight] = {}
     aliases = {}
-    for variable, weight in _pairs(matches):
+    for variable, weight in (pair for match in matches for pair in match.pairs):
         first = stored.setdefault(id(variable), weight)
         if first is not weight:
             aliases[weight.dataset_path] = first.dataset_path
@@ -171,18 +150,6 @@ def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: Weig
     return fitted(lists, walk)
 
 
-def _pairs(matches: Iterable[Match]) -> Iterator[tuple[Any, Weight]]:
-    for match in matches:
-        yield from match.pairs
-
-
-def with_optimizer(record: Record, old: OldLayout, optimizer: Any) -> Record:
-    """Adds to a record whether the optimizer, which is not built yet, was built when saved."""
-    if len(old.optimizer) > len(optimizer.variables):
-        return record  # for what is trainable
-    return dataclasses.replace(record, optimizer_variables={"optimizer": None})
-
-
 def _reordered(
     walk: Walk, old: OldLayout, stored: Mapping[Place, Weight]
 ) -> Iterator[tuple[str, LayerState]]:
@@ -197,13 +164,11 @@ def _reordered(
     for place, position in saved_at.items():
         listed_at[place.inner_path].append(position)
     for inner_path, state in walk.layer_states.items():
-        places = [Place(inner_path, held.attribute) for held in state.variables]
-        order = sorted(saved_at[place] for place in places if place in saved_at)
-        if len(order) == len(places) and listed_at[inner_path] != order:
-            by_order = sorted(
-                state.variables, key=lambda v: saved_at[Place(inner_path, v.attribute)]
-            )
-            yield inner_path, dataclasses.replace(state, variables=tuple(by_order))
+        places = {held: Place(inner_path, held.attribute) for held in state.variables}
+        order = {held: saved_at[place] for held, place in places.items() if place in saved_at}
+        if len(order) == len(places) and listed_at[inner_path] != sorted(order.values()):
+            by_order = tuple(sorted(order, key=order.__getitem__))
+            yield inner_path, dataclasses.replace(state, variables=by_order)
 
 
 def _ties(

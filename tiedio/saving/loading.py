@@ -6,28 +6,42 @@ fit        of a model that exists: what it keeps, and all that can be known to f
 retie      sharing, order and flags; a model that was built for this is compiled after it
 read       values; then `resume`: optimizers are built, and read, for what is shared by then
 finish     what failed, and functions that were compiled for other variables
+
+`capture` mirrors `read`: variables and assets of each saveable in the order of the walk, then
+what Keras itself does not store.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-from tiedio.errors import FileFormatError, NoModelError
+from tiedio.errors import (
+    FileFormatError,
+    LoadError,
+    NoModelError,
+    TiedioError,
+    first_line,
+    listed,
+)
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
-from tiedio.formats.hdf5_reader import damaged
+from tiedio.formats.hdf5_reader import Store, damaged
 from tiedio.model import renewal
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
-from tiedio.saving import fitting, inference, keras2_record, retying
+from tiedio.saving import fitting, inference, keras2_record, optimizers, retying
 from tiedio.saving.configs import Config
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.keras2_config import OldConfig
-from tiedio.saving.optimizers import match_optimizers
-from tiedio.saving.restoration import Restoration, make_room, nothing_stored
+
+# Bytes that any tensor may have, however small the model's are.
+_ROOM = 1 << 20
 
 
 class Loading:
@@ -59,19 +73,20 @@ class Loading:
         self._deferral = deferral
         self._strict = strict
         self._skipped = skipped
+        self._exists = False
         self._written: Record | None = None
         self._record = Record()
-        self._exists = False
-        self._unreadable: FileFormatError | None = None
+        self._walk = Walk(())
+        self._assets: Path | None = None
         self._unresumable: set[str] = set()
-        self._latest: Walk | None = None  # none once it is untrue
+        self._failed: dict[str, Exception] = {}
+        self._unreadable: FileFormatError | None = None
+        self._unresumed: list[LoadError] = []
 
-    @property
-    def _walk(self) -> Walk:
-        """The saveables that are to be loaded, as they are now."""
-        if self._latest is None:
-            self._latest = self._located(self._skipped)
-        return self._latest
+    def _look(self) -> Walk:
+        """Walks over the saveables that are to be loaded, as they are now."""
+        self._walk = self._located(self._skipped)
+        return self._walk
 
     @property
     def _everything(self) -> Walk:
@@ -81,10 +96,6 @@ class Loading:
     def _located(self, skipped: Iterable[Any]) -> Walk:
         found = walk(self.model, skipped)
         return found if self._source.is_by_position else inference.located(found, self._weights)
-
-    def _again(self) -> Walk:
-        self._latest = None
-        return self._walk
 
     def report(self, error: Exception | None) -> None:
         """Raises, or with `strict=False` notes, that something cannot be restored."""
@@ -101,23 +112,25 @@ class Loading:
         except NoModelError:
             self._weights.check_sizes()  # Keras, which may be asked next, does not
             raise
-        make_room(self._weights, self.model)
 
     def into(self, model: keras.Model) -> None:
         """Takes a model that exists."""
         self.model = model
         self._exists = True
-        make_room(self._weights, model)
 
     def describe(
-        self, written: Record | None, matches: Sequence[keras2_record.Match] | None = None
+        self, written: Record | None, by_name: bool = False, skip_mismatch: bool = False
     ) -> None:
         """Finds out what the file says of this model.
 
         Args:
             written: The record in the file, if it has one.
-            matches: What is for which layer, if that is not told by order.
+            by_name: Whether layers are found by their names, where a file has them in an order.
+            skip_mismatch: Whether to leave out those that do not fit there.
         """
+        largest = max((math.prod(variable.shape) for variable in self.model.variables), default=0)
+        self._weights.room = _ROOM + 8 * largest
+        found = self._look()
         self._written = written
         if written and self._weights.digests:  # the file is to be verified
             try:
@@ -129,14 +142,11 @@ class Loading:
                     raise error
         old = self._source.old_layout
         if old is None:
-            self._record = inference.of_model(written, self._walk, self._weights)
-        else:
-            if matches is None:
-                matches, _ = keras2_record.fitting(self.model, old)
-            self._record = keras2_record.recorded(self._walk, old, matches, self._weights)
-            if self._exists:
-                # Its optimizer is left alone, and may know variables by their order.
-                self._record = dataclasses.replace(self._record, layers={})
+            self._record = inference.of_model(written, found, self._weights)
+            return
+        matches, left_out = keras2_record.fitting(self.model, old, by_name, skip_mismatch)
+        self.warnings += map(str, left_out)
+        self._record = keras2_record.recorded(found, old, matches, self._weights)
 
     def fit(self) -> None:
         """Fits the record to a model that exists, and checks it; nothing is changed."""
@@ -156,7 +166,9 @@ class Loading:
             raise error
         if self._written:
             self.report(inference.unrecorded_links(self._walk, weights, self._record))
-        unresumable = fitting.find_unresumable(self._record, weights, self._walk, self._everything)
+        unresumable = optimizers.find_unresumable(
+            self._record, weights, self._walk, self._everything
+        )
         for error in unresumable.values():
             self.report(error)
         self._unresumable = set(unresumable)
@@ -174,30 +186,60 @@ class Loading:
     def retie(self) -> None:
         """Restores what layers share."""
         retied = retying.retie(
-            self._walk,
-            self._again,
-            self._record,
-            weights=self._weights,
-            deferral=self._deferral,
-            in_use=self._exists,
+            self._walk, self._look, self._record, weights=self._weights, in_use=self._exists
         )
-        self._latest = None
+        self._deferral.forget(retied.replaced)
         self.warnings += retied.warnings
         if not self._exists:  # `fit` has told what does not fit, but for what only LoRA has
             self.report(retied.error)
 
     def read(self, assets: Path | None = None) -> None:
-        """Reads the state of all but optimizers into place.
+        """Reads the state of all but optimizers into place; every variable has a value then.
 
         Args:
-            assets: Folder with the assets; `None` to leave them as they are.
+            assets: Folder with the assets, which need not exist; `None` to leave them as they are.
         """
-        known = self._record if self._written or self._source.is_by_position else None
+        found, record = self._look(), self._record
         if not self._exists:
-            self._check_values(self._record)
-            self.report(nothing_stored(self._walk, known, self._source))
-        self._restoration = Restoration(self._source, assets, known, self._deferral)
-        self._restoration.read(self._walk)
+            self._check_values(record)
+            self.report(fitting.nothing_stored(found, record, self._source))
+        self._assets = assets
+        by_record = fitting.read_by_record(record)
+        for visit in found.parts:
+            with self._noting(found.label(visit.inner_path)):
+                if not self._source.is_by_position and visit.inner_path not in by_record:
+                    self._load(visit, self._weights.store(visit.inner_path))
+                self._load_assets(visit)
+        self._assign_exact_values()
+        self._deferral.finish()
+        if self._source.is_by_position:  # whose layers have not loaded themselves
+            for layer in found.layers.values():
+                if hasattr(layer, "finalize_state") and layer.weights:
+                    layer.finalize_state()
+        for random_state in record.random_states:
+            place = random_state.places[0]
+            if place in found.generators:
+                with self._noting(str(found.place(place.inner_path, place.attribute))):
+                    found.generators[place].item.state.assign(np.array(random_state.state))
+
+    def _assign_exact_values(self) -> None:
+        """Reads the variables of which their layer stores another value, or none."""
+        found, record = self._walk, self._record
+        incomplete = fitting.find_incomplete(record, found.places)
+        stored = (
+            {place for place in found.stored_places if place.inner_path in incomplete}
+            if incomplete
+            else ()
+        )
+        assigned = set()
+        for place in record.exact_values:
+            held = found.places.get(place)
+            if held is None or not place.dataset_path or place in stored:
+                continue
+            if id(held.item) not in assigned:  # a shared one has equal values at all of its places
+                assigned.add(id(held.item))
+                with self._noting(str(found.place(place.inner_path, place.attribute))):
+                    held.item.assign(self._weights.read_once(place.dataset_path))
 
     def resume(self, compiled: bool = True) -> None:
         """Builds optimizers for the variables that are shared by now, and reads their state.
@@ -205,33 +247,87 @@ class Loading:
         Args:
             compiled: Whether the model is compiled; it needs no optimizer if not.
         """
-        source, record = self._source, self._record
-        if source.old_layout is not None:
-            if self._exists or not compiled:  # Keras leaves the optimizer alone there
-                return
-            record = keras2_record.with_optimizer(record, source.old_layout, self.model.optimizer)
-        if not self._exists or record.optimizer_variables or len(source.store("optimizer")):
-            replaced, error = match_optimizers(
-                self._walk, record, self._deferral, self._everything if self._exists else None
+        source, old = self._source, self._source.old_layout
+        if old is None:
+            trained = self._record.optimizer_variables or len(source.store("optimizer"))
+            is_trained = not self._exists or trained
+        elif self._exists or not compiled:  # Keras leaves the optimizer alone there
+            return
+        else:
+            is_trained = len(old.optimizer) > len(self.model.optimizer.variables)
+        if is_trained:
+            replaced, error = optimizers.match_optimizers(
+                self._walk, self._record, self._deferral, self._everything if self._exists else None
             )
             self.report(error if compiled and not self._exists else None)
             if replaced:
-                self._latest = None
-        self._restoration.resume(filter(self._is_resumed, self._walk.optimizer_parts))
+                self._look()
+        for visit in self._walk.optimizer_parts:
+            with self._noting(visit.inner_path):
+                self._resume(visit)
+        self._deferral.finish()
 
-    def _is_resumed(self, visit: Visit) -> bool:
-        stored = len(self._source.store(visit.inner_path)) > 0
-        if self._source.is_by_position:  # which lists what is inside an optimizer as its own
-            return stored and visit.inner_path in self._walk.optimizers
-        left = tuple(f"{path}/" for path in self._unresumable)
-        return not self._exists or (stored and not f"{visit.inner_path}/".startswith(left))
+    def _resume(self, visit: Visit) -> None:
+        path, store = visit.inner_path, self._source.store(visit.inner_path)
+        by_position = self._source.is_by_position
+        starts_anew = self._record.optimizer_variables.get(path, ()) is None
+        left = tuple(f"{inner_path}/" for inner_path in self._unresumable)
+        if f"{path}/".startswith(left) or (
+            not len(store) and (self._exists or by_position or starts_anew)
+        ):
+            return
+        error = None
+        if self._written or by_position:
+            error = optimizers.slots_error(path, visit.saveable, store, by_position)
+        if error:
+            self._unresumed.append(error)
+        else:
+            self._load(visit, store)
+        self._load_assets(visit)
+
+    def _load(self, visit: Visit, store: Store) -> None:
+        if hasattr(visit.saveable, "load_own_variables"):
+            self._deferral.load(visit.saveable, store)
+
+    def _load_assets(self, visit: Visit) -> None:
+        if hasattr(visit.saveable, "load_assets") and self._assets and self._assets.exists():
+            folder = self._assets / visit.inner_path
+            visit.saveable.load_assets(str(folder) if folder.exists() else None)
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """Notes what fails inside, as there may be more."""
+        try:
+            yield
+        except FileFormatError as error:  # a damaged tensor
+            self._unreadable = self._unreadable or error
+        except TiedioError:
+            raise
+        except Exception as error:  # the code of layers may raise anything
+            self._failed[name] = error
 
     def finish(self) -> None:
-        """Tells what failed, and renews what was compiled for other variables."""
-        for error in self._restoration.failures():
+        """Tells what failed, and renews what was compiled for other variables.
+
+        Raises:
+            FileFormatError: If tensors are damaged; all are named.
+        """
+        if self._weights.damaged or self._unreadable:
+            names = self._weights.find_damaged()
+            if self._unreadable and len(names) < 2:
+                raise self._unreadable
+            raise damaged(self._weights.filepath, names, "others") from self._unreadable
+        if self._failed:
+            first, cause = next(iter(self._failed.items()))
+            error = LoadError(
+                f"Cannot load the state of {listed(self._failed)}.\n"
+                f"Received, for `{first}`: {first_line(cause)}\n"
+                "Load the file with the same classes, in the version it was saved with."
+            )
+            error.__cause__ = cause
             self.report(error)
-        if self._unreadable:
-            raise self._unreadable
+        for error in self._unresumed:
+            self.report(error)
         if self._written and not self._exists:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()

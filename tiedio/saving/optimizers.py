@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import LoadError, listed
+from tiedio.errors import LoadError, first_line, listed
+from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.model import renewal
 from tiedio.model.walk import Walk
 from tiedio.record.record import Record
@@ -81,3 +82,105 @@ def built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> A
         return attempt
 
     return deferral.build(build) if trained else fresh[0]
+
+
+def find_unresumable(
+    record: Record,
+    weights: WeightsFile,
+    walk: Walk,
+    everything: Walk,
+) -> dict[str, LoadError | None]:
+    """Finds the optimizers that cannot go on as the file says; nothing is changed.
+
+    Args:
+        record: What to restore, as from `fitted`.
+        weights: The file.
+        walk: The saveables to be loaded.
+        everything: All saveables of the model.
+
+    Returns:
+        An error for each; `None` for one that was not built when saved, and is now: the file
+        says nothing of how it goes on.
+    """
+    found: dict[str, LoadError | None] = {}
+    places = everything.places
+    by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
+    owner_of = {
+        id(places[place].item): id(places[group.owner].item)
+        for group in record.tie_groups
+        for place in group.places
+        if place in places and group.owner in places
+    }
+    for inner_path, optimizer in walk.optimizers.items():
+        store = weights.store(inner_path)
+        trained = record.optimizer_variables.get(inner_path)
+        if trained is None and inner_path in record.optimizer_variables and optimizer.built:
+            found[inner_path] = None
+        if trained is None or not len(store) or renewal.keeps_to_itself(optimizer, trained):
+            continue
+        known = [places[place].item for place in trained if place in places]
+        ids = {owner_of.get(id(v), id(v)) for v in known}
+        holder, _, attribute = inner_path.rpartition("/")
+        trainable = []
+        if attribute == "optimizer" and renewal.compiles_as_keras(by_path[holder]):
+            trainable = by_path[holder].trainable_variables
+        left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
+        if left:
+            found[inner_path] = LoadError(
+                f"Cannot resume `{inner_path}`: in the file it does not train {listed(left)}.\n"
+                f"Expected: it to train {len(trainable)} variables. Received: {len(known)}.\n"
+                "Freeze what was frozen, or leave the optimizer out, with "
+                "`objects_to_skip=[model.optimizer]` or `strict=False`."
+            )
+        elif error := _slots_error(inner_path, optimizer, known, store):
+            found[inner_path] = error
+    return found
+
+
+def _slots_error(
+    inner_path: str, optimizer: Any, known: list[Any], store: Store
+) -> LoadError | None:
+    built = optimizer
+    if list(map(id, renewal.optimizer_variables(optimizer) or [])) != list(map(id, known)):
+        try:
+            # Its variables never get values: only their shapes are asked for.
+            another = renewal.renewed_optimizer(optimizer)
+            built = built_optimizer(another, known, Deferral(0))
+        except Exception as error:  # the code of optimizers may raise anything
+            return LoadError(
+                f"Cannot resume `{inner_path}`: {first_line(error)}\n"
+                "Expected: an optimizer that can be made anew from its config. "
+                f"Received: {type(error).__name__}.\n"
+                "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
+            )
+    return slots_error(inner_path, built, store)
+
+
+def slots_error(
+    inner_path: str, saveable: Any, store: Store, is_by_position: bool = False
+) -> LoadError | None:
+    """Compares what an optimizer holds with what is stored, before any of it is changed.
+
+    Args:
+        inner_path: Where the optimizer is.
+        saveable: The optimizer; anything else has no slots.
+        store: What is stored for it.
+        is_by_position: Whether the file lists what it stores, as Keras 2 does.
+    """
+    if not isinstance(saveable, keras.optimizers.Optimizer):
+        return None
+    expected = [tuple(variable.shape) for variable in saveable.variables]
+    received = store.shapes()
+    if received == expected:
+        return None
+    advice = "Load the file in the version it was saved with, or pass `strict=False`."
+    if is_by_position:
+        advice = (
+            "The model may have had ties or flags that this format does not keep: pass "
+            "`strict=False` to start the optimizer anew, or `compile=False`."
+        )
+    return LoadError(
+        f"Cannot resume `{inner_path}`: its variables are not those of the file.\n"
+        f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "
+        f"Received: {len(received)} of shapes {sorted(set(received))}.\n{advice}"
+    )

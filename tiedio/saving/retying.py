@@ -29,7 +29,6 @@ from tiedio.model.walk import Walk, walk
 from tiedio.record.record import HeldVariable, Record
 from tiedio.record.ties import Place, shown
 from tiedio.saving.capture import listed_only
-from tiedio.saving.deferral import Deferral
 
 # What does not fit, by the layer or the place that it is about.
 Problems = dict[str, str]
@@ -42,10 +41,12 @@ class Retied:
     Attributes:
         error: Names all that does not fit the model, and was left as it is.
         warnings: What the model lost by it.
+        replaced: The variables that nothing in it holds any more.
     """
 
     error: RecordError | None
     warnings: list[str]
+    replaced: list[Any]
 
 
 def retie(
@@ -54,8 +55,7 @@ def retie(
     record: Record,
     *,
     weights: WeightsFile,
-    deferral: Deferral,
-    in_use: bool = False,
+    in_use: bool,
 ) -> Retied:
     """Restores what layers of a model have in common.
 
@@ -64,12 +64,12 @@ def retie(
         again: Walks over them again.
         record: What to restore.
         weights: The file.
-        deferral: The variables of the model that have no value yet.
         in_use: Whether it may be compiled, or its layers be those of other models; not so if
             it was just built.
     """
-    replaced_layers, unshared = _share_layers(found, record.shared_layers, weights)
-    if replaced_layers:
+    before = found
+    shares_anew, unshared = _share_layers(found, record.shared_layers, weights)
+    if shares_anew:
         found = again()
     problems = unshared | find_problems(found, record)
     _share_generators(found, record)
@@ -93,16 +93,18 @@ def retie(
         found = Walk(found.visits)
     problems = _restore_layers(found, record, weights) | problems
     found = Walk(found.visits)
-    for path in _missing_slots(found, record):
-        problems.setdefault(path, "no such variable")
+    for trained in record.optimizer_variables.values():
+        for place in trained or ():
+            if place not in found.places:
+                problems.setdefault(name_of(place, found, record), "no such variable")
     for group in record.tie_groups:
         known = [place for place in group.places if place in found.places]
         if known:
             tie_memory.remember((found.places[place].layer, place.attribute) for place in known)
-    replaced = [variable for layer in replaced_layers for variable in layer.variables]
-    replaced += [one.old for one in substitutions]
-    deferral.forget(variable for variable in replaced if id(variable) not in found.places_of)
-    return Retied(error_of(problems), warnings)
+    replaced = [
+        held.item for held in before.places.values() if id(held.item) not in found.places_of
+    ]
+    return Retied(error_of(problems), warnings, replaced)
 
 
 def error_of(problems: Problems) -> RecordError | None:
@@ -138,8 +140,8 @@ def name_of(place: Place, walk: Walk, record: Record) -> str:
 
 def _share_layers(
     model: Walk, shared_layers: Sequence[Sequence[str]], weights: WeightsFile
-) -> tuple[list[keras.Layer], Problems]:
-    """Makes one object of the layers that the record shares; lists those that were replaced."""
+) -> tuple[bool, Problems]:
+    """Makes one object of the layers that the record shares; whether any were two."""
     problems: Problems = {}
     by_path = {
         path: layer
@@ -147,7 +149,7 @@ def _share_layers(
         for path in visit.inner_paths
         if isinstance(layer := visit.saveable, keras.Layer)
     }
-    replaced: list[keras.Layer] = []
+    shares_anew = False
     for first, *others in shared_layers:
         new = by_path.get(first)
         for inner_path in others:
@@ -167,8 +169,8 @@ def _share_layers(
                 )
             else:
                 substitute_layer(old, new, model.layers.values())
-                replaced.append(old)
-    return replaced, problems
+                shares_anew = True
+    return shares_anew, problems
 
 
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
@@ -328,16 +330,6 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
         variables = (*saved.variables, *_unrecorded(walk, record, inner_path, tied))
         restore_layer(layer, dataclasses.replace(saved, variables=variables), named)
     return problems
-
-
-def _missing_slots(walk: Walk, record: Record) -> set[str]:
-    """Names the places that an optimizer of the record trains, and the model lacks."""
-    return {
-        name_of(place, walk, record)
-        for trained in record.optimizer_variables.values()
-        for place in trained or ()
-        if place not in walk.places
-    }
 
 
 def disagreement(walk: Walk, record: Record, weights: WeightsFile) -> FileFormatError | None:

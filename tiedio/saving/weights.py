@@ -9,7 +9,6 @@ from tiedio.errors import LoadError, SaveError, warn
 from tiedio.formats import table
 from tiedio.formats.content import Content, Opened
 from tiedio.model.walk import walk
-from tiedio.saving import keras2_record
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
@@ -159,14 +158,7 @@ def load_tied_weights(
         loading = Loading(source, deferral, strict=strict and not skip_mismatch, skipped=skipped)
         loading.into(model)
         _check_options(source, by_name, skipped)
-        record = source.read_record(verify)
-        matches = None
-        if source.old_layout is not None:
-            matches, left_out = keras2_record.fitting(
-                model, source.old_layout, by_name, skip_mismatch
-            )
-            loading.warnings += map(str, left_out)
-        loading.describe(record, matches)
+        loading.describe(source.read_record(verify), by_name, skip_mismatch)
         loading.fit()
         loading.retie()
         loading.read()
