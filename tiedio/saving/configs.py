@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -58,27 +58,29 @@ def write(model: keras.Model) -> dict[str, Any]:
 
 def uncompiled(config: Any) -> Any:
     """Copies a config without how the model, and models in it, were compiled."""
-    if isinstance(config, list):
-        return [uncompiled(item) for item in config]
+    return _copied(config, lambda part: {k: v for k, v in part.items() if k != "compile_config"})
+
+
+def _copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Copies a config, each object in it, from the innermost on, as `changed` makes it."""
+    if isinstance(config, (list, tuple)):
+        return [_copied(item, changed) for item in config]
     if isinstance(config, dict):
-        return {k: uncompiled(item) for k, item in config.items() if k != "compile_config"}
+        return changed({key: _copied(value, changed) for key, value in config.items()})
     return config
 
 
 @contextlib.contextmanager
 def reading(
-    config: dict[str, Any],
-    path: str,
-    custom_objects: Mapping[str, Any] | None,
-    safe_mode: bool,
-) -> Iterator["Config"]:
-    """Opens the scopes in which Keras reads the config of the file `path`."""
+    custom_objects: Mapping[str, Any] | None, safe_mode: bool
+) -> Iterator[contextlib.ExitStack]:
+    """Opens the scopes in which Keras reads a config; yields what closes more of them."""
     with (
-        contextlib.ExitStack() as sharing,
+        contextlib.ExitStack() as scopes,
         SafeModeScope(safe_mode),
         custom_object_scope(custom_objects),
     ):
-        yield Config(config, path, sharing)
+        yield scopes
 
 
 class Config:
@@ -87,17 +89,17 @@ class Config:
     Args:
         config: The config.
         path: The file, for messages.
-        sharing: Closes the scope of shared objects.
+        scopes: Closes the scope of shared objects, as from `reading`.
     """
 
-    def __init__(self, config: dict[str, Any], path: str, sharing: contextlib.ExitStack):
+    def __init__(self, config: dict[str, Any], path: str, scopes: contextlib.ExitStack):
         self._config = config
         self._path = path
-        self._sharing = sharing
+        self._scopes = scopes
 
     def _for_this_keras(self) -> dict[str, Any]:
         config = public_names.with_public_names(self._config)
-        return _without_marks(without_unknown(config))
+        return _without_marks(_copied(config, _without_unknown))
 
     def problem(self) -> LoadError | None:
         """The error for what this Keras computes otherwise than the one that saved it."""
@@ -108,7 +110,7 @@ class Config:
 
         def build() -> Any:
             # A second attempt shares nothing with the first.
-            self._sharing.enter_context(ObjectSharingScope())
+            self._scopes.enter_context(ObjectSharingScope())
             config = self._for_this_keras()
             return keras.saving.deserialize_keras_object({**config, "compile_config": None})
 
@@ -194,25 +196,17 @@ def _without_marks(config: Any) -> Any:
     """
     marked = collections.Counter()
 
-    def copied(part: Any) -> Any:
-        if isinstance(part, (list, tuple)):
-            return [copied(item) for item in part]
-        if not isinstance(part, dict):
-            return part
+    def counted(part: dict[str, Any]) -> dict[str, Any]:
         marked.update(mark for mark in map(_mark, _graph_layers(part)) if mark is not None)
-        return {key: copied(value) for key, value in part.items()}
+        return part
 
-    def clean(part: Any) -> None:
-        for item in part.values() if isinstance(part, dict) else part:
-            if isinstance(item, (list, dict)):
-                clean(item)
+    def cleaned(part: dict[str, Any]) -> dict[str, Any]:
         for layer in _graph_layers(part):
             if marked[_mark(layer)] > 1:
                 layer.pop(_MARK, None)
+        return part
 
-    config = copied(config)
-    clean(config)
-    return config
+    return _copied(_copied(config, counted), cleaned)
 
 
 def _graph_layers(config: Any) -> list[dict[str, Any]]:
@@ -256,31 +250,21 @@ def _is_of_keras(part: dict[str, Any], name: str) -> bool:
     return name.startswith("__") or any(hasattr(getattr(keras, area), name) for area in _AREAS)
 
 
-def without_unknown(config: Any) -> Any:
-    """Copies a config without the unused arguments that classes of this Keras do not know."""
-    if isinstance(config, (list, tuple)):
-        return [without_unknown(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    copied = {key: without_unknown(value) for key, value in config.items()}
-    arguments = copied.get("config")
-    known = _arguments_of(copied.get("module"), copied.get("class_name"))
-    if known and isinstance(arguments, dict):
-        copied["config"] = {
-            name: value for name, value in arguments.items() if value is not None or name in known
-        }
-    return copied
-
-
-def _arguments_of(module: Any, name: Any) -> frozenset[str]:
-    """Names what a class of Keras can be made with; none if it is no such class."""
-    if not (isinstance(module, str) and isinstance(name, str)):
-        return frozenset()
-    return _known_arguments(module, name) if module.split(".")[0] == "keras" else frozenset()
+def _without_unknown(part: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the unused arguments that a class of this Keras does not know."""
+    arguments, module, name = (part.get(key) for key in ("config", "module", "class_name"))
+    if not (isinstance(arguments, dict) and isinstance(module, str) and isinstance(name, str)):
+        return part
+    known = _known_arguments(module, name) if module.split(".")[0] == "keras" else None
+    if not known:
+        return part
+    used = {key: value for key, value in arguments.items() if value is not None or key in known}
+    return {**part, "config": used}
 
 
 @functools.cache
 def _known_arguments(module: str, name: str) -> frozenset[str]:
+    """Names what a class of Keras can be made with; none if it is no such class."""
     # Only what is imported already: a file imports nothing.
     kind = getattr(sys.modules.get(module), name, None)
     if not (isinstance(kind, type) and kind.__module__.startswith("keras.")):

@@ -1,8 +1,6 @@
 """Turn a config in the layout of Keras 2 into a model, and into how it is compiled."""
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -11,27 +9,12 @@ from tiedio.errors import LoadError
 from tiedio.formats.content import OldLayout
 from tiedio.keras_versions import public_names
 from tiedio.model import renewal
-from tiedio.model.keras_internals import (
-    SafeModeScope,
-    custom_object_scope,
-    json_utils,
-    keras_option_scope,
-    saving_utils,
-)
+from tiedio.model.keras_internals import json_utils, keras_option_scope, saving_utils
 from tiedio.saving import configs
 from tiedio.saving.deferral import Deferral
 
 # What Keras writes of `compile`, and does not read back.
 _HOW_IT_RUNS = ("run_eagerly", "steps_per_execution", "jit_compile")
-
-
-@contextlib.contextmanager
-def reading(
-    old: OldLayout, custom_objects: Mapping[str, Any] | None, safe_mode: bool
-) -> Iterator["OldConfig"]:
-    """Opens the scopes in which Keras reads the config of a file in this layout."""
-    with SafeModeScope(safe_mode), custom_object_scope(custom_objects):
-        yield OldConfig(old)
 
 
 class OldConfig:

@@ -174,8 +174,9 @@ def load_tied(
         record = source.read_record(verify)
         with (
             Deferral(source.weights.size) as deferral,
-            _config(source, custom_objects, safe_mode) as config,
+            configs.reading(custom_objects, safe_mode) as scopes,
         ):
+            config = _config(source, scopes)
             loading = Loading(source, deferral, strict=strict)
             loading.build(config)
             loading.describe(record)
@@ -191,13 +192,13 @@ def load_tied(
 
 
 def _config(
-    source: Opened, custom_objects: Mapping[str, Any] | None, safe_mode: bool
-) -> contextlib.AbstractContextManager[configs.Config | keras2_config.OldConfig]:
-    """Opens the scopes in which Keras reads the config of a file."""
+    source: Opened, scopes: contextlib.ExitStack
+) -> configs.Config | keras2_config.OldConfig:
+    """Returns the config of a file, which is read in these scopes."""
     if source.old_layout is not None and source.old_layout.model_config:
-        return keras2_config.reading(source.old_layout, custom_objects, safe_mode)
+        return keras2_config.OldConfig(source.old_layout)
     if source.config is not None:
-        return configs.reading(source.config, source.filepath, custom_objects, safe_mode)
+        return configs.Config(source.config, source.filepath, scopes)
     raise FileFormatError(
         f"`{source.filepath}` holds the weights of a model only.\n"
         "Expected: a whole model. Received: no config.\n"
