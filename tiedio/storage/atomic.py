@@ -272,15 +272,11 @@ def _label(target: Path) -> str:
 
 def is_being_saved(filepath: Path) -> bool:
     """Whether there are partial files of `filepath`."""
-    return bool(_partials(Path(os.path.realpath(filepath))))
-
-
-def _partials(target: Path) -> list[Path]:
-    """Lists the partial files of `target`: of saves under way, or of some that were killed."""
-    return _beside(target, _SUFFIX)
+    return bool(_beside(Path(os.path.realpath(filepath)), _SUFFIX))
 
 
 def _beside(target: Path, suffix: str) -> list[Path]:
+    """Lists what saves to `target` have beside it: some are under way, others were killed."""
     name = re.compile(re.escape(_label(target)) + "[0-9a-f]{8}" + re.escape(suffix))
     try:
         return [target.with_name(n) for n in os.listdir(target.parent) if name.fullmatch(n)]
@@ -290,7 +286,7 @@ def _beside(target: Path, suffix: str) -> list[Path]:
 
 def _remove_leftovers(target: Path) -> None:
     """Removes the partial files of saves to `target` that were killed."""
-    for leftover in _partials(target):
+    for leftover in _beside(target, _SUFFIX):
         try:
             _remove_unless_locked(leftover)
             _log.debug("%s was left by a save that was killed: it is removed", leftover)

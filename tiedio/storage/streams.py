@@ -11,28 +11,35 @@ from typing import Any, BinaryIO
 _WORTH_A_THREAD = 1 << 18  # bytes
 
 
-class Sheet(io.RawIOBase):
-    """A file of pages; what was never written to reads as zeros."""
+class _Seeking(io.RawIOBase):
+    """What is read from any position on."""
 
-    PAGE = 4096
-
-    def __init__(self):
-        self.pages: dict[int, bytearray] = {}
+    def __init__(self, size: int = 0):
+        self.size = size
         self.position = 0
-        self.size = 0
 
     def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + (0, self.position, self.size)[whence]
+        self.position = max(0, offset + (0, self.position, self.size)[whence])
         return self.position
+
+
+class Sheet(_Seeking):
+    """A file of pages; what was never written to reads as zeros."""
+
+    PAGE = 4096
+
+    def __init__(self):
+        super().__init__()
+        self.pages: dict[int, bytearray] = {}
+
+    def writable(self) -> bool:
+        return True
 
     def truncate(self, size: int | None = None) -> int:
         self.size = self.position if size is None else size
@@ -137,33 +144,22 @@ class Onward(io.BufferedIOBase):
         return done
 
 
-class Window(io.RawIOBase):
+class Window(_Seeking):
     """A part of a file, read in place."""
 
     def __init__(self, file: Any, start: int, size: int):
+        super().__init__(size)
         self._file = file
         self._start = start
-        self.size = size
-        self._position = 0
         self._lock = threading.Lock()
         # Others may have a number too: that of the file that they unpack, say.
         raw = getattr(file, "raw", file)
         self._plain = hasattr(os, "preadv") and isinstance(raw, io.FileIO)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + (0, self._position, self.size)[whence])
-        return self._position
-
     def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer)[: max(0, self.size - self._position)]
-        self.read_at(wanted, self._position)
-        self._position += len(wanted)
+        wanted = memoryview(buffer)[: max(0, self.size - self.position)]
+        self.read_at(wanted, self.position)
+        self.position += len(wanted)
         return len(wanted)
 
     def read_at(self, buffer: memoryview, position: int) -> None:
