@@ -43,18 +43,16 @@ class AssertTied(keras.callbacks.Callback):
         self.ties = None if ties is None else tuple(ties)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._check(self.model)
+        model: Any = self.model
+        assert_tied(model, self.ties)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         model: Any = self.model
         try:
-            self._check(model)
+            assert_tied(model, self.ties)
         except TieError as error:
             model.stop_training = True
             warnings.warn(f"Training stopped. {error}", TiedioWarning, stacklevel=2)
-
-    def _check(self, model: Any) -> None:
-        assert_tied(model, self.ties)
 
 
 class _Routed(keras.callbacks.Callback):
