@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from tiedio.errors import TieError
 from tiedio.model.keras_internals import TRACKED, has_value, map_graph
 from tiedio.model.places import attributes_of
 from tiedio.record.record import LayerState
@@ -99,32 +98,6 @@ def _replaced(value: Any, old: Any, new: Any, entered: tuple[int, ...] = ()) -> 
             if replaced is not item:
                 value[key] = replaced
     return value
-
-
-def check_shapes(pairs: Iterable[tuple[str, Any, str, Any]]) -> None:
-    """Refuses to tie variables that differ.
-
-    Args:
-        pairs: Name and variable of each alias, then of its owner.
-
-    Raises:
-        TieError: If shapes or dtypes differ; every pair is named.
-    """
-    differing = [
-        (f"`{alias_name}` to `{owner_name}`", facts_of(alias), facts_of(owner))
-        for alias_name, alias, owner_name, owner in pairs
-        if facts_of(alias) != facts_of(owner)
-    ]
-    if differing:
-        differing.sort()
-        pairs_named, received, expected = (
-            ", ".join(column) for column in zip(*differing, strict=True)
-        )
-        raise TieError(
-            f"Cannot tie {pairs_named}: shapes or dtypes differ.\n"
-            f"Expected: {expected} (owner). Received: {received}.\n"
-            "Tie only variables of equal shape and dtype."
-        )
 
 
 def facts_of(variable: Any) -> str:

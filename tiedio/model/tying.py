@@ -9,6 +9,7 @@ import numpy as np
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
 from tiedio.model import renewal, substitution, tie_memory
 from tiedio.model.places import named_variables
+from tiedio.model.substitution import facts_of
 from tiedio.model.walk import Held, walk
 from tiedio.record.ties import Place, TieGroup, Ties
 
@@ -93,10 +94,19 @@ def tie(
             f"Expected: {listed(owned) or 'weights'} (owner). Received: {listed(own) or 'none'}.\n"
             "Tie layers of the same kind."
         )
-    substitution.check_shapes(
-        (f"{layer.name}/{name}", own[name].variable, f"{to.name}/{name}", owned[name].variable)
+    differing = sorted(
+        (f"`{layer.name}/{name}` to `{to.name}/{name}`", expected, received)
         for name in names
+        if (expected := facts_of(owned[name].variable))
+        != (received := facts_of(own[name].variable))
     )
+    if differing:
+        pairs, expected, received = (", ".join(column) for column in zip(*differing, strict=True))
+        raise TieError(
+            f"Cannot tie {pairs}: shapes or dtypes differ.\n"
+            f"Expected: {expected} (owner). Received: {received}.\n"
+            "Tie only variables of equal shape and dtype."
+        )
     substitutions = [
         substitution.Substitution(own[name].holder, own[name].variable, owned[name].variable)
         for name in names
@@ -252,7 +262,7 @@ def _broken(
 
 
 def _difference(received: Any, expected: Any) -> str:
-    facts = [substitution.facts_of(variable) for variable in (received, expected)]
+    facts = [facts_of(variable) for variable in (received, expected)]
     if facts[0] != facts[1]:
         return f"are {facts[0]} and {facts[1]}"
     a, b = (
