@@ -209,7 +209,7 @@ class Walk:
                 if variable is not None and id(variable) in attributes:
                     place = self.place(path, attributes[id(variable)])
                     dataset_path = f"{path}/vars/{name}".lstrip("/")
-                    found[dataclasses.replace(place, dataset_path=dataset_path)] = variable
+                    found[place.stored_at(dataset_path)] = variable
         return found
 
     @functools.cached_property

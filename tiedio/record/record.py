@@ -140,6 +140,11 @@ class Record:
         """What people call the layers, by inner_path."""
         return layer_labels({path: layer.name for path, layer in self.layers.items()})
 
+    @functools.cached_property
+    def owners(self) -> dict[Place, Place]:
+        """The owner of each place that is tied."""
+        return {place: group.owner for group in self.tie_groups for place in group.places}
+
     @property
     def is_complete(self) -> bool:
         """Whether it was made of a model, and not of a file alone."""
@@ -192,7 +197,7 @@ class Record:
 
     def _check_places(self) -> None:
         """Refuses places that stand where they could mean two things."""
-        owners = {place: group.owner for group in self.tie_groups for place in group.places}
+        owners = self.owners
         for what, places in (
             ("a tie group", [p for group in self.tie_groups for p in group.places]),
             ("an exact value", self.exact_values),

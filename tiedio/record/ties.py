@@ -47,6 +47,9 @@ class Place:
     def __str__(self) -> str:
         return self.name or f"{self.inner_path}/{self.attribute}".lstrip("/")
 
+    def stored_at(self, dataset_path: str | None) -> "Place":
+        return dataclasses.replace(self, dataset_path=dataset_path)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "inner_path": self.inner_path,

@@ -5,7 +5,6 @@ what Keras itself does not store.
 """
 
 import collections
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +61,7 @@ class _Capture:
         self._assets = assets
         self._path_of: dict[int, str] = {}  # of each variable, the first dataset_path
         self._stored: dict[tuple[str, int], str] = {}  # dataset_paths by inner_path and variable
-        self._exact_values: dict[Place, Place] = {}  # themselves, with their dataset_path
+        self._exact_values: list[Place] = []
 
     def add(self, visit: Visit) -> None:
         """Adds what one saveable stores, and its assets."""
@@ -112,8 +111,8 @@ class _Capture:
                 first = self._path_of.setdefault(id(variable), path)
                 if first == path:
                     self.layout.tensors[path] = _tensor(variable)
-                place = Place(inner_path, attribute, first)
-                self._exact_values[place] = place
+                self._stored.setdefault((inner_path, id(variable)), first)
+                self._exact_values.append(Place(inner_path, attribute, first))
 
     def record(self, optimizer_variables: dict[str, tuple[Place, ...] | None]) -> Record:
         """Returns the record; `optimizer_variables` is the part of it that is known already."""
@@ -132,15 +131,9 @@ class _Capture:
         )
 
     def _stored_group(self, group: TieGroup) -> TieGroup:
-        owner, *aliases = map(self._stored_place, group.places)
-        return dataclasses.replace(group, owner=owner, aliases=tuple(aliases))
-
-    def _stored_place(self, place: Place) -> Place:
-        variable = self._walk.places[place].item
-        dataset_path = self._stored.get((place.inner_path, id(variable)))
-        if dataset_path is None and place in self._exact_values:
-            return self._exact_values[place]
-        return dataclasses.replace(place, dataset_path=dataset_path)
+        variable = self._walk.places[group.owner].item
+        stored = (self._stored.get((place.inner_path, id(variable))) for place in group.places)
+        return group.at(list(map(Place.stored_at, group.places, stored)))
 
 
 def _random_states(walk: Walk) -> tuple[RandomState, ...]:

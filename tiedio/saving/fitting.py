@@ -1,11 +1,12 @@
 """Fit the record of a file to a model that exists already, and check it before anything changes.
 
 Such a model keeps its names and flags, and the ties that it has. Of the record it
-takes the sharing, and the order in which variables are stored.
+takes the sharing, and the order in which variables are stored. Where `fitted` has made
+the record of a file one of this model, it is checked against a walk over what is to be loaded.
 """
 
 import dataclasses
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
 from tiedio.errors import LoadError, listed
 from tiedio.formats.content import Opened
@@ -35,12 +36,10 @@ def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record
     groups += _ties_of_shared_layers(record, walk)
     groups += [group.at([stored.get(p, p) for p in group.places]) for group in walk.ties]
     groups = merged(group for group in groups if group.aliases)
+    tied = dataclasses.replace(record, tie_groups=tuple(groups))
     return dataclasses.replace(
-        record,
-        tie_groups=tuple(groups),
-        layers={
-            path: layer for path, layer in _layers(record, walk, groups) if path not in left_out
-        },
+        tied,
+        layers={path: layer for path, layer in _layers(record, walk, tied) if path not in left_out},
         shared_layers=(),
         exact_values=kept(record.exact_values),
         optimizer_variables={
@@ -68,16 +67,13 @@ def _ties_of_shared_layers(record: Record, walk: Walk) -> Iterator[TieGroup]:
             yield tie_group(place, known, variable)
 
 
-def _layers(
-    record: Record, walk: Walk, groups: Sequence[TieGroup]
-) -> Iterator[tuple[str, LayerState]]:
+def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, LayerState]]:
     """Yields the layers of a record as the model names and flags them, in the saved order."""
+    owners = tied.owners
     layers = walk.layer_states
     held = {
         Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
     }
-    owners = {place: group.owner for group in groups for place in group.places}
-    recorded = {place for group in record.tie_groups for place in group.places}
     for path, saved in record.layers.items():
         own = layers.get(path)
 
@@ -91,19 +87,13 @@ def _layers(
         listed = list(saved.variables)
         for one in own.variables if own else ():
             place = Place(path, one.attribute)
-            if one.attribute not in names and place in owners and place not in recorded:
+            if one.attribute not in names and place in owners and place not in record.owners:
                 listed.append(one)  # tied in the model only
         yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
 
 
 def check(record: Record, source: Opened, walk: Walk) -> Iterator[Exception]:
-    """Yields an error for all that does not fit, as far as can be told; nothing is changed.
-
-    Args:
-        record: What to restore, as from `fitted`.
-        source: The file.
-        walk: The saveables to be loaded.
-    """
+    """Yields an error for all that does not fit, as far as can be told; nothing is changed."""
     if error := nothing_stored(walk, record, source):
         yield error
     problems = retying.find_problems(walk, record)
@@ -115,13 +105,7 @@ def check(record: Record, source: Opened, walk: Walk) -> Iterator[Exception]:
 
 
 def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
-    """The error for variables that will be tied, and have different values in the file.
-
-    Args:
-        record: What to restore, as from `fitted`.
-        weights: The file.
-        walk: The saveables to be loaded.
-    """
+    """The error for variables that will be tied, and have different values in the file."""
     stored = {place: place.dataset_path for place in walk.stored_places}
     groups = [group.places for group in walk.ties]
     # Without LoRA, a merged kernel and its former alias are two values.
@@ -162,14 +146,13 @@ def _find_unfit_values(
     walk: Walk, record: Record, weights: WeightsFile
 ) -> Iterator[tuple[str, str]]:
     """Finds the exact values of the file that the model has no variable, or no room for."""
-    exact = [
+    exact = dict.fromkeys(
         place
         for place in record.exact_values
         if place.inner_path in walk.layers and not listed_only(place.attribute)
-    ]
+    )
     # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
-    lacking = [place for place in exact if place not in walk.places]
-    merged = {place.inner_path for place in walk.stored_places if place in exact} if lacking else ()
+    merged = {place.inner_path for place in walk.stored_places if place in exact}
     for place in exact:
         held = walk.places.get(place)
         if held is None:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 
@@ -19,12 +19,7 @@ def of_model(record: Record | None, walk: Walk, weights: WeightsFile) -> Record:
 
     A record that was made of a file alone knows variables by the number under which they are
     stored, and nothing of layers. What it does not say, hard links do, and what is stored
-    under another path only.
-
-    Args:
-        record: The record of the file, if it has one.
-        walk: A model that was built from the same code.
-        weights: The file.
+    under another path only. The model was built from the same code.
     """
     known = _by_attribute(record or Record(), walk)
     if known.is_complete:
@@ -98,8 +93,8 @@ def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> Record
     )
 
 
-def _find_linked(walk: Walk, weights: WeightsFile) -> tuple[TieGroup, ...]:
-    """Finds the variables that share a tensor in the file, and are separate in the model."""
+def _find_linked(walk: Walk, weights: WeightsFile) -> Iterator[TieGroup]:
+    """Yields the variables that share a tensor in the file, and are separate in the model."""
     paths = collections.defaultdict(set)
     for inner_path in walk.layers:
         group_path = f"{inner_path}/vars".lstrip("/")
@@ -108,17 +103,15 @@ def _find_linked(walk: Walk, weights: WeightsFile) -> tuple[TieGroup, ...]:
             paths[weights.address(dataset_path)].add(dataset_path)
     linked = {path: address for address, held in paths.items() if len(held) > 1 for path in held}
     if not linked:
-        return ()
+        return
     held_by = collections.defaultdict(list)
     for place, variable in walk.stored_places.items():
         if place.dataset_path in linked:
             held_by[linked[place.dataset_path]].append((place, variable))
-    groups = []
     for (owner, variable), *others in held_by.values():
         if any(other is not variable for _, other in others):
             aliases = (place for place, _ in others)
-            groups.append(tie_group(owner, aliases, variable))
-    return tuple(groups)
+            yield tie_group(owner, aliases, variable)
 
 
 def _find_shared_layers(walk: Walk, weights: WeightsFile) -> tuple[tuple[str, str], ...]:
@@ -130,7 +123,8 @@ def _find_shared_layers(walk: Walk, weights: WeightsFile) -> tuple[tuple[str, st
     twins = collections.defaultdict(list)
     empty = {}
     for inner_path, layer in walk.layers.items():
-        parts = [path for path in _parts(inner_path, walk.layers) if walk.named[path]]
+        below = f"{inner_path}/".lstrip("/")
+        parts = [p for p, held in walk.named.items() if held and f"{p}/".startswith(below)]
         if any(len(weights.store(path)) for path in parts):
             twins[type(layer), layer.name].append((inner_path, layer))
         elif parts:
@@ -145,12 +139,6 @@ def _find_shared_layers(walk: Walk, weights: WeightsFile) -> tuple[tuple[str, st
         if len(equal) == 1:
             found.append((equal[0], inner_path))
     return tuple(found)
-
-
-def _parts(inner_path: str, layers: Iterable[str]) -> Iterator[str]:
-    for path in layers:
-        if path == inner_path or path.startswith(f"{inner_path}/".lstrip("/")):
-            yield path
 
 
 def _config(layer: keras.Layer) -> str:

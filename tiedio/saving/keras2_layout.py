@@ -117,7 +117,8 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
     """
     found = walk(model)
     classes = {type(layer) for layer in found.layers.values()}
-    known = {name: one for one in classes for name in (one.__name__, _registered_name(one))}
+    known: dict[str, Any] = {one.__name__: one for one in classes}
+    known |= {keras.saving.get_registered_name(one): one for one in classes}
     seeds = random.getstate()  # from which layers without a seed draw one
     try:
         with SafeModeScope(False), custom_object_scope(known):
@@ -146,7 +147,3 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
     # A model that Keras builds only when it is called has none yet.
     unlisted = {id(v) for v in model.weights} - {id(v) for one in lists.values() for v in one}
     return None if unlisted else lists
-
-
-def _registered_name(kind: type) -> str:
-    return keras.saving.get_registered_name(kind)

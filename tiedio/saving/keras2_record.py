@@ -121,12 +121,6 @@ def fitting(
 def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile) -> Record:
     """Returns the record of a file: every variable is an exact value, where its layer lists it.
 
-    Args:
-        walk: The model.
-        old: What the file says.
-        matches: What of it is for which layer of the model.
-        weights: The file.
-
     Raises:
         LoadError: If the model ties what has several values in the file. All are named.
     """
@@ -143,8 +137,7 @@ def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: Weig
         tie_groups=tuple(_ties(walk, old, matches, weights)),
         layers=dict(_reordered(walk, old, exact_values)),
         exact_values=tuple(
-            dataclasses.replace(place, dataset_path=weight.dataset_path)
-            for place, weight in exact_values.items()
+            place.stored_at(weight.dataset_path) for place, weight in exact_values.items()
         ),
     )
     return fitted(lists, walk)
@@ -183,14 +176,14 @@ def _ties(
     own = collections.defaultdict(list)
     foreign = []
     first_at: dict[Any, Any] = {}
-    tied: list[tuple[Any, Any]] = []  # owner and alias
+    linked = []  # owner and alias
     for match in matches:
         for variable, weight in match.pairs:
             first = first_at.setdefault(weights.address(weight.dataset_path), variable)
             makers = set(_maker(weight).parts)
             around = _names_around(walk, walk.places_of[id(variable)][0])
             if first is not variable:  # a hard link: it is one tensor
-                tied.append((first, variable))
+                linked.append((first, variable))
             elif makers <= around or match.group in makers:
                 own[weight.name].append((weight, variable))
             else:
@@ -199,14 +192,22 @@ def _ties(
     def equal(weight: Weight, other: Weight) -> bool:
         return not weights.disagreements({weight.dataset_path: other.dataset_path})
 
+    shared = _layers_with_one_slot(walk, old, own)
+    tied = [
+        (owner, variable)
+        for (first, owner), *others in own.values()
+        for weight, variable in others
+        if _maker(weight) in shared and equal(weight, first)
+    ]
     for weight, variable in foreign:
         owners = [owner for made, owner in own[weight.name] if equal(weight, made)]
         if len(owners) == 1:
             tied.append((owners[0], variable))
-    shared = _layers_with_one_slot(walk, old, own)
-    for (first, owner), *others in own.values():
-        tied += [(owner, v) for w, v in others if _maker(w) in shared and equal(w, first)]
-    return _tie_groups(walk, tied)
+    # Links last: what is linked to a variable that is another's belongs to that one.
+    for owner, variable in tied + linked:
+        if owner is not variable:
+            place, *_ = walk.places_of[id(owner)]
+            yield tie_group(place, walk.places_of[id(variable)], owner)
 
 
 def _layers_with_one_slot(
@@ -229,17 +230,6 @@ def _layers_with_one_slot(
 def _maker(weight: Weight) -> PurePosixPath:
     """The path of the layer that made a variable."""
     return PurePosixPath(weight.name).parent
-
-
-def _tie_groups(walk: Walk, tied: Sequence[tuple[Any, Any]]) -> Iterator[TieGroup]:
-    # What is linked to a variable that is another's belongs to that one.
-    of = {id(variable): owner for owner, variable in tied}
-    tied = [(of.get(id(owner), owner), variable) for owner, variable in tied]
-    owners = {id(owner): owner for owner, variable in tied if owner is not variable}
-    for key, owner in owners.items():
-        aliases = {id(v): walk.places_of[id(v)] for o, v in tied if o is owner and v is not owner}
-        places_of_aliases = (place for held in aliases.values() for place in held)
-        yield tie_group(walk.places_of[key][0], places_of_aliases, owner)
 
 
 def _names_around(walk: Walk, place: Place) -> set[str]:

@@ -78,7 +78,7 @@ class Loading:
         self._record = Record()
         self._walk = Walk(())
         self._assets: Path | None = None
-        self._unresumable: set[str] = set()
+        self._unresumable: tuple[str, ...] = ()
         self._failed: dict[str, Exception] = {}
         self._unreadable: FileFormatError | None = None
         self._unresumed: list[LoadError] = []
@@ -171,7 +171,7 @@ class Loading:
         )
         for error in unresumable.values():
             self.report(error)
-        self._unresumable = set(unresumable)
+        self._unresumable = tuple(f"{path}/" for path in unresumable)
         trained = self._record.optimizer_variables.items()
         resumable = {path: places for path, places in trained if path not in unresumable}
         self._record = dataclasses.replace(self._record, optimizer_variables=resumable)
@@ -207,9 +207,8 @@ class Loading:
         by_record = fitting.read_by_record(record)
         for visit in found.parts:
             with self._noting(found.label(visit.inner_path)):
-                if not self._source.is_by_position and visit.inner_path not in by_record:
-                    self._load(visit, self._weights.store(visit.inner_path))
-                self._load_assets(visit)
+                is_read_later = self._source.is_by_position or visit.inner_path in by_record
+                self._load(visit, None if is_read_later else self._weights.store(visit.inner_path))
         self._assign_exact_values()
         self._deferral.finish()
         if self._source.is_by_position:  # whose layers have not loaded themselves
@@ -271,8 +270,7 @@ class Loading:
         path, store = visit.inner_path, self._source.store(visit.inner_path)
         by_position = self._source.is_by_position
         starts_anew = self._record.optimizer_variables.get(path, ()) is None
-        left = tuple(f"{inner_path}/" for inner_path in self._unresumable)
-        if f"{path}/".startswith(left) or (
+        if f"{path}/".startswith(self._unresumable) or (
             not len(store) and (self._exists or by_position or starts_anew)
         ):
             return
@@ -281,15 +279,12 @@ class Loading:
             error = optimizers.slots_error(path, visit.saveable, store, by_position)
         if error:
             self._unresumed.append(error)
-        else:
-            self._load(visit, store)
-        self._load_assets(visit)
+        self._load(visit, None if error else store)
 
-    def _load(self, visit: Visit, store: Store) -> None:
-        if hasattr(visit.saveable, "load_own_variables"):
+    def _load(self, visit: Visit, store: Store | None) -> None:
+        """Lets a saveable load what is stored for it, if that is asked for, and its assets."""
+        if store is not None and hasattr(visit.saveable, "load_own_variables"):
             self._deferral.load(visit.saveable, store)
-
-    def _load_assets(self, visit: Visit) -> None:
         if hasattr(visit.saveable, "load_assets") and self._assets and self._assets.exists():
             folder = self._assets / visit.inner_path
             visit.saveable.load_assets(str(folder) if folder.exists() else None)

@@ -1,4 +1,4 @@
-"""Let every optimizer of a model be built for the variables of the record, in its order."""
+"""Let every optimizer of a model be built for the variables of the record, or say why not."""
 
 from typing import Any
 
@@ -13,21 +13,12 @@ from tiedio.saving.deferral import Deferral
 
 
 def match_optimizers(
-    walk: Walk,
-    record: Record,
-    deferral: Deferral,
-    everything: Walk | None = None,
+    walk: Walk, record: Record, deferral: Deferral, everything: Walk | None = None
 ) -> tuple[bool, LoadError | None]:
     """Makes every optimizer be built for the variables it was built for when saved.
 
-    One that the record does not mention is built for what is trainable.
-
-    Args:
-        walk: The saveables of the model that are not left as they are.
-        record: What to restore.
-        deferral: The variables of the model that have no value yet.
-        everything: All of its saveables, if it was in use before. What was built for something
-            then, and is not in the record, stays as it is.
+    One that the record does not mention is built for what is trainable. If the model was in use
+    before, and `everything` of it is given, what was built for something then stays as it is.
 
     Returns:
         Whether an optimizer took the place of another, and an error that names those that the
@@ -85,18 +76,9 @@ def built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> A
 
 
 def find_unresumable(
-    record: Record,
-    weights: WeightsFile,
-    walk: Walk,
-    everything: Walk,
+    record: Record, weights: WeightsFile, walk: Walk, everything: Walk
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
-
-    Args:
-        record: What to restore, as from `fitted`.
-        weights: The file.
-        walk: The saveables to be loaded.
-        everything: All saveables of the model.
 
     Returns:
         An error for each; `None` for one that was not built when saved, and is now: the file
@@ -106,10 +88,9 @@ def find_unresumable(
     places = everything.places
     by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
     owner_of = {
-        id(places[place].item): id(places[group.owner].item)
-        for group in record.tie_groups
-        for place in group.places
-        if place in places and group.owner in places
+        id(places[place].item): id(places[owner].item)
+        for place, owner in record.owners.items()
+        if place in places and owner in places
     }
     for inner_path, optimizer in walk.optimizers.items():
         store = weights.store(inner_path)
@@ -140,12 +121,11 @@ def find_unresumable(
 def _slots_error(
     inner_path: str, optimizer: Any, known: list[Any], store: Store
 ) -> LoadError | None:
-    built = optimizer
     if list(map(id, renewal.optimizer_variables(optimizer) or [])) != list(map(id, known)):
         try:
             # Its variables never get values: only their shapes are asked for.
             another = renewal.renewed_optimizer(optimizer)
-            built = built_optimizer(another, known, Deferral(0))
+            optimizer = built_optimizer(another, known, Deferral(0))
         except Exception as error:  # the code of optimizers may raise anything
             return LoadError(
                 f"Cannot resume `{inner_path}`: {first_line(error)}\n"
@@ -153,21 +133,14 @@ def _slots_error(
                 f"Received: {type(error).__name__}.\n"
                 "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
             )
-    return slots_error(inner_path, built, store)
+    return slots_error(inner_path, optimizer, store)
 
 
 def slots_error(
     inner_path: str, saveable: Any, store: Store, is_by_position: bool = False
 ) -> LoadError | None:
-    """Compares what an optimizer holds with what is stored, before any of it is changed.
-
-    Args:
-        inner_path: Where the optimizer is.
-        saveable: The optimizer; anything else has no slots.
-        store: What is stored for it.
-        is_by_position: Whether the file lists what it stores, as Keras 2 does.
-    """
-    if not isinstance(saveable, keras.optimizers.Optimizer):
+    """Compares what an optimizer holds with what is stored, before any of it is changed."""
+    if not isinstance(saveable, keras.optimizers.Optimizer):  # which has no slots
         return None
     expected = [tuple(variable.shape) for variable in saveable.variables]
     received = store.shapes()

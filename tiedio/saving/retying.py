@@ -5,7 +5,7 @@ held one variable hold one again, and those that held two hold two.
 """
 
 import dataclasses
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,18 +13,8 @@ import numpy as np
 
 from tiedio.errors import FileFormatError, RecordError, listed
 from tiedio.formats.hdf5_reader import WeightsFile, damaged
-from tiedio.model import renewal, tie_memory
-from tiedio.model.substitution import (
-    Substitution,
-    adopt,
-    copy_of,
-    facts_of,
-    may_adopt,
-    restore_layer,
-    substitute,
-    substitute_layer,
-    variable_of,
-)
+from tiedio.model import renewal, substitution, tie_memory
+from tiedio.model.substitution import Substitution, facts_of
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import HeldVariable, Record
 from tiedio.record.ties import Place, shown
@@ -73,11 +63,10 @@ def retie(
         found = again()
     problems = unshared | find_problems(found, record)
     _share_generators(found, record)
-    separations = list(_separations(found, record))
-    for one in separations:
-        substitute(one.layer, one.old, one.new)
-    if _adopt_missing(found, record) or separations:
-        found = Walk(found.visits)  # the layers are the same, and hold other variables
+    for one in _separations(found, record):
+        substitution.substitute(one.layer, one.old, one.new)
+    _adopt_missing(found, record)
+    found = Walk(found.visits)  # the layers are the same, and hold other variables
     substitutions, unfit = _plan(found, record)
     problems |= unfit
     using = [layer for layer in found.layers.values() if isinstance(layer, keras.Model)]
@@ -89,8 +78,7 @@ def retie(
         if f"{path}/optimizer".lstrip("/") in record.optimizer_variables
     ]
     warnings = renewal.apply(substitutions, using, resumed)
-    if substitutions:
-        found = Walk(found.visits)
+    found = Walk(found.visits)
     problems = _restore_layers(found, record, weights) | problems
     found = Walk(found.visits)
     for trained in record.optimizer_variables.values():
@@ -123,11 +111,8 @@ def find_problems(walk: Walk, record: Record) -> Problems:
     """Compares a model with what a record says of it; nothing is changed."""
     _, unfit = _plan(walk, record)
     problems = dict(_check_layers(walk, record)) | dict(_check_generators(walk, record)) | unfit
-    for group in record.tie_groups:
-        for alias in group.aliases:
-            layer = walk.layers.get(alias.inner_path)
-            if layer is not None and may_adopt(layer, alias.attribute):
-                problems.pop(name_of(alias, walk, record), None)
+    for alias in _adoptable(walk, record):
+        problems.pop(name_of(alias, walk, record), None)
     return problems
 
 
@@ -168,7 +153,7 @@ def _share_layers(
                     f"stored with other values than `{model.label(first)}`"
                 )
             else:
-                substitute_layer(old, new, model.layers.values())
+                substitution.substitute_layer(old, new, model.layers.values())
                 shares_anew = True
     return shares_anew, problems
 
@@ -183,7 +168,6 @@ def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
 
 def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     """Compares the layers of a model, and what they list, with those of the record."""
-    tied = _tied(record)
     for inner_path, saved in record.layers.items():
         if inner_path not in walk.layers:
             if saved.variables:
@@ -195,25 +179,19 @@ def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
         known = {held.attribute for held in saved.variables}
         for attribute in known.difference(walk.named[inner_path]):
             place = Place(inner_path, attribute)
-            if place not in tied and place not in record.exact_values:
+            if place not in record.owners and place not in record.exact_values:
                 yield name_of(place, walk, record), "no such variable"
-        for held in _unrecorded(walk, record, inner_path, tied):
+        for held in _unrecorded(walk, record, inner_path):
             yield str(walk.place(inner_path, held.attribute)), "not in the file"
 
 
-def _tied(record: Record) -> set[Place]:
-    return {place for group in record.tie_groups for place in group.places}
-
-
-def _unrecorded(
-    walk: Walk, record: Record, inner_path: str, tied: Container[Place]
-) -> list[HeldVariable]:
+def _unrecorded(walk: Walk, record: Record, inner_path: str) -> list[HeldVariable]:
     """Lists the variables of a layer of which the record says nothing."""
     known = {held.attribute for held in record.layers[inner_path].variables}
     return [
         held
         for held in walk.layer_states[inner_path].variables
-        if held.attribute not in known and Place(inner_path, held.attribute) not in tied
+        if held.attribute not in known and Place(inner_path, held.attribute) not in record.owners
     ]
 
 
@@ -235,7 +213,7 @@ def _share_generators(walk: Walk, record: Record) -> None:
                 layer, generator = walk.generators[place]
                 shared = walk.generators[first].item
                 if generator is not shared:
-                    substitute(layer, generator, shared)
+                    substitution.substitute(layer, generator, shared)
 
 
 def _fits(words: Sequence[int], state: Any) -> bool:
@@ -247,7 +225,7 @@ def _fits(words: Sequence[int], state: Any) -> bool:
 
 def _separations(walk: Walk, record: Record) -> Iterator[Substitution]:
     """Plans copies where the model shares a variable that was two when saved."""
-    groups = {place: group.owner for group in record.tie_groups for place in group.places}
+    groups = dict(record.owners)
     for inner_path, saved in record.layers.items():
         for held in saved.variables:
             place = Place(inner_path, held.attribute)
@@ -260,22 +238,25 @@ def _separations(walk: Walk, record: Record) -> Iterator[Substitution]:
             if group != kept and group is not None:
                 layer, variable = walk.places[place]
                 if group not in copies:
-                    copies[group] = copy_of(variable, layer)
+                    copies[group] = substitution.copy_of(variable, layer)
                 yield Substitution(layer, variable, copies[group])
 
 
-def _adopt_missing(walk: Walk, record: Record) -> bool:
-    """Gives layers the variables that they were handed from outside, and had no config for."""
-    adopted = False
+def _adoptable(walk: Walk, record: Record) -> Iterator[Place]:
+    """Yields the aliases that layers can be handed from outside, and had no config for."""
     for group in record.tie_groups:
         for alias in group.aliases:
             layer = walk.layers.get(alias.inner_path)
-            if alias in walk.places or group.owner not in walk.places or layer is None:
-                continue
-            if may_adopt(layer, alias.attribute):
-                adopt(layer, alias.attribute, walk.places[group.owner].item)
-                adopted = True
-    return adopted
+            if layer is not None and substitution.may_adopt(layer, alias.attribute):
+                yield alias
+
+
+def _adopt_missing(walk: Walk, record: Record) -> None:
+    for alias in _adoptable(walk, record):
+        owner = record.owners[alias]
+        if alias not in walk.places and owner in walk.places:
+            variable = walk.places[owner].item
+            substitution.adopt(walk.layers[alias.inner_path], alias.attribute, variable)
 
 
 def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
@@ -303,7 +284,6 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
     """Names, flags and lists every layer's variables as they were when saved."""
     problems: Problems = {}
     stored = {place: place.dataset_path for place in record.exact_values}
-    tied = _tied(record)
     room = weights.size
     for inner_path, saved in record.layers.items():
         layer = walk.layers.get(inner_path)
@@ -326,9 +306,9 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
                 continue
             name = held.path.rpartition("/")[2]
             options = {"dtype": str(value.dtype), "trainable": held.trainable}
-            named[held.attribute] = variable_of(layer, value, name, **options)
-        variables = (*saved.variables, *_unrecorded(walk, record, inner_path, tied))
-        restore_layer(layer, dataclasses.replace(saved, variables=variables), named)
+            named[held.attribute] = substitution.variable_of(layer, value, name, **options)
+        variables = (*saved.variables, *_unrecorded(walk, record, inner_path))
+        substitution.restore_layer(layer, dataclasses.replace(saved, variables=variables), named)
     return problems
 
 
