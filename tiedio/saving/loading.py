@@ -147,6 +147,9 @@ class Loading:
         matches, left_out = keras2_record.fitting(self.model, old, by_name, skip_mismatch)
         self.warnings += map(str, left_out)
         self._record = keras2_record.recorded(found, old, matches, self._weights)
+        if self._exists:
+            # Its optimizer is left alone, and may know variables by their order.
+            self._record = dataclasses.replace(self._record, layers={})
 
     def fit(self) -> None:
         """Fits the record to a model that exists, and checks it; nothing is changed."""
