@@ -20,10 +20,7 @@ from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.layer_outline import Part
 from tiedio.record.ties import Place
 
-# How keras 2.3.1 lists a name that it has listed before.
-_AGAIN = re.compile(r"b'(.+)'_\d+")
-# The number of an output in a graph of TensorFlow, and that of a name that was taken.
-_OUTPUT = re.compile(r":\d+$")
+# The number of a name that was taken.
 _TAKEN = re.compile(r"_\d+$")
 
 # What Keras 3 calls otherwise than Keras 2.
@@ -44,15 +41,10 @@ class _Expected:
         return f"{self.part.name}/{self.name}"
 
     def stored(self, weight: Weight, opened: Opened) -> StoredVariable:
-        inner_path = self.part.inner_path
-        return StoredVariable(
-            name=self.path,
-            source=weight.dataset_path,
-            shape=weight.shape,
-            dtype=opened.weights.dtype(weight.dataset_path),
-            place=Place(inner_path, str(self.number), f"{inner_path}/vars/{self.number}"),
-            trainable=self.trainable,
-            listed=_listed_as(weight),
+        inner_path, number = self.part.inner_path, str(self.number)
+        place = Place(inner_path, number, f"{inner_path}/vars/{number}")
+        return StoredVariable.of(
+            weight, opened.weights, self.path, place=place, trainable=self.trainable
         )
 
 
@@ -122,7 +114,7 @@ def _variables(
             why = f"`{layer}` does not list it again"
             ties.append(Tie((owner.path, one.name), Evidence.FINGERPRINT, why))
     for number, weight in enumerate(old.top_level or ()):
-        own = _Expected(Part("", "", ""), number, _listed_as(weight), None)
+        own = _Expected(Part("", "", ""), number, weight.listed, None)
         variables.append(own.stored(weight, opened))
     if unresolved:
         raise FileFormatError(
@@ -160,7 +152,7 @@ def _expected(parts: Sequence[Part], weights: Sequence[Weight]) -> list[_Expecte
 
 def _has_parts(part: Part, weights: Sequence[Weight]) -> bool:
     """Whether a layer of a class that is not known seems to be made of others."""
-    return any(part.layer in _maker(weight).split("/")[:-1] for weight in weights)
+    return any(part.layer in weight.maker.split("/")[:-1] for weight in weights)
 
 
 def _assigned(
@@ -184,7 +176,7 @@ def _assigned(
             if not own or own[0] not in left:
                 return None
         else:
-            makers = _maker(weight).split("/")
+            makers = weight.maker.split("/")
             own = [one for one in fitting if one.part.layer in makers] or fitting
         if own:
             assigned[own[0]] = weight
@@ -223,32 +215,16 @@ def _by_name(
 ) -> Iterator[StoredVariable]:
     """Names weights by what their list says only: where Keras 3 stores them is not known."""
     # A layer that made one of its weights contains no layers: what others made is tied.
-    is_made_of_others = all(_maker(one).split("/")[-1] != layer for one in weights)
+    is_made_of_others = all(one.maker.split("/")[-1] != layer for one in weights)
     for weight in weights:
-        *makers, name = _listed_as(weight).split("/")
+        *makers, name = weight.listed.split("/")
         if layer in makers:  # what stands before is the model that was built around it
             makers = makers[makers.index(layer) + 1 :]
         elif not is_made_of_others or not old.layers.keys().isdisjoint(makers):
             makers = []  # another layer made it
-        yield StoredVariable(
-            name="/".join((layer, *makers, name)),
-            source=weight.dataset_path,
-            shape=weight.shape,
-            dtype=opened.weights.dtype(weight.dataset_path),
-            listed=_listed_as(weight),
-        )
-
-
-def _listed_as(weight: Weight) -> str:
-    again = _AGAIN.fullmatch(weight.name)
-    return _OUTPUT.sub("", again[1] if again else weight.name)
-
-
-def _maker(weight: Weight) -> str:
-    """The path of the layer that made a variable."""
-    return _listed_as(weight).rpartition("/")[0]
+        yield StoredVariable.of(weight, opened.weights, "/".join((layer, *makers, name)))
 
 
 def _last(weight: Weight) -> str:
-    name = _TAKEN.sub("", _listed_as(weight).rpartition("/")[2])
+    name = _TAKEN.sub("", weight.listed.rpartition("/")[2])
     return _RENAMED.get(name, name)

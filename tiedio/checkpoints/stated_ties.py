@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import enum
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -100,29 +101,51 @@ def _linked(checkpoint: "Checkpoint") -> Iterator[Tie]:
 
 
 def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
-    """Yields variables that the layout of Keras 2 lists under the name of another layer.
+    """Yields variables that are listed, in the layout of Keras 2, under the name of one variable.
 
-    In multi-backend Keras 2 no two variables have one name, so that equal ones say it too.
+    That is so where it is another layer's own. Where each could be a layer's own, as in two nested
+    models with members of one name, equal names say it of layers that were trained as one: Keras
+    cannot save two slots of one name. In multi-backend Keras 2 no two variables have one.
     """
+    own, foreign = _by_maker(checkpoint.variables)
+    for one in foreign:
+        owners = [other for other in own.get(one.listed, ()) if checkpoint.values.equal(one, other)]
+        if len(owners) == 1:
+            why = f"it is listed as `{one.listed}`"
+            yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)
+    old = checkpoint.old_layout
+    slots = [posixpath.basename(weight.name) for weight in old.optimizer] if old else []
+    shared = {
+        posixpath.dirname(path)
+        for path, variables in own.items()
+        if sum(bool(one.trainable) for one in variables) > 1
+        and any(slot.startswith(f"{path.replace('/', '_')}_") for slot in slots)
+    }
+    for path, (first, *others) in own.items():
+        is_unique = checkpoint.version.is_multi_backend
+        if not is_unique and posixpath.dirname(path) not in shared - {""}:
+            continue
+        for other in others:
+            if checkpoint.values.equal(first, other):
+                why = f"both are listed as `{path}`, which was the name of one variable"
+                evidence = Evidence.FINGERPRINT if is_unique else Evidence.SLOTS
+                yield Tie((first.name, other.name), evidence, why)
+
+
+def _by_maker(
+    variables: Iterable[StoredVariable],
+) -> tuple[dict[str, list[StoredVariable]], list[StoredVariable]]:
+    """Tells variables that their own layers made, by what is listed for them, from the others."""
+    listed = [one for one in variables if one.listed]
+    # Other names in a path, as that of the model itself, say nothing.
+    layers = {name for one in listed if one.layer[:1] != "/" for name in one.layer.split("/")}
     own = collections.defaultdict(list)
     foreign = []
-    for one in checkpoint.variables:
-        if not one.listed:
-            continue
-        makers = set(one.listed.split("/")[:-1])
-        if not makers or makers & set(one.layer.split("/")):
+    for one in listed:
+        makers, around = set(one.listed.split("/")[:-1]), one.layer.split("/")
+        is_others = bool(makers & layers - set(around)) and around[0] not in makers
+        if not makers or (makers & set(around) and not is_others):
             own[one.listed].append(one)
         else:
             foreign.append(one)
-    layers = {name for one in checkpoint.variables for name in one.layer.split("/")}
-    for one in foreign:
-        owners = [other for other in own.get(one.listed, ()) if checkpoint.values.equal(one, other)]
-        if len(owners) == 1 and one.listed.split("/")[-2] in layers:
-            why = f"it is listed as `{one.listed}`"
-            yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)
-    if checkpoint.version.is_multi_backend:
-        for name, (first, *others) in own.items():
-            for other in others:
-                if checkpoint.values.equal(first, other):
-                    why = f"both are listed as `{name}`, which was the name of one variable"
-                    yield Tie((first.name, other.name), Evidence.FINGERPRINT, why)
+    return own, foreign

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tiedio.formats.content import Weight
 from tiedio.record.ties import Place
 
 
@@ -46,6 +47,13 @@ class StoredVariable:
     place: Place | None = None
     trainable: bool | None = None
     listed: str = ""
+
+    @classmethod
+    def of(cls, weight: Weight, tensors: Tensors, name: str, **told: Any) -> "StoredVariable":
+        """Makes one of what the layout of Keras 2 lists; whatever else is told of it is as here."""
+        path = weight.dataset_path
+        kind = {"source": path, "shape": weight.shape, "dtype": tensors.dtype(path)}
+        return cls(name=name, **kind, listed=weight.listed, **told)
 
     @property
     def layer(self) -> str:

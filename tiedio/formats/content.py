@@ -1,6 +1,7 @@
 """The content of a file to be written, and of one that is open, whatever the format."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
 VALUES = "model.weights.npz"  # instead of `WEIGHTS`, in files that others wrote
 ASSETS = "assets"
+
+# How keras 2.3.1 lists a name that it has listed before.
+_AGAIN = re.compile(r"b'(.+)'_\d+")
+# The number of an output in a graph of TensorFlow.
+_OUTPUT = re.compile(r":\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +136,17 @@ class Weight:
     name: str
     dataset_path: str
     shape: tuple[int, ...]
+
+    @property
+    def listed(self) -> str:
+        """Its path: that of the layer which made it, and its own name, as in `conv1/kernel`."""
+        again = _AGAIN.fullmatch(self.name)
+        return _OUTPUT.sub("", again[1] if again else self.name)
+
+    @property
+    def maker(self) -> str:
+        """The path of the layer that made it; empty if its name does not say."""
+        return self.listed.rpartition("/")[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

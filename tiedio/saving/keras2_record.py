@@ -12,9 +12,12 @@ from typing import Any
 
 import keras
 
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.errors import LoadError, listed
 from tiedio.formats.content import OldLayout, Weight
 from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.keras_versions.config_translation import Translated
 from tiedio.model.places import own_variables
 from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import LayerState, Record
@@ -50,8 +53,8 @@ class Match:
     def __post_init__(self):
         # Names may tell more than the order does: one of a layer's variables may have been
         # replaced by another layer's, or frozen, and was listed behind the others then.
-        by_name = {_last(weight.name): weight for weight in self.weights}
-        names = [_last(variable.path) for variable in self.variables]
+        by_name = {PurePosixPath(weight.listed).name: weight for weight in self.weights}
+        names = [PurePosixPath(variable.path).name for variable in self.variables]
         if len(by_name) == len(self.weights) and sorted(by_name) == sorted(names):
             self.weights = [by_name[name] for name in names]
 
@@ -167,77 +170,33 @@ def _reordered(
 def _ties(
     walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile
 ) -> Iterator[TieGroup]:
-    """Yields the ties between variables, by what is listed for them.
-
-    One that is listed under the path of another layer, which lists the same path and has
-    the same values there, is that layer's. Equal paths alone say nothing where each could
-    be a layer's own, as in two nested models with members of one name.
-    """
-    own = collections.defaultdict(list)
-    foreign = []
-    first_at: dict[Any, Any] = {}
-    linked = []  # owner and alias
-    for match in matches:
-        for variable, weight in match.pairs:
-            first = first_at.setdefault(weights.address(weight.dataset_path), variable)
-            makers = set(_maker(weight).parts)
-            around = _names_around(walk, walk.places_of[id(variable)][0])
-            if first is not variable:  # a hard link: it is one tensor
-                linked.append((first, variable))
-            elif makers <= around or match.group in makers:
-                own[weight.name].append((weight, variable))
-            else:
-                foreign.append((weight, variable))
-
-    def equal(weight: Weight, other: Weight) -> bool:
-        return not weights.disagreements({weight.dataset_path: other.dataset_path})
-
-    shared = _layers_with_one_slot(walk, old, own)
-    tied = [
-        (owner, variable)
-        for (first, owner), *others in own.values()
-        for weight, variable in others
-        if _maker(weight) in shared and equal(weight, first)
-    ]
-    for weight, variable in foreign:
-        owners = [owner for made, owner in own[weight.name] if equal(weight, made)]
-        if len(owners) == 1:
-            tied.append((owners[0], variable))
-    # Links last: what is linked to a variable that is another's belongs to that one.
-    for owner, variable in tied + linked:
-        if owner is not variable:
-            place, *_ = walk.places_of[id(owner)]
-            yield tie_group(place, walk.places_of[id(variable)], owner)
-
-
-def _layers_with_one_slot(
-    walk: Walk, old: OldLayout, own: Mapping[str, Sequence[tuple[Weight, Any]]]
-) -> set[PurePosixPath]:
-    """Finds the paths of layers that stand in several models, and were trained as one.
-
-    Two variables of one path would have slots of one name, which Keras cannot save.
-    """
+    """Yields the ties between variables, by what is listed for them."""
     trained = {id(variable) for variable in walk.layers[""].trainable_variables}
-    slots = [PurePosixPath(weight.name).name for weight in old.optimizer]
-    return {
-        _maker(held[0][0])
-        for name, held in own.items()
-        if sum(id(variable) in trained for _, variable in held) > 1
-        and any(slot.startswith(f"{name.replace('/', '_')}_") for slot in slots)
-    }
+    pairs = [(match, *pair) for match in matches for pair in match.pairs]
+    stored = named_once(
+        StoredVariable.of(
+            weight, weights, _name(walk, match, variable), trainable=id(variable) in trained
+        )
+        for match, variable, weight in pairs
+    )
+    found = Checkpoint(
+        filepath=old.filepath,
+        kind="",
+        keras_version=old.keras_version,
+        tensors=weights,
+        translated=Translated({}),
+        variables=list(stored),
+        old_layout=old,
+    )
+    variables = {name: pair[1] for name, pair in zip(found.by_name, pairs, strict=True)}
+    for name, owner in found.owners.items():
+        variable, alias = variables[owner], variables[name]
+        if alias is not variable:
+            yield tie_group(walk.places_of[id(variable)][0], walk.places_of[id(alias)], variable)
 
 
-def _maker(weight: Weight) -> PurePosixPath:
-    """The path of the layer that made a variable."""
-    return PurePosixPath(weight.name).parent
-
-
-def _names_around(walk: Walk, place: Place) -> set[str]:
-    """Names the layer at a place, and the layers and models around it."""
-    path = PurePosixPath(place.inner_path)
-    inner_paths = [*map(str, (path, *path.parents)), ""]
-    return {walk.layers[one].name for one in inner_paths if one in walk.layers}
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
+def _name(walk: Walk, match: Match, variable: Any) -> str:
+    """Names a variable by the list that it is in, and the layers around it there."""
+    places = [str(place) for place in walk.places_of[id(variable)]]
+    here = next((place for place in places if place.startswith(f"{match.name}/")), places[0])
+    return f"{match.group}/{match.name}/{here}"
