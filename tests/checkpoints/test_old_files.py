@@ -263,6 +263,23 @@ def test_copies_that_are_two_by_now_are_tied_on_request(fixture, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "keras_2_2_4-two_paddings.h5",
+        "keras_2_3_1-two_paddings.h5",
+        "tf_2_8-sequential.h5",
+        "tf_2_15-two_paddings_called.h5",
+    ],
+)
+def test_loading_reads_the_lists_as_migrating_does(name):
+    """Without the optimizer, which only a migration carries over."""
+    (fixture,) = (one for one in EVERY if str(one) == name)
+    model = tiedio.load_tied(fixture.path, compile=False)
+    assert ties_of(model) == fixture.ties
+    fixture.check_values(model)
+
+
+@pytest.mark.parametrize(
     ("file", "received"),
     [
         ("keras_2_2_4/two_paddings.h5", "Argument(s) not recognized"),

@@ -108,6 +108,52 @@ def test_slots_that_leave_it_open_make_a_proposal(tmp_path):
     assert loaded[2].kernel is not loaded[3].kernel
 
 
+def of_attention(layer):
+    return layer.query_dense
+
+
+def of_a_cell(layer):
+    return layer.cell
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (lambda name: L.MultiHeadAttention(2, 3, name=name), of_attention),
+        (lambda name: L.LSTM(4, return_sequences=True, name=name), of_a_cell),
+    ],
+)
+def test_lists_name_the_parts_of_layers_too(make, part, tmp_path):
+    """Each has a part of that name, and only the layer around it tells whose it is."""
+    layers = [make(name) for name in "ab"]
+    inputs = outputs = keras.Input((5, 4))
+    for layer in layers:
+        outputs = layer(outputs, outputs) if part is of_attention else layer(outputs)
+    model = keras.Model(inputs, outputs)
+    tiedio.tie(part(layers[1]), to=part(layers[0]), weights=["kernel"])
+    filepath = saved(model, tmp_path, "model.h5")
+    (proposal,) = planning.plan(filepath).proposals
+    assert (proposal.evidence, proposal.needs) == (Evidence.FINGERPRINT, ())
+    first, second = (part(layer) for layer in tiedio.load_tied(filepath).layers[1:])
+    assert first.kernel is second.kernel
+
+
+def test_slots_of_one_name_tell_of_a_layer_in_two_models(tmp_path):
+    """Also of what never moved, and may be equal by chance for all that its values say."""
+    dense = L.Dense(4, name="dense")
+    inner = keras.Sequential([keras.Input((4,)), dense], name="inner")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, dense(inner(inputs)))
+    model.compile(keras.optimizers.Adam(0.0), "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+    filepath = saved(model, tmp_path, "model.h5")
+    assert found(planning.plan(filepath)) == [
+        (("inner/dense/kernel", "dense/kernel"), "SLOTS", ()),
+        (("inner/dense/bias", "dense/bias"), "SLOTS", ()),
+    ]
+    assert len(tiedio.find_ties(tiedio.load_tied(filepath))) == 2
+
+
 def test_hard_links_are_evidence_by_themselves(tmp_path):
     """Whoever wrote them; the record of tiedio is a stronger one."""
     model = three_layers()

@@ -728,6 +728,22 @@ def test_equal_weights_of_their_own_stay_two(tmp_path):
     assert model.layers[0].kernel is not model.layers[1].kernel
 
 
+@pytest.mark.parametrize("owner", [0, 1])
+def test_a_model_that_ties_some_of_them_ties_the_others_too(owner, tmp_path):
+    def three():
+        layers = [keras.layers.Dense(4, name=name) for name in "abc"]
+        return keras.Sequential([keras.Input((4,)), *layers], name="model")
+
+    saved, model = three(), three()
+    for layer in saved.layers:
+        if layer is not saved.layers[owner]:
+            tiedio.tie(layer, to=saved.layers[owner])
+    tiedio.tie(model.layers[1 - owner], to=model.layers[owner])
+    saved.save(tmp_path / "model.h5")
+    tiedio.load_tied_weights(model, tmp_path / "model.h5")
+    assert len({id(layer.kernel) for layer in model.layers}) == 1
+
+
 def test_a_model_that_exists_keeps_the_order_of_its_weights(tmp_path):
     saved, model = two_dense(), two_dense()
     saved.layers[0].kernel.trainable = False  # Keras lists it behind the bias then
