@@ -100,11 +100,10 @@ def _variables(
         for key, path in sorted(held.items()):
             name = names[key] if names and key < len(names) else str(key)
             variables.append(
-                StoredVariable(
-                    name=f"{layer}/{name}".lstrip("/"),
-                    source=path,
-                    shape=weights.shape(path),
-                    dtype=weights.dtype(path),
+                StoredVariable.of(
+                    Weight("", path, weights.shape(path)),
+                    weights,
+                    f"{layer}/{name}".lstrip("/"),
                     place=Place(inner_path, str(key), f"{inner_path}/vars/{key}".lstrip("/")),
                     trainable=name in part.trainable if part and names else None,
                 )

@@ -50,7 +50,7 @@ class StoredVariable:
 
     @classmethod
     def of(cls, weight: Weight, tensors: Tensors, name: str, **told: Any) -> "StoredVariable":
-        """Makes one of what the layout of Keras 2 lists; whatever else is told of it is as here."""
+        """Makes one of what a file holds; `told` is whatever else is known of it."""
         path = weight.dataset_path
         kind = {"source": path, "shape": weight.shape, "dtype": tensors.dtype(path)}
         return cls(name=name, **kind, listed=weight.listed, **told)

@@ -31,7 +31,7 @@ _ROLES = {
 }
 # How `compile` was called, as far as Keras 3 takes it too. (Unset ones are left out.)
 _COMPILED = ("loss", "metrics", "weighted_metrics", "loss_weights")
-_HOW_IT_RUNS = ("run_eagerly", "steps_per_execution", "jit_compile")
+HOW_IT_RUNS = ("run_eagerly", "steps_per_execution", "jit_compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Translation:
             if isinstance(metrics, list) and len(metrics) == 1 and isinstance(metrics[0], list):
                 metrics = metrics[0]
             compiled[key] = metrics
-        runs = {key: given[key] for key in _HOW_IT_RUNS if given.get(key) is not None}
+        runs = {key: given[key] for key in HOW_IT_RUNS if given.get(key) is not None}
         return {**compiled, **runs}
 
     def _functions(self, given: Any, role: str) -> Any:

@@ -58,15 +58,15 @@ def write(model: keras.Model) -> dict[str, Any]:
 
 def uncompiled(config: Any) -> Any:
     """Copies a config without how the model, and models in it, were compiled."""
-    return _copied(config, lambda part: {k: v for k, v in part.items() if k != "compile_config"})
+    return copied(config, lambda part: {k: v for k, v in part.items() if k != "compile_config"})
 
 
-def _copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """Copies a config, each object in it, from the innermost on, as `changed` makes it."""
     if isinstance(config, (list, tuple)):
-        return [_copied(item, changed) for item in config]
+        return [copied(item, changed) for item in config]
     if isinstance(config, dict):
-        return changed({key: _copied(value, changed) for key, value in config.items()})
+        return changed({key: copied(value, changed) for key, value in config.items()})
     return config
 
 
@@ -99,7 +99,7 @@ class Config:
 
     def _for_this_keras(self) -> dict[str, Any]:
         config = public_names.with_public_names(self._config)
-        return _without_marks(_copied(config, _without_unknown))
+        return _without_marks(copied(config, _without_unknown))
 
     def problem(self) -> LoadError | None:
         """The error for what this Keras computes otherwise than the one that saved it."""
@@ -206,7 +206,7 @@ def _without_marks(config: Any) -> Any:
                 layer.pop(_MARK, None)
         return part
 
-    return _copied(_copied(config, counted), cleaned)
+    return copied(copied(config, counted), cleaned)
 
 
 def _graph_layers(config: Any) -> list[dict[str, Any]]:

@@ -178,7 +178,7 @@ def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | N
             expected, received = sorted(expected), sorted(received)
         if received != expected:
             differing[walk.label(visit.inner_path)] = f"{expected}, received {received}"
-    return unloadable(differing, "their shapes must match the model")
+    return unloadable(differing, ": their shapes must match the model")
 
 
 def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | None:
@@ -193,7 +193,7 @@ def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | No
         and not len(source.store(visit.inner_path))
         and (count := len(walk.stored.get(visit.inner_path, ())))
     }
-    return unloadable(lacking, f"`{source.filepath}` has none for them")
+    return unloadable(lacking, f": `{source.filepath}` has none for them")
 
 
 def read_by_record(record: Record) -> set[str]:
@@ -214,13 +214,15 @@ def find_incomplete(record: Record, places: Container[Place]) -> set[str]:
     return {p.inner_path for p in record.exact_values if p not in places} - read_by_record(record)
 
 
-def unloadable(expected: Mapping[str, str], why: str) -> LoadError | None:
+def unloadable(
+    expected: Mapping[str, str],
+    why: str,
+    advice: str = "Build the model as it was when saved, or pass `skip_mismatch=True`.",
+) -> LoadError | None:
     """The error for layers of which something else is expected than the file has, if any are."""
     if not expected:
         return None
     told = "; ".join(f"`{name}`: expected {expected[name]}" for name in sorted(expected))
     return LoadError(
-        f"Cannot load the weights of {listed(expected)}: {why}.\n"
-        f"Received: {told}.\n"
-        "Build the model as it was when saved, or pass `skip_mismatch=True`."
+        f"Cannot load the weights of {listed(expected)}{why}.\nReceived: {told}.\n{advice}"
     )

@@ -8,13 +8,11 @@ import keras
 from tiedio.errors import LoadError
 from tiedio.formats.content import OldLayout
 from tiedio.keras_versions import public_names
+from tiedio.keras_versions.config_translation import HOW_IT_RUNS
 from tiedio.model import renewal
 from tiedio.model.keras_internals import json_utils, keras_option_scope, saving_utils
 from tiedio.saving import configs
 from tiedio.saving.deferral import Deferral
-
-# What Keras writes of `compile`, and does not read back.
-_HOW_IT_RUNS = ("run_eagerly", "steps_per_execution", "jit_compile")
 
 
 class OldConfig:
@@ -49,15 +47,15 @@ class OldConfig:
             return False
         with configs.explained(config, self._old.filepath):
             arguments = {
-                "optimizer": _revived(config.get("optimizer_config"), "optimizers"),
-                "loss": _revived(config.get("loss"), "losses"),
-                "metrics": _revived(config.get("metrics"), "metrics"),
-                "weighted_metrics": _revived(config.get("weighted_metrics"), "metrics"),
+                "optimizer": _with_modules(config.get("optimizer_config"), "optimizers"),
+                "loss": _with_modules(config.get("loss"), "losses"),
+                "metrics": _with_modules(config.get("metrics"), "metrics"),
+                "weighted_metrics": _with_modules(config.get("weighted_metrics"), "metrics"),
                 "loss_weights": config.get("loss_weights"),
             }
-            if renewal.compiles_as_keras(model):
-                arguments |= {name: config[name] for name in _HOW_IT_RUNS if name in config}
-            model.compile(**arguments)
+            if renewal.compiles_as_keras(model):  # Keras itself does not read these back
+                arguments |= {name: config[name] for name in HOW_IT_RUNS if name in config}
+            model.compile(**keras.saving.deserialize_keras_object(arguments))
         return True
 
 
@@ -74,18 +72,14 @@ def build(config: dict[str, Any], deferral: Deferral) -> Any:
     return deferral.build(make)
 
 
-def _revived(config: Any, area: str) -> Any:
-    """Makes objects of their configs; names that Keras knows are left to `compile`."""
-    if isinstance(config, list):
-        return [_revived(one, area) for one in config]
-    if isinstance(config, str):
-        return keras.saving.get_registered_object(config) or config
-    if not isinstance(config, dict):
-        return config
-    if "class_name" not in config:
-        return {name: _revived(one, area) for name, one in config.items()}
-    name = config["class_name"]
-    module = f"keras.{area}" if hasattr(getattr(keras, area), str(name)) else None
-    return keras.saving.deserialize_keras_object(
-        {"module": module, "registered_name": name, **config}
-    )
+def _with_modules(config: Any, area: str) -> Any:
+    """Copies a config with the module of each class that this area of Keras has."""
+
+    def named(part: dict[str, Any]) -> dict[str, Any]:
+        if "class_name" not in part:
+            return part
+        name = part["class_name"]
+        module = f"keras.{area}" if hasattr(getattr(keras, area), str(name)) else None
+        return {"module": module, "registered_name": name, **part}
+
+    return configs.copied(config, named)

@@ -17,7 +17,7 @@ import keras
 from tiedio.errors import SaveError, first_line, listed
 from tiedio.formats import hdf5_writer
 from tiedio.formats.content import OldLayout, Weight
-from tiedio.keras_versions import public_names
+from tiedio.keras_versions import public_names, renames
 from tiedio.model.keras_internals import (
     SafeModeScope,
     custom_object_scope,
@@ -102,10 +102,7 @@ def _with_full_names(loss: Any) -> Any:
     if isinstance(loss, dict) and "class_name" not in loss:
         return {name: _with_full_names(one) for name, one in loss.items()}
     if isinstance(loss, str) and keras.saving.get_registered_object(loss) is None:
-        try:
-            return getattr(keras.losses.get(loss), "__name__")  # noqa: B009  (untyped)
-        except (AttributeError, ValueError):  # one of the user's own
-            pass
+        return renames.FUNCTIONS.get(loss, loss)
     return loss
 
 

@@ -22,7 +22,7 @@ from tiedio.model.places import own_variables
 from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import LayerState, Record
 from tiedio.record.ties import Place, TieGroup
-from tiedio.saving.fitting import conflict_error, fitted
+from tiedio.saving.fitting import conflict_error, fitted, unloadable
 
 # Under which the variables of the model itself are listed here.
 OWN = ""
@@ -107,18 +107,15 @@ def fitting(
     if old.top_level is not None:
         matches.append(Match(model.name, OWN, own, old.top_level))
     problems = {one.name: problem for one in matches if (problem := one.problem())}
-    if not problems:
-        return matches, []
-    told = "; ".join(f"`{name}`: expected {problems[name]}" for name in sorted(problems))
-    error = LoadError(
-        f"Cannot load the weights of {listed(problems)} from `{old.filepath}`.\n"
-        f"Received: {told}.\n"
+    error = unloadable(
+        problems,
+        f" from `{old.filepath}`",
         "Load the file into the model that was saved. Where fewer are stored than expected, "
-        "some may have been tied inside one layer: this format does not say which."
+        "some may have been tied inside one layer: this format does not say which.",
     )
-    if not skip_mismatch:
+    if error and not skip_mismatch:
         raise error
-    return [one for one in matches if not one.problem()], [error]
+    return [one for one in matches if not one.problem()], [error] if error else []
 
 
 def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile) -> Record:
