@@ -113,22 +113,24 @@ def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
         if len(owners) == 1:
             why = f"it is listed as `{one.listed}`"
             yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)
-    old = checkpoint.old_layout
+    old, is_multi_backend = checkpoint.old_layout, checkpoint.version.is_multi_backend
     slots = [posixpath.basename(weight.name) for weight in old.optimizer] if old else []
-    shared = {
+
+    def has_slots(path: str) -> bool:
+        start = path.replace("/", "_") + "_"
+        return "/" in path and any(slot.startswith(start) for slot in slots)
+
+    once = {
         posixpath.dirname(path)
         for path, variables in own.items()
-        if sum(bool(one.trainable) for one in variables) > 1
-        and any(slot.startswith(f"{path.replace('/', '_')}_") for slot in slots)
+        if is_multi_backend
+        or (sum(one.trainable is True for one in variables) > 1 and has_slots(path))
     }
+    evidence = Evidence.FINGERPRINT if is_multi_backend else Evidence.SLOTS
     for path, (first, *others) in own.items():
-        is_unique = checkpoint.version.is_multi_backend
-        if not is_unique and posixpath.dirname(path) not in shared - {""}:
-            continue
-        for other in others:
+        for other in others if posixpath.dirname(path) in once else ():
             if checkpoint.values.equal(first, other):
                 why = f"both are listed as `{path}`, which was the name of one variable"
-                evidence = Evidence.FINGERPRINT if is_unique else Evidence.SLOTS
                 yield Tie((first.name, other.name), evidence, why)
 
 
