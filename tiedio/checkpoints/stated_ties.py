@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import enum
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tiedio.checkpoints.variables import StoredVariable
@@ -107,7 +107,12 @@ def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
     models with members of one name, equal names say it of layers that were trained as one: Keras
     cannot save two slots of one name. In multi-backend Keras 2 no two variables have one.
     """
-    own, foreign = _by_maker(checkpoint.variables)
+    listed = [one for one in checkpoint.variables if one.listed]
+    layers = {name for one in listed if one.layer[:1] != "/" for name in one.layer.split("/")}
+    own = collections.defaultdict(list)
+    foreign = []
+    for one in listed:
+        (own[one.listed] if _is_own(one, layers) else foreign).append(one)
     for one in foreign:
         owners = [other for other in own.get(one.listed, ()) if checkpoint.values.equal(one, other)]
         if len(owners) == 1:
@@ -134,20 +139,13 @@ def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
                 yield Tie((first.name, other.name), evidence, why)
 
 
-def _by_maker(
-    variables: Iterable[StoredVariable],
-) -> tuple[dict[str, list[StoredVariable]], list[StoredVariable]]:
-    """Tells variables that their own layers made, by what is listed for them, from the others."""
-    listed = [one for one in variables if one.listed]
-    # Other names in a path, as that of the model itself, say nothing.
-    layers = {name for one in listed if one.layer[:1] != "/" for name in one.layer.split("/")}
-    own = collections.defaultdict(list)
-    foreign = []
-    for one in listed:
-        makers, around = set(one.listed.split("/")[:-1]), one.layer.split("/")
-        is_others = bool(makers & layers - set(around)) and around[0] not in makers
-        if not makers or (makers & set(around) and not is_others):
-            own[one.listed].append(one)
-        else:
-            foreign.append(one)
-    return own, foreign
+def _is_own(variable: StoredVariable, layers: Collection[str]) -> bool:
+    """Whether a variable's layer made it, or one around it, as far as its listed name tells.
+
+    Names in it that are none of `layers`, as that of the model itself, say nothing; that of the
+    top-level layer whose list it is in says enough.
+    """
+    makers, around = variable.listed.split("/")[:-1], variable.layer.split("/")
+    others = [name for name in makers if name in layers and name not in around]
+    is_here = not others or around[0] in makers
+    return not makers or (is_here and not set(makers).isdisjoint(around))
