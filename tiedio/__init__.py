@@ -8,40 +8,22 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.display.summary import summary as summary
     from tiedio.errors import TiedioError as TiedioError
     from tiedio.errors import TiedioWarning as TiedioWarning
-    from tiedio.hooks.callbacks import (
-        AssertTied as AssertTied,
-    )
-    from tiedio.hooks.callbacks import (
-        TiedBackupAndRestore as TiedBackupAndRestore,
-    )
-    from tiedio.hooks.callbacks import (
-        TiedModelCheckpoint as TiedModelCheckpoint,
-    )
+    from tiedio.hooks.callbacks import AssertTied as AssertTied
+    from tiedio.hooks.callbacks import TiedBackupAndRestore as TiedBackupAndRestore
+    from tiedio.hooks.callbacks import TiedModelCheckpoint as TiedModelCheckpoint
     from tiedio.hooks.patching import patch as patch
     from tiedio.hooks.patching import unpatch as unpatch
-    from tiedio.model.tying import (
-        assert_tied as assert_tied,
-    )
-    from tiedio.model.tying import (
-        find_ties as find_ties,
-    )
-    from tiedio.model.tying import (
-        tie as tie,
-    )
-    from tiedio.model.tying import (
-        untie as untie,
-    )
+    from tiedio.model.tying import assert_tied as assert_tied
+    from tiedio.model.tying import find_ties as find_ties
+    from tiedio.model.tying import tie as tie
+    from tiedio.model.tying import untie as untie
     from tiedio.record.ties import Place as Place
     from tiedio.record.ties import TieGroup as TieGroup
     from tiedio.record.ties import Ties as Ties
     from tiedio.saving.model import load_tied as load_tied
     from tiedio.saving.model import save_tied as save_tied
-    from tiedio.saving.weights import (
-        load_tied_weights as load_tied_weights,
-    )
-    from tiedio.saving.weights import (
-        save_tied_weights as save_tied_weights,
-    )
+    from tiedio.saving.weights import load_tied_weights as load_tied_weights
+    from tiedio.saving.weights import save_tied_weights as save_tied_weights
 
 __version__ = "0.1.0"
 

@@ -21,10 +21,7 @@ them, sorted); what was expected and received; what to do.
 import importlib
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 class TiedioError(Exception):

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 LAYERS = "keras.layers"
+INITIALIZERS = "keras.initializers"
 OPTIMIZERS = "keras.optimizers"
 LOSSES = "keras.losses"
 METRICS = "keras.metrics"
@@ -20,22 +21,23 @@ class Argument:
     """An argument that Keras 3 does not know by this name.
 
     Attributes:
-        role: The module whose classes have it.
-        classes: Those that do; all of the module if empty.
+        classes: The classes that have it; all of the module if empty.
         old: Its name.
-        new: Its name in Keras 3; empty if it is left out there.
         versions: Of Keras 2, that write it.
         why: It is renamed or left out.
         harmless: The values that may be left out; any if `None`.
+        new: Its name in Keras 3; empty if it is left out there.
+        role: The module of the classes.
     """
 
-    role: str
     classes: tuple[str, ...]
     old: str
-    new: str
     versions: str
     why: str
     harmless: tuple[Any, ...] | None = None
+    _: dataclasses.KW_ONLY
+    new: str = ""
+    role: str = LAYERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +45,23 @@ class Value:
     """A value that Keras 3 spells otherwise, or that has another default there.
 
     Attributes:
-        role: The module whose classes have it.
-        classes: Those that do; all of the module if empty.
+        classes: The classes that have it; all of the module if empty.
         argument: Its name in Keras 3.
         old: The value, or `ABSENT`.
         new: The value in Keras 3.
         versions: Of Keras 2, that write it.
         why: It is so.
+        role: The module of the classes.
     """
 
-    role: str
     classes: tuple[str, ...]
     argument: str
     old: Any
     new: Any
     versions: str
     why: str
+    _: dataclasses.KW_ONLY
+    role: str = LAYERS
 
 
 ABSENT = object()
@@ -73,69 +76,48 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "ThresholdedReLU": ("ReLU", {}),
 }
 
-_CONVOLUTIONS = (
-    "Conv1DTranspose Conv2DTranspose Conv3DTranspose DepthwiseConv1D DepthwiseConv2D "
-    "SeparableConv1D SeparableConv2D"
-)
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D", "DepthwiseConv2D")
+_CONVOLUTIONS = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", *_SEPARABLE)
 _RECURRENT = (
-    "RNN SimpleRNN SimpleRNNCell LSTM LSTMCell GRU GRUCell ConvLSTM1D ConvLSTM2D ConvLSTM3D "
-    "StackedRNNCells Bidirectional"
+    *("RNN", "SimpleRNN", "SimpleRNNCell", "LSTM", "LSTMCell", "GRU", "GRUCell"),
+    *("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "StackedRNNCells", "Bidirectional"),
 )
-_RANDOM = "RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom"
+_RANDOM = (
+    *("RandomBrightness", "RandomContrast", "RandomFlip"),
+    *("RandomRotation", "RandomTranslation", "RandomZoom"),
+)
 # They take less than other layers do.
 _WITHOUT_BASE = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Discretization")
 _LOOKUPS = ("IntegerLookup", "StringLookup", "TextVectorization")
+_OFF = (False, None)  # harmless: what the argument would switch on is off
 
 ARGUMENTS: tuple[Argument, ...] = (
-    Argument(LAYERS, ("InputLayer",), "batch_input_shape", "batch_shape", "all", "renamed"),
-    Argument(LAYERS, (), "batch_input_shape", "", "all", "an InputLayer has it instead"),
-    Argument(LAYERS, (), "input_dtype", "", "2.2", "an InputLayer has it instead"),
-    Argument(LAYERS, ("InputLayer",), "ragged", "", "2.1 on", "new in Keras 3.11", (False, None)),
-    Argument(LAYERS, ("Embedding",), "input_length", "", "all", "it was for shapes only"),
-    Argument(LAYERS, ("LeakyReLU",), "alpha", "negative_slope", "all", "renamed"),
-    Argument(LAYERS, ("ReLU",), "theta", "threshold", "all", "of ThresholdedReLU"),
-    Argument(
-        LAYERS, tuple(_CONVOLUTIONS.split()), "groups", "", "2.3 on", "inherited, unused", (1, None)
-    ),
+    Argument(("InputLayer",), "batch_input_shape", "all", "renamed", new="batch_shape"),
+    Argument((), "batch_input_shape", "all", "an InputLayer has it instead"),
+    Argument((), "input_dtype", "2.2", "an InputLayer has it instead"),
+    Argument(("InputLayer",), "ragged", "2.1 on", "new in Keras 3.11", _OFF),
+    Argument(("Embedding",), "input_length", "all", "it was for shapes only"),
+    Argument(("LeakyReLU",), "alpha", "all", "renamed", new="negative_slope"),
+    Argument(("ReLU",), "theta", "all", "of ThresholdedReLU", new="threshold"),
+    Argument(_CONVOLUTIONS, "groups", "2.3 on", "inherited, unused", (1, None)),
     *(
-        Argument(LAYERS, _SEPARABLE, f"kernel_{what}", "", "all", "inherited, unused")
+        Argument(_SEPARABLE, f"kernel_{what}", "all", "inherited, unused")
         for what in ("initializer", "regularizer", "constraint")
     ),
+    Argument(_RECURRENT, "implementation", "all", "chose between equal ways"),
+    Argument(_RECURRENT, "time_major", "1.14 on", "inputs have the batch first in Keras 3", _OFF),
+    Argument(_RECURRENT, "num_constants", "all", "cells take no constants in Keras 3", (0, None)),
     Argument(
-        LAYERS, tuple(_RECURRENT.split()), "implementation", "", "all", "chose between equal ways"
-    ),
-    Argument(
-        LAYERS,
-        tuple(_RECURRENT.split()),
-        "time_major",
-        "",
-        "1.14 on",
-        "inputs have the batch first in Keras 3",
-        (False, None),
-    ),
-    Argument(
-        LAYERS,
-        tuple(_RECURRENT.split()),
-        "num_constants",
-        "",
-        "all",
-        "cells take no constants in Keras 3",
-        (0, None),
-    ),
-    Argument(
-        LAYERS,
         ("StackedRNNCells",),
         "reverse_state_order",
-        "",
         "1.13 on",
         "Keras 3 has one order of states",
-        (False, None),
+        _OFF,
     ),
     *(
-        Argument(LAYERS, ("BatchNormalization",), name, "", "tf.keras", "unused in Keras 3", none)
+        Argument(("BatchNormalization",), name, "tf.keras", "unused in Keras 3", none)
         for name, none in (
-            ("renorm", (False, None)),
+            ("renorm", _OFF),
             ("renorm_clipping", (None,)),
             ("renorm_momentum", None),
             ("fused", None),
@@ -144,80 +126,71 @@ ARGUMENTS: tuple[Argument, ...] = (
         )
     ),
     *(
-        Argument(LAYERS, ("MultiHeadAttention",), f"{one}_shape", "", "2.4 on", "for building")
+        Argument(("MultiHeadAttention",), f"{one}_shape", "2.4 on", "for building")
         for one in ("query", "key", "value")
     ),
     Argument(
-        LAYERS,
         ("MultiHeadAttention", "Softmax"),
         "softmax_robust_masking",
-        "",
         "tf-keras 2.16 on",
         "Keras 3 masks in one way",
-        (False, None),
+        _OFF,
     ),
     Argument(
-        LAYERS,
         ("Attention", "AdditiveAttention"),
         "causal",
-        "",
         "2.1 to 2.9",
         "it is an argument of the call now, `use_causal_mask`",
-        (False, None),
+        _OFF,
     ),
     *(
-        Argument(LAYERS, _WITHOUT_BASE, name, "", "all", "unused: it has no weights")
+        Argument(_WITHOUT_BASE, name, "all", "unused: it has no weights")
         for name in ("trainable", "noise_shape")
     ),
-    Argument(LAYERS, tuple(_RANDOM.split()), "rng_type", "", "2.9 on", "Keras 3 seeds in one way"),
-    Argument(LAYERS, _LOOKUPS, "vocabulary_size", "", "2.6 on", "told by the vocabulary"),
-    Argument(LAYERS, ("CategoryEncoding",), "max_tokens", "num_tokens", "2.3 to 2.5", "renamed"),
-    Argument(LAYERS, ("Discretization",), "bins", "bin_boundaries", "2.3 to 2.5", "renamed"),
-    Argument("keras.initializers", (), "dtype", "", "tf.keras 1.x", "it is given when called"),
+    Argument(_RANDOM, "rng_type", "2.9 on", "Keras 3 seeds in one way"),
+    Argument(_LOOKUPS, "vocabulary_size", "2.6 on", "told by the vocabulary"),
+    Argument(("CategoryEncoding",), "max_tokens", "2.3 to 2.5", "renamed", new="num_tokens"),
+    Argument(("Discretization",), "bins", "2.3 to 2.5", "renamed", new="bin_boundaries"),
+    Argument((), "dtype", "tf.keras 1.x", "it is given when called", role=INITIALIZERS),
+    Argument((), "partition_info", "tf.keras 1.x", "it is given when called", role=INITIALIZERS),
+    Argument((), "lr", "2.2", "renamed", new="learning_rate", role=OPTIMIZERS),
+    Argument(("Nadam",), "schedule_decay", "2.2", "constant now", (0.004, None), role=OPTIMIZERS),
+    Argument((), "is_legacy_optimizer", "2.11 on", "told old optimizers from new", role=OPTIMIZERS),
+    Argument((), "jit_compile", "2.11 on", "an argument of `compile` now", role=OPTIMIZERS),
     Argument(
-        "keras.initializers", (), "partition_info", "", "tf.keras 1.x", "it is given when called"
-    ),
-    Argument(OPTIMIZERS, (), "lr", "learning_rate", "2.2", "renamed"),
-    Argument(OPTIMIZERS, ("Nadam",), "schedule_decay", "", "2.2", "constant now", (0.004, None)),
-    Argument(OPTIMIZERS, (), "is_legacy_optimizer", "", "2.11 on", "told old optimizers from new"),
-    Argument(OPTIMIZERS, (), "jit_compile", "", "2.11 on", "an argument of `compile` now"),
-    Argument(
-        OPTIMIZERS,
         ("LossScaleOptimizer",),
         "dynamic",
-        "",
         "2.4 on",
         "Keras 3 always adapts the scale",
         (True, None),
+        role=OPTIMIZERS,
     ),
 )
 
 VALUES: tuple[Value, ...] = (
-    Value(LAYERS, ("GRU", "GRUCell"), "reset_after", ABSENT, False, "2.2", "it is True now"),
-    Value(LAYERS, ("CategoryEncoding",), "output_mode", "binary", "multi_hot", "to 2.5", "renamed"),
+    Value(("GRU", "GRUCell"), "reset_after", ABSENT, False, "2.2", "it is True now"),
+    Value(("CategoryEncoding",), "output_mode", "binary", "multi_hot", "to 2.5", "renamed"),
+    Value(("TextVectorization",), "output_mode", "binary", "multi_hot", "to 2.5", "renamed"),
+    Value(("TextVectorization",), "output_mode", "tf-idf", "tf_idf", "to 2.5", "renamed"),
     Value(
-        LAYERS, ("TextVectorization",), "output_mode", "binary", "multi_hot", "to 2.5", "renamed"
-    ),
-    Value(LAYERS, ("TextVectorization",), "output_mode", "tf-idf", "tf_idf", "to 2.5", "renamed"),
-    Value(
-        "keras.initializers",
         ("VarianceScaling",),
         "distribution",
         "normal",
         "truncated_normal",
         "2.2, tf.keras 1.x",
         "it was truncated then, too",
+        role=INITIALIZERS,
     ),
-    Value(LOSSES, (), "reduction", "auto", "sum_over_batch_size", "2.3 on", "what it meant"),
-    Value(OPTIMIZERS, (), "epsilon", None, 1e-7, "2.2", "it stood for `epsilon()`"),
+    Value((), "reduction", "auto", "sum_over_batch_size", "2.3 on", "what it meant", role=LOSSES),
+    Value((), "epsilon", None, 1e-7, "2.2", "it stood for `epsilon()`", role=OPTIMIZERS),
     Value(
-        OPTIMIZERS,
         ("Adagrad",),
         "initial_accumulator_value",
         ABSENT,
         0.0,
         "2.2",
         "it is 0.1 now",
+        role=OPTIMIZERS,
     ),
 )
 
@@ -262,38 +235,30 @@ FUNCTIONS: dict[str, str] = {
     # Keras 2.2 to 2.15.
     **dict.fromkeys(("kld", "KLD", "kullback_leibler_divergence"), "kl_divergence"),
     **dict.fromkeys(("cosine", "cosine_proximity"), "cosine_similarity"),
-    **dict.fromkeys(("logcosh",), "log_cosh"),
-    **dict.fromkeys(("huber_loss",), "huber"),
+    "logcosh": "log_cosh",
+    "huber_loss": "huber",
     # TensorFlow's own functions, which tf.keras names by theirs.
-    **dict.fromkeys(("softmax_v2",), "softmax"),
+    "softmax_v2": "softmax",
 }
 
 # The same, where metrics are of another name than losses.
 METRIC_FUNCTIONS = {**FUNCTIONS, "logcosh": "log_cosh_error", "log_cosh": "log_cosh_error"}
 
+
+def _serialized(module: str, class_name: str, **config: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": class_name, "config": config, "registered_name": None}
+
+
 # Keras 2's hard_sigmoid is max(0, min(1, 0.2 x + 0.5)); Keras 3's has a slope of a sixth.
-HARD_SIGMOID: dict[str, Any] = {
-    "module": "keras",
-    "class_name": "Sequential",
-    "config": {
-        "name": "hard_sigmoid",
-        "layers": [
-            {
-                "module": LAYERS,
-                "class_name": "Rescaling",
-                "config": {"name": "slope", "scale": 0.2, "offset": 0.5},
-                "registered_name": None,
-            },
-            {
-                "module": LAYERS,
-                "class_name": "ReLU",
-                "config": {"name": "bounds", "max_value": 1.0},
-                "registered_name": None,
-            },
-        ],
-    },
-    "registered_name": None,
-}
+HARD_SIGMOID = _serialized(
+    "keras",
+    "Sequential",
+    name="hard_sigmoid",
+    layers=[
+        _serialized(LAYERS, "Rescaling", name="slope", scale=0.2, offset=0.5),
+        _serialized(LAYERS, "ReLU", name="bounds", max_value=1.0),
+    ],
+)
 
 # What Keras 3 has, by module. (Classes that need no row above, but a module.)
 BUILT_IN: dict[str, frozenset[str]] = {
@@ -318,7 +283,7 @@ BUILT_IN: dict[str, frozenset[str]] = {
             "TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D Wrapper "
             "ZeroPadding1D ZeroPadding2D ZeroPadding3D"
         ),
-        "keras.initializers": (
+        INITIALIZERS: (
             "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal "
             "LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal "
             "VarianceScaling Zeros"
