@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def run() -> bool:
             subprocess.run([sys.executable, "-m", "tiedio.cli.demo", method, name], check=True)
             reports[method] = json.loads((folder / f"{method}.json").read_text())
         console.print(_table(before, reports))
-    return all(good(before, reports["tiedio"]) for _, _, good in _ROWS)
+    return all(is_good for _, _, is_good in _answers(before, reports["tiedio"]))
 
 
 def _digits() -> tuple[Any, Any]:
@@ -118,10 +117,7 @@ def _resume(method: str, folder: Path) -> dict[str, Any]:
 
     import tiedio
 
-    load: Callable[..., Any] = {
-        "stock": keras.saving.load_model,
-        "tiedio": tiedio.load_tied,
-    }[method]
+    load: Any = tiedio.load_tied if method == "tiedio" else keras.saving.load_model
     filepath = folder / f"{method}.keras"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,54 +140,36 @@ def _resume(method: str, folder: Path) -> dict[str, Any]:
     return report
 
 
-# A question, how to answer it from (before, report), and whether the answer is good.
-_ROWS: list[tuple[str, Callable[..., str], Callable[..., bool]]] = [
-    (
-        "File size",
-        lambda before, report: f"{report['bytes']:,} bytes",
-        lambda before, report: True,
-    ),
-    (
-        "Parameters after loading",
-        lambda before, report: f"{report['parameters']:,} (were {before['parameters']:,})",
-        lambda before, report: report["parameters"] == before["parameters"],
-    ),
-    (
-        "Optimizer state resumed",
-        lambda before, report: (
-            f"{_yes(report['iterations'] == before['iterations'])}, "
-            f"at step {report['iterations']} of {before['iterations']}"
+def _answers(before: dict[str, Any], report: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """Lists the questions, each with its answer, and whether that is good."""
+    step, last_step = report["iterations"], before["iterations"]
+    parameters, tied = report["parameters"], report["tied"] and not report["drift"]
+    drifted = f"drifted apart, by up to {report['drift']:.4f}"
+    return [
+        ("File size", f"{report['bytes']:,} bytes", True),
+        (
+            "Parameters after loading",
+            f"{parameters:,} (were {before['parameters']:,})",
+            parameters == before["parameters"],
         ),
-        lambda before, report: report["iterations"] == before["iterations"],
-    ),
-    (
-        "Convolutions after fine-tuning",
-        lambda before, report: (
-            "still tied"
-            if report["tied"] and not report["drift"]
-            else f"drifted apart, by up to {report['drift']:.4f}"
+        (
+            "Optimizer state resumed",
+            f"{_yes(step == last_step)}, at step {step} of {last_step}",
+            step == last_step,
         ),
-        lambda before, report: report["tied"] and not report["drift"],
-    ),
-    (
-        "Bit-equal to an unbroken run",
-        lambda before, report: _yes(report["bit_equal"]),
-        lambda before, report: report["bit_equal"],
-    ),
-]
+        ("Convolutions after fine-tuning", "still tied" if tied else drifted, tied),
+        ("Bit-equal to an unbroken run", _yes(report["bit_equal"]), report["bit_equal"]),
+    ]
 
 
 def _table(before: dict[str, Any], reports: dict[str, dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table("", "stock Keras", "tiedio", title="Save, load in a new process, fine-tune")
-    for question, answer, good in _ROWS:
-        cells = []
-        for method in METHODS:
-            report = reports[method]
-            color = "green" if good(before, report) else "red"
-            cells.append(f"[{color}]{answer(before, report)}[/]")
-        table.add_row(question, *cells)
+    columns = [_answers(before, reports[method]) for method in METHODS]
+    for answers in zip(*columns, strict=True):
+        cells = (f"[{'green' if good else 'red'}]{answer}[/]" for _, answer, good in answers)
+        table.add_row(answers[0][0], *cells)
     return table
 
 

@@ -139,18 +139,15 @@ def replacing_folder(
 
 def _take_place(partial: Path, target: Path, replaced: Collection[str], durable: bool) -> None:
     """Puts a complete folder in the place of an old one, of which it keeps the other files."""
-    # Another save that replaces the old one removes it, perhaps while its files are listed.
-    unlock = _lock_folder(target) if target.is_dir() else None
-    try:
-        if unlock:
+    with contextlib.ExitStack() as locked:
+        if target.is_dir():
+            # Another save that replaces it removes it, perhaps while its files are listed.
+            locked.callback(_lock_folder(target))
             for name in sorted(set(os.listdir(target)).difference(replaced)):
                 _link(target / name, partial / name)
             if durable:
                 _flush_folder(partial)
         _exchange(partial, target)
-    finally:
-        if unlock:
-            unlock()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -306,29 +303,22 @@ if sys.platform != "win32":
     def _lock_folder(folder: Path) -> Callable[[], None]:
         """Locks the folder that is at a path once it is locked; `FileNotFoundError` if none is."""
         while True:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
+            with contextlib.ExitStack() as opened:
+                descriptor = os.open(folder, os.O_RDONLY)
+                opened.callback(os.close, descriptor)
                 with contextlib.suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                    locked, descriptor = descriptor, None
-                    return lambda: os.close(locked)
-            finally:
-                if descriptor is not None:
-                    os.close(descriptor)
+                    return opened.pop_all().close
 
     def _remove_unless_locked(leftover: Path) -> None:
-        if leftover.is_dir():
-            descriptor = os.open(leftover, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover)
-            finally:
-                os.close(descriptor)
-            return
-        with open(leftover, "r+b") as file:  # on NFS, a lock needs a file that may be written
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+        # On NFS, a lock needs a file that may be written; a folder is opened for reading only.
+        descriptor = os.open(leftover, os.O_RDONLY if leftover.is_dir() else os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(leftover)
+        finally:
+            os.close(descriptor)
 
 else:
 
@@ -343,11 +333,15 @@ else:
         # It is closed, but not a leftover, for a moment before it is renamed.
         if time.time() - leftover.stat().st_mtime < 60:
             raise PermissionError("it was written a moment ago")
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flush(path: Path) -> None:
-    """Flushes what was written to a file to disk."""
+    """Flushes to disk what was written to a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -356,15 +350,11 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flushes a folder's entries to disk, where the system can (not on Windows)."""
-    if not hasattr(os, "O_DIRECTORY"):
+    """Flushes a folder where the system can."""
+    if os.name == "nt":
         return
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(folder)
     except OSError as error:
         if error.errno not in _NO_FOLDER_FLUSH:
             raise
