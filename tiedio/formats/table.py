@@ -58,6 +58,8 @@ FORMATS = (
     Format("shards", (".weights.json",), shards, signature=b"{", holds_model=False),
 )
 _FOLDER = FORMATS[1]
+SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
+WEIGHTS_SUFFIXES = (".weights.h5", ".weights.json")
 _LONGEST_SIGNATURE = 8  # bytes
 
 
@@ -74,8 +76,7 @@ def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> F
     for one in fit:
         if target.name.endswith(one.suffixes) and zipped == bool(one.suffixes):
             return one
-    suffixes = (suffix for one in FORMATS for suffix in one.suffixes)
-    ending = next(filter(target.name.endswith, suffixes), None)
+    ending = next(filter(target.name.endswith, SUFFIXES), None)
     if not zipped and not ending:
         return _FOLDER
     expected = f"a path ending in {endings}"

@@ -43,7 +43,6 @@ _ZIP_ERRORS = (
     zlib.error,
     struct.error,
     EOFError,
-    NotImplementedError,
     OSError,
     OverflowError,
     RuntimeError,

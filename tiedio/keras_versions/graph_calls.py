@@ -72,7 +72,9 @@ class Graph:
     def calls(self, layer: Mapping[str, Any], nodes: list[Any]) -> list[Any]:
         """Translates the calls of a layer."""
         if self._of_keras_3 or any(isinstance(node, dict) and "args" in node for node in nodes):
-            self._note(nodes)
+            for one in _leaves(nodes):
+                if self._is_reference(one):
+                    self._references[one[0]].append(one)
             return nodes
         return [self._call(str(layer["class_name"]), node) for node in nodes]
 
@@ -139,14 +141,6 @@ class Graph:
         self._references[history[0]].append(history)
         about = {"shape": [], "dtype": "float32", "keras_history": history}
         return {"class_name": "__keras_tensor__", "config": about}
-
-    def _note(self, given: Any) -> None:
-        """Finds the tensors in calls as Keras 3 writes them."""
-        for one in given.values() if isinstance(given, dict) else given:
-            if self._is_reference(one):
-                self._references[one[0]].append(one)
-            elif isinstance(one, dict | list):
-                self._note(one)
 
     def _is_reference(self, given: Any) -> bool:
         return _is_reference(given, self._names)

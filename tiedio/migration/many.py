@@ -20,7 +20,6 @@ from tiedio.migration import planning
 from tiedio.migration.planning import Plan
 from tiedio.storage.progress import shown
 
-_SUFFIXES = tuple(suffix for one in table.FORMATS for suffix in one.suffixes)
 _SHARD = re.compile(r"_\d{5}\.weights\.h5$")
 
 
@@ -112,7 +111,7 @@ def migrate(
     [True, False]
     """
     found = files(source)
-    sizes = {path: _size(path) for path, _ in found}
+    sizes = {path: os.path.getsize(path) for path, _ in found}
     outcomes: list[Outcome] = []
     taken: dict[str, str] = {}
     with shown("Planning" if dry_run else "Migrating", progress) as advance:
@@ -166,17 +165,13 @@ def _below(folder: str) -> list[str]:
         models = [name for name in folders if _is_model(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in models]
         # Shards are read with the JSON that names them.
-        own = [name for name in names if name.endswith(_SUFFIXES) and not _SHARD.search(name)]
+        own = [name for name in names if name.endswith(table.SUFFIXES) and not _SHARD.search(name)]
         found += [os.path.join(parent, name) for name in (*models, *own)]
     return found
 
 
 def _renamed(name: str) -> str:
     """Returns the name of a new file: a whole model's, which weights only change again."""
-    suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
+    suffix = next((suffix for suffix in table.SUFFIXES if name.endswith(suffix)), "")
     stem = name.removesuffix(suffix)
-    return stem + (".weights.h5" if suffix in (".weights.h5", ".weights.json") else ".keras")
-
-
-def _size(path: str) -> int:
-    return os.path.getsize(path)
+    return stem + (".weights.h5" if suffix in table.WEIGHTS_SUFFIXES else ".keras")

@@ -24,8 +24,6 @@ from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
 
-# Endings of files of weights.
-_WEIGHTS = (".weights.h5", ".weights.json")
 # Endings of files in the layout of Keras 2.
 _OLD = (".h5", ".hdf5")
 
@@ -216,7 +214,7 @@ def migrate(
             container = table.format_to_save(
                 destination,
                 holds_model or checkpoint.is_by_position,
-                zipped=_has_suffix(destination),
+                zipped=destination.name.endswith(table.SUFFIXES),  # a folder has none
             )
             container.write(destination, content, durable, advance)
     return dataclasses.replace(
@@ -350,11 +348,11 @@ def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pro
 
 def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool, tuple[str, ...]]:
     """Returns where to write, whether the whole model, and what to say of it."""
-    weights_only = wanted.name.endswith(_WEIGHTS)
+    weights_only = wanted.name.endswith(table.WEIGHTS_SUFFIXES)
     if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
         raise MigrationError(
             f"Cannot write `{wanted.name}`: Keras reads such files by position and loses ties.\n"
-            f"Expected: a path ending in `.keras`, or in {listed(_WEIGHTS)}. "
+            f"Expected: a path ending in `.keras`, or in {listed(table.WEIGHTS_SUFFIXES)}. "
             f"Received: {wanted.label}.\n"
             "Change the ending."
         )
@@ -373,7 +371,7 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
     # Weights in the layout that they have, as nothing tells how Keras 3 would store them.
     ending = ".weights.h5" if has_places else ".h5"
     stem = wanted.label
-    for suffix in (*_WEIGHTS, ".keras", *_OLD):
+    for suffix in (*table.WEIGHTS_SUFFIXES, ".keras", *_OLD):
         stem = stem.removesuffix(suffix)
     if wanted.name.endswith(ending) and (has_places or not weights_only):
         return wanted, False, ()
@@ -385,8 +383,3 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool
         why = "it does not tell how Keras 3 would store them"
     found = wanted.sibling(stem + ending)
     return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)
-
-
-def _has_suffix(destination: Storage) -> bool:
-    """Whether it is called as files of Keras are, and not as a folder."""
-    return destination.name.endswith(tuple(s for one in table.FORMATS for s in one.suffixes))

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.variables import StoredVariable
 
+# Equal variables, whether they were tied (`None`: that may be), and why.
+_Judgement = tuple[Sequence[StoredVariable], bool | None, str]
+
 
 class SlotDeficit:
     """The evidence of an optimizer's state about equal variables.
@@ -57,12 +60,10 @@ class SlotDeficit:
                 )
         return copies
 
-    def judged(
-        self, group: Sequence[StoredVariable]
-    ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
-        """Yields parts of a group of equal variables, and whether each was tied.
+    def judged(self, group: Sequence[StoredVariable]) -> Iterator[_Judgement]:
+        """Judges parts of a group of equal variables.
 
-        `None` means that it may be; what is likely to be equal by chance is left out then.
+        What may have been tied, but is likely to be equal by chance, is left out.
         """
         trained = [one for one in group if one.trainable is not False]
         frozen = [one for one in group if one.trainable is False]
@@ -82,7 +83,7 @@ class SlotDeficit:
 
     def _judged_by_count(
         self, trained: Sequence[StoredVariable], copies: int
-    ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
+    ) -> Iterator[_Judgement]:
         groups = self._groups[trained[0].shape]
         possible = sum(len(one) - 1 for one in groups)
         if copies <= 0:
@@ -124,9 +125,7 @@ class SlotDeficit:
             return None
         return {name for name, listed_as in of.items() if listed_as not in hints}
 
-    def _judged_by_use(
-        self, trained: Sequence[StoredVariable]
-    ) -> Iterator[tuple[Sequence[StoredVariable], bool | None, str]]:
+    def _judged_by_use(self, trained: Sequence[StoredVariable]) -> Iterator[_Judgement]:
         slots = self._slots.variables if self._slots else ()
         if len(slots) != len(self._trained):
             if self._values.are_telling(trained[0]):

@@ -5,7 +5,7 @@ How variables of two files are matched, and what their difference is, is decided
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,8 @@ class Comparison:
     @property
     def is_equal(self) -> bool:
         """Whether the files have the same variables, values and ties."""
-        return not (
-            self.differences
-            or self.only_in_a
-            or self.only_in_b
-            or self.ties_only_in_a
-            or self.ties_only_in_b
-        )
+        in_one = self.only_in_a, self.only_in_b, self.ties_only_in_a, self.ties_only_in_b
+        return not (self.differences or any(in_one))
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_equal": self.is_equal}
@@ -116,7 +111,7 @@ def diff(a: Any, b: Any) -> Comparison:
     """
     with contextlib.ExitStack() as opened:
         first, second = (opened.enter_context(opening.reading(filepath)) for filepath in (a, b))
-        pairs = list(_matched(first.variables, second.variables))
+        pairs = list(_matched(first, second))
         in_a, in_b = {one.name for one, _ in pairs}, {other.name for _, other in pairs}
         found = (_difference(first, second, one, other) for one, other in pairs)
         ties = _ties(first, {})
@@ -133,11 +128,9 @@ def diff(a: Any, b: Any) -> Comparison:
         )
 
 
-def _matched(
-    a: Sequence[StoredVariable], b: Sequence[StoredVariable]
-) -> Iterator[tuple[StoredVariable, StoredVariable]]:
+def _matched(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[StoredVariable, StoredVariable]]:
     """Yields the variables that both files have, in the order of the first."""
-    by_name = _by_name(a), _by_name(b)
+    by_name = a.by_name, b.by_name
     by_place = _by_place(a), _by_place(b)
     # Numbers in names that Keras gave may be those of another layer in the other file.
     keys = [by_name, by_place]
@@ -151,15 +144,11 @@ def _matched(
             if other and one.name not in matched and other.name not in taken:
                 matched[one.name] = other
                 taken.add(other.name)
-    return ((one, matched[one.name]) for one in a if one.name in matched)
+    return ((one, matched[one.name]) for one in a.variables if one.name in matched)
 
 
-def _by_name(variables: Iterable[StoredVariable]) -> dict[Any, StoredVariable]:
-    return {one.name: one for one in variables}
-
-
-def _by_place(variables: Iterable[StoredVariable]) -> dict[Any, StoredVariable]:
-    return {one.place.dataset_path: one for one in variables if one.place}
+def _by_place(checkpoint: Checkpoint) -> dict[Any, StoredVariable]:
+    return {one.place.dataset_path: one for one in checkpoint.variables if one.place}
 
 
 def _ties(

@@ -165,7 +165,7 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
 def _import(source: Storage, target: Storage, durable: bool, advance: Advance) -> Export:
     with safetensors_file.reading(source) as file, tempfile.TemporaryDirectory() as folder:
         content, aliases = _content(source, file, Path(folder))
-        holds_model = not target.name.endswith((".weights.h5", ".weights.json"))
+        holds_model = not target.name.endswith(table.WEIGHTS_SUFFIXES)
         container = table.format_to_save(target, holds_model)
         if holds_model and (content.config is None or container.has_old_layout):
             raise SaveError(
