@@ -107,10 +107,9 @@ def _lost_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:
     for first, *others in record.shared_layers:
         for other in others:
             # In a layer that contains itself, one is below the other.
-            if weights.names(other) and not f"{other}/".startswith(f"{first}/".lstrip("/")):
-                twins = weights.twins(first, other)
-                if twins:
-                    yield _apart((first, other), bool(weights.disagreements(twins)))
+            is_inside = f"{other}/".startswith(f"{first}/".lstrip("/"))
+            if weights.names(other) and not is_inside and (twins := weights.twins(first, other)):
+                yield _apart((first, other), bool(weights.disagreements(twins)))
 
 
 def _apart(names: Iterable[str], differ: bool) -> Problem:

@@ -6,6 +6,7 @@ need. Tensors are read from where they lie, and compared with their digests.
 
 import collections
 import concurrent.futures
+import contextlib
 import logging
 import os
 import posixpath
@@ -117,14 +118,8 @@ class WeightsFile:
 
     def names(self, group_path: str) -> list[str]:
         """Lists the names in a group, of all files that have it."""
-        names: dict[str, None] = {}
-        try:
-            for found in self._found(group_path):
-                if isinstance(found, h5py.Group):
-                    names.update(dict.fromkeys(found))
-        except _HDF5_ERRORS as error:
-            raise self._error(f"has an unreadable `{group_path}`", first_line(error)) from error
-        return list(names)
+        with self._explained(f"has an unreadable `{group_path}`"):
+            return list(dict.fromkeys(name for group in self._groups(group_path) for name in group))
 
     def below(self, group_path: str) -> list[str]:
         """Lists the datasets in a group, and in the groups inside it, by their paths."""
@@ -174,15 +169,8 @@ class WeightsFile:
 
     def attributes(self, group_path: str) -> list[dict[str, Any]]:
         """Returns the attributes of a group (`""` is the root), in each file that has it."""
-        try:
-            return [
-                dict(group.attrs)
-                for group in self._found(group_path)
-                if isinstance(group, h5py.Group)
-            ]
-        except _HDF5_ERRORS as error:
-            where = f"has unreadable attributes at `/{group_path}`"
-            raise self._error(where, first_line(error)) from error
+        with self._explained(f"has unreadable attributes at `/{group_path}`"):
+            return [dict(group.attrs) for group in self._groups(group_path)]
 
     def text(self, dataset_path: str) -> bytes | None:
         """Reads a dataset that holds one text, if it is there."""
@@ -209,11 +197,9 @@ class WeightsFile:
 
     def _info(self, found: h5py.Group | h5py.Dataset) -> tuple[tuple[int, int], int]:
         """Returns where an object is, and how many paths it has."""
-        try:
+        with self._explained("has an unreadable object"):
             info = h5o.get_info(found.id)
-        except _HDF5_ERRORS as error:
-            raise self._error("has an unreadable object", first_line(error)) from error
-        return (info.fileno, info.addr), info.rc
+            return (info.fileno, info.addr), info.rc
 
     def read(self, dataset_path: str) -> np.ndarray:
         """Reads one tensor, and notes in `damaged` if it is not what its digest says.
@@ -288,10 +274,8 @@ class WeightsFile:
     def check_sizes(self) -> None:
         """Raises an error if a dataset declares more than it stores."""
         for path in self.below(""):
-            try:
+            with self._explained(f"has an unreadable `{path}`"):
                 self._check_size(self._placed(path)[0])
-            except ValueError as error:
-                raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
 
     def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
         """Returns a dataset, and the file that it is in."""
@@ -317,22 +301,24 @@ class WeightsFile:
         Args:
             paths: dataset_paths of aliases, to those of their owners.
         """
-        differing = []
-        for alias, owner in paths.items():
-            first, second = self._find(owner), self._find(alias)
-            # One object under two paths, as tiedio writes it, needs no look at the values.
-            if not (first is not None and second is not None and first == second):
-                try:
-                    if self.read(alias).tobytes() == self.read(owner).tobytes():
-                        continue
-                except KeyError:
-                    pass
-                differing.append(alias)
-        return differing
+        return [alias for alias, owner in paths.items() if not self._are_equal(alias, owner)]
+
+    def _are_equal(self, alias: str, owner: str) -> bool:
+        found = self._find(alias)
+        # One object under two paths, as tiedio writes it, needs no look at the values.
+        if found is not None and found == self._find(owner):
+            return True
+        try:
+            return self.read(alias).tobytes() == self.read(owner).tobytes()
+        except KeyError:
+            return False
 
     def _find(self, path: str) -> h5py.Group | h5py.Dataset | None:
         """Returns the first object at `path`, or `None`; only hard links are followed."""
         return next(iter(self._found(path)), None)
+
+    def _groups(self, path: str) -> list[Any]:
+        return [found for found in self._found(path) if isinstance(found, h5py.Group)]
 
     def _found(self, path: str) -> list[h5py.Group | h5py.Dataset]:
         """Returns the objects at `path` of all files that have one."""
@@ -343,10 +329,8 @@ class WeightsFile:
         for name in path.split("/") if path else ():
             place = id(found), name  # of an object that is kept, here or as a file
             if place not in self._members:
-                try:
+                with self._explained(f"has an unreadable `{path}`"):
                     self._members[place] = self._member(found, name.encode())
-                except _HDF5_ERRORS as error:
-                    raise self._error(f"has an unreadable `{path}`", first_line(error)) from error
             found = self._members[place]
             if found is None:
                 break
@@ -361,6 +345,14 @@ class WeightsFile:
         if isinstance(found, h5py.h5g.GroupID):
             return h5py.Group(found)
         return h5py.Dataset(found) if isinstance(found, h5py.h5d.DatasetID) else None
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turns any error of HDF5 into a `FileFormatError`."""
+        try:
+            yield
+        except _HDF5_ERRORS as error:
+            raise self._error(what, first_line(error)) from error
 
     def _error(self, what: str, received: str) -> FileFormatError:
         return FileFormatError(

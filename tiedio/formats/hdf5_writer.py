@@ -170,7 +170,7 @@ def cut(array: np.ndarray, size: int) -> Iterator[memoryview]:
 def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     """Creates every object of `layout`; returns the offset and path of each tensor."""
     for path, attributes in layout.groups.items():
-        (file.require_group(path) if path else file).attrs.update(attributes)
+        file.require_group(f"/{path}").attrs.update(attributes)
     # Allocated at once and never filled, a dataset gets its place and no bytes.
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)  # of equal tensors files are equal
@@ -182,7 +182,7 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
         bfloat16 = tensor.dtype == BFLOAT16
         dataset = h5py.Dataset(
             h5py.h5d.create(
-                (file.require_group(parent) if parent else file).id,
+                file.require_group(f"/{parent}").id,
                 name.encode(),
                 h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
                 h5py.h5s.create_simple(tensor.shape)
@@ -198,7 +198,6 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     for path, target in layout.links.items():
         # A shared layer may have stored nothing.
         if target in file:
-            if parent := posixpath.dirname(path):
-                file.require_group(parent)
+            file.require_group(f"/{posixpath.dirname(path)}")
             file[path] = file[target]
     return placed

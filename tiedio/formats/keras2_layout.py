@@ -10,6 +10,7 @@ Whoever reads it goes by the order in the lists of names; the names mean nothing
 """
 
 import json
+import math
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -146,13 +147,10 @@ def _listed(weights: WeightsFile, group_path: str, name: str) -> list[str] | Non
 def _split(name: str, names: Sequence[str]) -> dict[str, Any]:
     """Makes attributes of a list, as many as it takes."""
     whole = np.array([one.encode() for one in names])
-    count = 1
-    parts = [whole]
-    while max(part.nbytes for part in parts) > _LONGEST_LIST and count < len(names):
-        count += 1
-        parts = np.array_split(whole, count)
-    if count == 1:
+    in_one = max(1, _LONGEST_LIST // whole.itemsize)
+    if len(names) <= in_one:
         return {name: whole}
+    parts = np.array_split(whole, math.ceil(len(names) / in_one))
     return {f"{name}{number}": part for number, part in enumerate(parts)}
 
 

@@ -69,16 +69,11 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
         raise
     # Those of the set before, and of saves that were killed, if nobody is writing more; no file
     # of another name, whatever the old JSON said, and none that a copy of it refers to.
-    numbered = r"_\d{5}\.weights\.h5"
+    shard = re.compile(re.escape(base) + r"(_[0-9a-f]{8})?_\d{5}\.weights\.h5")
     beside = target.siblings()
-    old = {
-        name for name in old if re.fullmatch(re.escape(base) + "(_[0-9a-f]{8})?" + numbered, name)
-    }
-    left = {
-        name for name in beside if re.fullmatch(re.escape(base) + "_[0-9a-f]{8}" + numbered, name)
-    }
+    old = set(filter(shard.fullmatch, old))
     if not target.is_being_saved():
-        old |= left
+        old |= {name for name in beside if (found := shard.fullmatch(name)) and found[1]}
     for one in beside:
         if one.endswith(_SUFFIX):
             old -= _old_shards(target.sibling(one))

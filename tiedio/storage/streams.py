@@ -1,5 +1,6 @@
 """The files that a weights file is laid out in, written through and read from."""
 
+import abc
 import collections
 import concurrent.futures
 import io
@@ -27,6 +28,16 @@ class _Seeking(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self.position = max(0, offset + (0, self.position, self.size)[whence])
         return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: max(0, self.size - self.position)]
+        self.read_at(wanted, self.position)
+        self.position += len(wanted)
+        return len(wanted)
+
+    @abc.abstractmethod
+    def read_at(self, buffer: memoryview, position: int) -> None:
+        """Fills `buffer` from `position` on."""
 
 
 class Sheet(_Seeking):
@@ -58,11 +69,8 @@ class Sheet(_Seeking):
         self.size = max(self.size, self.position)
         return done
 
-    def readinto(self, buffer: Any) -> int:
-        content = self.between(self.position, min(self.position + len(buffer), self.size))
-        buffer[: len(content)] = content
-        self.position += len(content)
-        return len(content)
+    def read_at(self, buffer: memoryview, position: int) -> None:
+        buffer[:] = self.between(position, position + len(buffer))
 
     def between(self, start: int, end: int) -> bytes:
         """Returns the bytes from `start` to `end`, zeros where nothing was written."""
@@ -155,12 +163,6 @@ class Window(_Seeking):
         # Others may have a number too: that of the file that they unpack, say.
         raw = getattr(file, "raw", file)
         self._plain = hasattr(os, "preadv") and isinstance(raw, io.FileIO)
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer)[: max(0, self.size - self.position)]
-        self.read_at(wanted, self.position)
-        self.position += len(wanted)
-        return len(wanted)
 
     def read_at(self, buffer: memoryview, position: int) -> None:
         """Fills `buffer` from `position` on, in any thread.
