@@ -31,8 +31,9 @@ def reading(
     """
     source = at(filepath)
     if saved := tensorflow_files.find(source):
-        with tensorflow_walk.reading(saved, config) as checkpoint:
-            yield checkpoint
+        with tensorflow_files.explained(saved.name):
+            checkpoint = tensorflow_walk.described(saved, config)
+        yield checkpoint
         return
     with table.reading(source) as opened:
         title = table.format_of(source).title

@@ -20,16 +20,33 @@ from typing import Any
 import numpy as np
 
 from tiedio.errors import FileFormatError, TiedioError, damaged, first_line, imported, listed
+from tiedio.formats.folder import SAVED_MODEL
 from tiedio.record.json_fields import parse
 from tiedio.storage.base import Storage
 from tiedio.storage.local import Local
 from tiedio.storage.locating import at
 from tiedio.storage.remote import Remote
 
-SAVED_MODEL = "saved_model.pb"
 _METADATA = "keras_metadata.pb"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
+
+# The messages of `keras_metadata.pb`, which TensorFlow itself need not know.
+_KERAS_METADATA = """
+name: "saved_metadata.proto" syntax: "proto3"
+message_type {
+  name: "SavedObject"
+  field { name: "node_id" number: 2 type: TYPE_INT32 label: LABEL_OPTIONAL }
+  field { name: "identifier" number: 4 type: TYPE_STRING label: LABEL_OPTIONAL }
+  field { name: "metadata" number: 5 type: TYPE_STRING label: LABEL_OPTIONAL }
+}
+message_type {
+  name: "SavedMetadata"
+  field {
+    name: "nodes" number: 1 type: TYPE_MESSAGE label: LABEL_REPEATED type_name: "SavedObject"
+  }
+}
+"""
 
 # A network leads to its layers by number.
 LAYER = re.compile(r"layer-(\d+)")
@@ -243,24 +260,12 @@ def metadata(found: Found) -> dict[int, Metadata]:
 
 
 def _keras_metadata() -> Any:
-    """Makes the message of `keras_metadata.pb`, which TensorFlow itself need not know."""
-    descriptors = importlib.import_module("google.protobuf.descriptor_pb2")
-    factory = importlib.import_module("google.protobuf.message_factory")
-    pool = importlib.import_module("google.protobuf.descriptor_pool").DescriptorPool()
-    file = descriptors.FileDescriptorProto(name="saved_metadata.proto", syntax="proto3")
-    node = file.message_type.add(name="SavedObject")
-    kinds = descriptors.FieldDescriptorProto
-    node.field.add(name="node_id", number=2, type=kinds.TYPE_INT32, label=kinds.LABEL_OPTIONAL)
-    for name, number in (("identifier", 4), ("metadata", 5)):
-        node.field.add(name=name, number=number, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
-    file.message_type.add(name="SavedMetadata").field.add(
-        name="nodes",
-        number=1,
-        type=kinds.TYPE_MESSAGE,
-        label=kinds.LABEL_REPEATED,
-        type_name="SavedObject",
+    descriptors, factory, pools, texts = (
+        importlib.import_module(f"google.protobuf.{name}")
+        for name in ("descriptor_pb2", "message_factory", "descriptor_pool", "text_format")
     )
-    pool.Add(file)
+    pool = pools.DescriptorPool()
+    pool.Add(texts.Parse(_KERAS_METADATA, descriptors.FileDescriptorProto()))
     return factory.GetMessageClass(pool.FindMessageTypeByName("SavedMetadata"))
 
 

@@ -6,7 +6,6 @@ constants below, which may be added to.
 """
 
 import collections
-import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,9 +36,8 @@ _MODELS = ("_tf_keras_model", "_tf_keras_network", "_tf_keras_sequential")
 _METRIC = "_tf_keras_metric"
 
 
-@contextlib.contextmanager
-def reading(found: Found, given: Mapping[str, Any] | None = None) -> Iterator[Checkpoint]:
-    """Opens a checkpoint, or a SavedModel.
+def described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
+    """Describes a checkpoint, or a SavedModel.
 
     Args:
         found: Where it is.
@@ -49,12 +47,6 @@ def reading(found: Found, given: Mapping[str, Any] | None = None) -> Iterator[Ch
         MissingPackageError: If TensorFlow is not installed.
         FileFormatError: If it is damaged, or holds no graph of objects.
     """
-    with tensorflow_files.explained(found.name):
-        opened = _described(found, given)
-    yield opened
-
-
-def _described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
     tensors = Tensors(found)
     graph = Graph(tensors)
     metadata = tensorflow_files.metadata(found)

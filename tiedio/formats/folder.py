@@ -13,7 +13,7 @@ from tiedio.storage.base import Storage
 from tiedio.storage.streams import Window
 
 # What TensorFlow calls a model in a folder of its own kind.
-_SAVED_MODEL = "saved_model.pb"
+SAVED_MODEL = "saved_model.pb"
 
 
 def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer.Advance) -> None:
@@ -34,10 +34,10 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
 def reading(source: Storage) -> Iterator[Opened]:
     """Opens a folder."""
     with source.reading_folder() as folder:
-        if (folder / _SAVED_MODEL).is_file() and not (folder / CONFIG).is_file():
+        if (folder / SAVED_MODEL).is_file() and not (folder / CONFIG).is_file():
             raise FileFormatError(
                 f"`{source.name}` is a SavedModel of TensorFlow.\n"
-                f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{_SAVED_MODEL}`.\n"
+                f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{SAVED_MODEL}`.\n"
                 "`tiedio migrate` makes a `.keras` file of it."
             )
         if (folder / METADATA).is_dir():

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiedio.checkpoints.tensorflow_files import SAVED_MODEL
 from tiedio.errors import MigrationError, TiedioError, listed
 from tiedio.formats import table
 from tiedio.formats.content import CONFIG, VALUES, WEIGHTS
+from tiedio.formats.folder import SAVED_MODEL
 from tiedio.migration import planning
 from tiedio.migration.planning import Plan
 from tiedio.storage.progress import shown
