@@ -29,26 +29,19 @@ __version__ = "0.1.0"
 
 # Keras takes seconds to import; commands that only read files do without it.
 _HOMES = {
-    "AssertTied": "hooks.callbacks",
-    "Place": "record.ties",
-    "TieGroup": "record.ties",
-    "TiedBackupAndRestore": "hooks.callbacks",
-    "TiedModelCheckpoint": "hooks.callbacks",
-    "TiedioError": "errors",
-    "TiedioWarning": "errors",
-    "Ties": "record.ties",
-    "assert_tied": "model.tying",
-    "find_ties": "model.tying",
-    "load_tied": "saving.model",
-    "load_tied_weights": "saving.weights",
-    "patch": "hooks.patching",
-    "plot_ties": "display.plot",
-    "save_tied": "saving.model",
-    "save_tied_weights": "saving.weights",
-    "summary": "display.summary",
-    "tie": "model.tying",
-    "unpatch": "hooks.patching",
-    "untie": "model.tying",
+    name: home
+    for home, names in {
+        "display.plot": ("plot_ties",),
+        "display.summary": ("summary",),
+        "errors": ("TiedioError", "TiedioWarning"),
+        "hooks.callbacks": ("AssertTied", "TiedBackupAndRestore", "TiedModelCheckpoint"),
+        "hooks.patching": ("patch", "unpatch"),
+        "model.tying": ("assert_tied", "find_ties", "tie", "untie"),
+        "record.ties": ("Place", "TieGroup", "Ties"),
+        "saving.model": ("load_tied", "save_tied"),
+        "saving.weights": ("load_tied_weights", "save_tied_weights"),
+    }.items()
+    for name in names
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

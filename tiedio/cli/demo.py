@@ -45,13 +45,6 @@ def run() -> bool:
     return all(is_good for _, _, is_good in _answers(before, reports["tiedio"]))
 
 
-def _digits() -> tuple[Any, Any]:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    return pixels.reshape(-1, 8, 8, 1).astype("float32") / 16, labels
-
-
 def _model() -> Any:
     import keras
 
@@ -70,7 +63,10 @@ def _model() -> Any:
 
 
 def _fit(model: Any) -> float:
-    images, labels = _digits()
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = pixels.reshape(-1, 8, 8, 1).astype("float32") / 16
     history = model.fit(images, labels, batch_size=64, epochs=3, shuffle=False, verbose=0)
     return history.history["accuracy"][-1]
 

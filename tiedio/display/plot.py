@@ -6,6 +6,7 @@ looks, is decided here.
 
 import collections
 import html
+import posixpath
 import re
 import shutil
 import subprocess
@@ -87,7 +88,7 @@ def plot_ties(
     check_built(model, "drawing")
     target = Path(to_file)
     kind = target.suffix[1:].lower() or "png"
-    imported("pydot", "`plot_ties`", "plot")
+    pydot = imported("pydot", "`plot_ties`", "plot")
     program = shutil.which("dot")
     if kind != "dot" and not program:
         raise MissingPackageError(
@@ -107,7 +108,7 @@ def plot_ties(
         show_layer_activations=show_layer_activations,
         show_trainable=show_trainable,
     )
-    _Drawing(graph, model).add_ties()
+    _Drawing(graph, model, pydot).add_ties()
     if kind == "dot":
         target.write_text(graph.to_string(), encoding="utf-8")
         return None
@@ -139,8 +140,9 @@ def _shown(picture: bytes, kind: str) -> Any:
 class _Drawing:
     """A graph that Keras made of a model. Layers are boxes, by the `id` of each as a text."""
 
-    def __init__(self, graph: Any, model: keras.Model):
+    def __init__(self, graph: Any, model: keras.Model, pydot: Any):
         self.graph = graph
+        self.pydot = pydot
         self.walk = walk(model)
         self.layers = self.walk.layers
         self.nodes = dict(_nodes(graph))
@@ -190,20 +192,19 @@ class _Drawing:
 
     def _box(self, inner_path: str) -> str:
         """Returns the box of a layer, or of the one around it that is drawn."""
-        ends = [len(inner_path), *(m.start() for m in reversed([*re.finditer("/", inner_path)]))]
-        for end in ends:
-            layer = self.layers.get(inner_path[:end])
-            if layer is not None and str(id(layer)) in self.nodes:
-                return str(id(layer))
+        path = inner_path
+        while path:
+            box = str(id(self.layers.get(path)))
+            if box in self.nodes:
+                return box
+            path = posixpath.dirname(path)
         return self._add(inner_path)
 
     def _add(self, inner_path: str) -> str:
         """Draws a layer that Keras did not draw, below those drawn so before."""
-        import pydot  # pyright: ignore[reportMissingImports]
-
         layer = self.layers[inner_path]
         name = html.escape(self.walk.label(inner_path))
-        node = pydot.Node(
+        node = self.pydot.Node(
             str(id(layer)),
             fontname=_FONT,
             label='<<table border="0" cellborder="1" bgcolor="black" cellpadding="10"><tr>'
@@ -211,7 +212,7 @@ class _Drawing:
             f"<b>{name}</b> ({type(layer).__name__})</font></td></tr></table>>",
         )
         if self.nodes:
-            self.graph.add_edge(pydot.Edge([*self.nodes][-1], node.get_name(), style="invis"))
+            self.graph.add_edge(self.pydot.Edge([*self.nodes][-1], node.get_name(), style="invis"))
         self.graph.add_node(node)
         self.nodes[node.get_name()] = node
         return node.get_name()
@@ -226,11 +227,9 @@ class _Drawing:
         node.set("label", label)
 
     def _draw(self, ends: tuple[str, str], words: Sequence[str], colour: str, label: str) -> None:
-        import pydot  # pyright: ignore[reportMissingImports]
-
         words_at: dict[str, Any] = {label: "\\n".join(f" {line} " for line in words)}
         self.graph.add_edge(
-            pydot.Edge(
+            self.pydot.Edge(
                 *ends,
                 **words_at,
                 style="dashed",

@@ -107,13 +107,10 @@ def tie(
             f"Expected: {expected} (owner). Received: {received}.\n"
             "Tie only variables of equal shape and dtype."
         )
-    substitutions = [
-        substitution.Substitution(own[name].holder, own[name].variable, owned[name].variable)
-        for name in names
-    ]
     for name in names:
         tie_memory.remember(weight[name][:2] for weight in (owned, own))
-    warn(_apply(substitutions, renewal.live_layers() if in_use else []))
+    replaced = [(own[name], owned[name].variable) for name in names]
+    warn(_replace(replaced, renewal.live_layers() if in_use else []))
     return layer
 
 
@@ -161,17 +158,11 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
             f"Expected: a tied weight. Received: {listed(own) or 'no weights'}.\n"
             "Untie one of the layers that were tied, by the names of tied weights."
         )
-    weights_untied = [own[name] for name in names]
-    copies = {
-        id(one.variable): substitution.copy_of(one.variable, one.holder) for one in weights_untied
-    }
-    for one in weights_untied:
+    untied = [own[name] for name in names]
+    copies = {id(one.variable): substitution.copy_of(one.variable, one.holder) for one in untied}
+    for one in untied:
         tie_memory.forget(one.holder, one.attribute)
-    substitutions = [
-        substitution.Substitution(one.holder, one.variable, copies[id(one.variable)])
-        for one in weights_untied
-    ]
-    warn(_apply(substitutions, everywhere))
+    warn(_replace([(one, copies[id(one.variable)]) for one in untied], everywhere))
     return layer
 
 
@@ -250,15 +241,12 @@ def _broken(
 ) -> Iterator[tuple[str, str]]:
     """Yields the places that do not hold the variable of their owner, and how they differ."""
     for owner, *aliases in groups:
-        expected = places[owner].item if owner in places else None
-        if expected is None:
-            yield str(owner), f"no variable at `{owner}`"
-        for alias in aliases if expected is not None else ():
-            received = places[alias].item if alias in places else None
-            if received is None:
-                yield str(alias), f"no variable at `{alias}`"
-            elif received is not expected:
-                yield str(alias), f"`{alias}` and `{owner}` {_difference(received, expected)}"
+        # Nothing can be said of the aliases of what is not there.
+        for place in (owner, *aliases) if owner in places else (owner,):
+            if place not in places:
+                yield str(place), f"no variable at `{place}`"
+            elif (received := places[place].item) is not (expected := places[owner].item):
+                yield str(place), f"`{place}` and `{owner}` {_difference(received, expected)}"
 
 
 def _difference(received: Any, expected: Any) -> str:
@@ -321,16 +309,16 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
         ) from error
 
 
-def _apply(
-    substitutions: list[substitution.Substitution], everywhere: list[keras.Layer]
+def _replace(
+    replaced: Sequence[tuple[_Weight, Any]], everywhere: Sequence[keras.Layer]
 ) -> list[str]:
-    layers = [one.layer for one in substitutions]
+    """Puts other variables in the place of weights; returns warnings, as `renewal.apply`."""
+    layers = [weight.holder for weight, _ in replaced]
     # A wrapper may keep a reference of its own to the kernel inside it (SpectralNormalization).
     wrappers = [one for one in everywhere if isinstance(one, keras.layers.Wrapper)]
-    substitutions = substitutions + [
-        substitution.Substitution(wrapper, one.old, one.new)
-        for one in substitutions
-        for wrapper in wrappers
-        if wrapper.layer is one.layer
+    substitutions = [
+        substitution.Substitution(layer, weight.variable, new)
+        for weight, new in replaced
+        for layer in (weight.holder, *(one for one in wrappers if one.layer is weight.holder))
     ]
     return renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))
