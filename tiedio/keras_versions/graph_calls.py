@@ -4,7 +4,7 @@ A call is a list of tensors, each of which is told by the call of the layer that
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 # Layers that Keras 2 gave their first states as further inputs.
@@ -89,11 +89,7 @@ class Graph:
                 found[1] = max(found[1] - 1, 0)
             self._references[found[0]].append(found)
             return found
-        if isinstance(given, list):
-            return [self.ends(one) for one in given]
-        if isinstance(given, dict):
-            return {key: self.ends(one) for key, one in given.items()}
-        return given
+        return _mapped(given, self.ends)
 
     def number_calls(self, ends: Mapping[str, Any]) -> None:
         """Numbers the calls of each layer anew, once all are known."""
@@ -114,26 +110,18 @@ class Graph:
 
     def _inputs(self, given: Any, kwargs: dict[str, Any]) -> Any:
         """Translates the inputs of a call, and adds what else it was given to `kwargs`."""
-        if isinstance(given, dict):
-            return {key: self._inputs(one, kwargs) for key, one in given.items()}
-        if not isinstance(given, list):
-            return given
-        if len(given) > 2 and given[0] == "_CONSTANT_VALUE":
+        if isinstance(given, list) and len(given) > 2 and given[0] == "_CONSTANT_VALUE":
             return given[2]
         if not self._is_reference(given):
-            return [self._inputs(one, kwargs) for one in given]
+            return _mapped(given, lambda one: self._inputs(one, kwargs))
         if len(given) > 3 and isinstance(given[3], dict):
             # What is unset may be unknown to Keras 3.
             kwargs |= {k: self._argument(v) for k, v in given[3].items() if v is not None}
         return self._tensor(given)
 
     def _argument(self, given: Any) -> Any:
-        if isinstance(given, list):
-            is_tensor = self._is_reference(given)
-            return self._tensor(given) if is_tensor else [self._argument(one) for one in given]
-        if isinstance(given, dict):
-            return {key: self._argument(one) for key, one in given.items()}
-        return given
+        is_tensor = self._is_reference(given)
+        return self._tensor(given) if is_tensor else _mapped(given, self._argument)
 
     def _tensor(self, reference: list[Any]) -> dict[str, Any]:
         """Describes the output of a call. (Keras reads neither shape nor type of it.)"""
@@ -155,6 +143,15 @@ def _is_reference(given: Any, names: Collection[str]) -> bool:
         and given[0] in names
         and all(isinstance(number, int) for number in given[1:3])
     )
+
+
+def _mapped(given: Any, translate: Callable[[Any], Any]) -> Any:
+    """Translates what is in a list or a dict; anything else is returned as it is."""
+    if isinstance(given, list):
+        return [translate(one) for one in given]
+    if isinstance(given, dict):
+        return {key: translate(one) for key, one in given.items()}
+    return given
 
 
 def _leaves(given: Any) -> Iterator[Any]:

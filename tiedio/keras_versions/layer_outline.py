@@ -41,7 +41,7 @@ _CELLS = {
     **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), "ConvLSTMCell"),
 }
 # Layers that hold others, under the attributes that Keras stores them by.
-_ATTENTION = ("query_dense", "key_dense", "value_dense", "output_dense")
+_ATTENTION = ("query", "key", "value", "output")
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization", "Wrapper")
 
 # Built-in layers without variables. Of what is in no list here, only the file can tell.
@@ -125,13 +125,10 @@ def _parts(layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool
         yield from within("forward_layer", forward, "forward")
         yield from within("backward_layer", config.get("backward_layer") or forward, "backward")
     elif class_name == "MultiHeadAttention":
-        for attribute in _ATTENTION:
-            dense = {**config, "bias_axes": config.get("use_bias", True)}
-            yield from within(
-                attribute,
-                {"class_name": "EinsumDense", "config": dense},
-                attribute[: -len("_dense")],
-            )
+        dense = {**config, "bias_axes": config.get("use_bias", True)}
+        for called in _ATTENTION:
+            part = {"class_name": "EinsumDense", "config": dense}
+            yield from within(f"{called}_dense", part, called)
     elif class_name in _WRAPPERS:
         yield from within("layer", config.get("layer"))
         if class_name == "SpectralNormalization":

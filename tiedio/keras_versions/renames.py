@@ -89,6 +89,7 @@ _RANDOM = (
 # They take less than other layers do.
 _WITHOUT_BASE = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Discretization")
 _LOOKUPS = ("IntegerLookup", "StringLookup", "TextVectorization")
+_NORMALIZATION = ("BatchNormalization",)
 _OFF = (False, None)  # harmless: what the argument would switch on is off
 
 ARGUMENTS: tuple[Argument, ...] = (
@@ -100,10 +101,9 @@ ARGUMENTS: tuple[Argument, ...] = (
     Argument(("LeakyReLU",), "alpha", "all", "renamed", new="negative_slope"),
     Argument(("ReLU",), "theta", "all", "of ThresholdedReLU", new="threshold"),
     Argument(_CONVOLUTIONS, "groups", "2.3 on", "inherited, unused", (1, None)),
-    *(
-        Argument(_SEPARABLE, f"kernel_{what}", "all", "inherited, unused")
-        for what in ("initializer", "regularizer", "constraint")
-    ),
+    Argument(_SEPARABLE, "kernel_initializer", "all", "inherited, unused"),
+    Argument(_SEPARABLE, "kernel_regularizer", "all", "inherited, unused"),
+    Argument(_SEPARABLE, "kernel_constraint", "all", "inherited, unused"),
     Argument(_RECURRENT, "implementation", "all", "chose between equal ways"),
     Argument(_RECURRENT, "time_major", "1.14 on", "inputs have the batch first in Keras 3", _OFF),
     Argument(_RECURRENT, "num_constants", "all", "cells take no constants in Keras 3", (0, None)),
@@ -114,21 +114,15 @@ ARGUMENTS: tuple[Argument, ...] = (
         "Keras 3 has one order of states",
         _OFF,
     ),
-    *(
-        Argument(("BatchNormalization",), name, "tf.keras", "unused in Keras 3", none)
-        for name, none in (
-            ("renorm", _OFF),
-            ("renorm_clipping", (None,)),
-            ("renorm_momentum", None),
-            ("fused", None),
-            ("virtual_batch_size", (None,)),
-            ("adjustment", (None,)),
-        )
-    ),
-    *(
-        Argument(("MultiHeadAttention",), f"{one}_shape", "2.4 on", "for building")
-        for one in ("query", "key", "value")
-    ),
+    Argument(_NORMALIZATION, "renorm", "tf.keras", "unused in Keras 3", _OFF),
+    Argument(_NORMALIZATION, "renorm_clipping", "tf.keras", "unused in Keras 3", (None,)),
+    Argument(_NORMALIZATION, "renorm_momentum", "tf.keras", "unused in Keras 3"),
+    Argument(_NORMALIZATION, "fused", "tf.keras", "unused in Keras 3"),
+    Argument(_NORMALIZATION, "virtual_batch_size", "tf.keras", "unused in Keras 3", (None,)),
+    Argument(_NORMALIZATION, "adjustment", "tf.keras", "unused in Keras 3", (None,)),
+    Argument(("MultiHeadAttention",), "query_shape", "2.4 on", "for building"),
+    Argument(("MultiHeadAttention",), "key_shape", "2.4 on", "for building"),
+    Argument(("MultiHeadAttention",), "value_shape", "2.4 on", "for building"),
     Argument(
         ("MultiHeadAttention", "Softmax"),
         "softmax_robust_masking",
@@ -143,10 +137,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         "it is an argument of the call now, `use_causal_mask`",
         _OFF,
     ),
-    *(
-        Argument(_WITHOUT_BASE, name, "all", "unused: it has no weights")
-        for name in ("trainable", "noise_shape")
-    ),
+    Argument(_WITHOUT_BASE, "trainable", "all", "unused: it has no weights"),
+    Argument(_WITHOUT_BASE, "noise_shape", "all", "unused: it has no weights"),
     Argument(_RANDOM, "rng_type", "2.9 on", "Keras 3 seeds in one way"),
     Argument(_LOOKUPS, "vocabulary_size", "2.6 on", "told by the vocabulary"),
     Argument(("CategoryEncoding",), "max_tokens", "2.3 to 2.5", "renamed", new="num_tokens"),
