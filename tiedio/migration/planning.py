@@ -185,7 +185,8 @@ def migrate(
             "Pass one of these as `--reconcile`."
         )
     wanted = at(target)
-    _check_free(wanted, overwrite)
+    if not overwrite:
+        wanted.check_free(MigrationError)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs) as checkpoint:
         checkpoint.verify()  # what is damaged would get digests that say it is not
@@ -193,7 +194,7 @@ def migrate(
         chosen = accepted(planned, accept, reconcile)
         destination, holds_model, notes = _destination(wanted, checkpoint)
         if destination.name != wanted.name:  # which nobody allowed to be replaced
-            _check_free(destination, overwrite=False)
+            destination.check_free(MigrationError)
         if destination.is_same_as(at(filepath)):
             raise MigrationError(
                 f"`{destination.name}` is the file that is migrated.\n"
@@ -223,15 +224,6 @@ def migrate(
         notes=(*planned.notes, *notes, *lost),
         target=destination.name,
     )
-
-
-def _check_free(destination: Storage, overwrite: bool) -> None:
-    if destination.exists() and not overwrite:
-        raise MigrationError(
-            f"`{destination.name}` exists already.\n"
-            "Expected: a path where nothing is. Received: one with a file.\n"
-            "Pass another path, or `--overwrite`."
-        )
 
 
 def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:

@@ -36,6 +36,15 @@ class Storage(abc.ABC):
         """Whether there is anything that a save would replace for good."""
         return False
 
+    def check_free(self, error: type[Exception]) -> None:
+        """Raises an error if a save would replace something for good."""
+        if self.exists():
+            raise error(
+                f"`{self.name}` exists already.\n"
+                "Expected: a path where nothing is. Received: one with a file.\n"
+                "Pass another path, or `--overwrite`."
+            )
+
     def is_folder(self) -> bool:
         return False
 

@@ -99,12 +99,8 @@ def export(
             f"Expected: one path ending in `{SUFFIX}`. Received: {'two' if ways[0] else 'none'}.\n"
             "Change an ending; `tiedio migrate` writes files of Keras from others."
         )
-    if destination.exists() and not overwrite:
-        raise SaveError(
-            f"`{destination.name}` exists already.\n"
-            "Expected: a path where nothing is. Received: one with a file.\n"
-            "Pass another path, or `--overwrite`."
-        )
+    if not overwrite:
+        destination.check_free(SaveError)
     with shown(f"Writing {destination.label}", progress) as advance:
         if ways[1]:
             return _export(filepath, destination, durable, advance)
