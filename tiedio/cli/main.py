@@ -96,16 +96,7 @@ def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> No
 @options.overwrite
 @options.as_json
 def migrate(
-    src: str,
-    dst: str,
-    ties: Any,
-    ties_file: Any,
-    config: Any,
-    accept: Any,
-    reconcile: str,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
+    src: str, dst: str, ties: Any, ties_file: Any, dry_run: bool, as_json: bool, **given: Any
 ) -> None:
     """Write SRC to DST, with shared variables tied again.
 
@@ -115,14 +106,9 @@ def migrate(
     """
     from tiedio.migration import many, planning
 
-    given: dict[str, Any] = {
-        "ties": [*ties_file, *ties],
-        "accept": accept,
-        "reconcile": reconcile,
-        "config": config,
-        "overwrite": overwrite,
-        "progress": sys.stdout.isatty() and not as_json,
-    }
+    # The other options are arguments of these names.
+    given["ties"] = [*ties_file, *ties]
+    given["progress"] = sys.stdout.isatty() and not as_json
     if many.is_many(src):
         found = many.migrate(src, dst, dry_run=dry_run, **given)
         if not found:
@@ -132,13 +118,13 @@ def migrate(
         needing = dry_run and all(one.needs_option for one in failed)
         sys.exit((3 if needing else 1) if failed else 0)
     if dry_run:
-        done = planning.plan(src, given["ties"], config)
+        done = planning.plan(src, given["ties"], given["config"])
     else:
         done = planning.migrate(src, dst, **given)
     tables.as_json(done.to_json()) if as_json else tables.plan(done)
     if dry_run:
         try:
-            planning.accepted(done, accept, reconcile)
+            planning.accepted(done, given["accept"], given["reconcile"])
         except MigrationError as error:
             click.echo(f"Error: {tables.shown(str(error))}", err=True)
             sys.exit(3)

@@ -115,7 +115,7 @@ def comparison(found: "Comparison") -> None:
     if found.differences:
         _table(
             ("variable", "largest difference", "mean", "elements"),
-            [(_renamed(one), *_distance(one)) for one in found.differences],
+            [_difference(one) for one in found.differences],
         )
         _line(f"{len(found.differences)} of {found.compared} variables differ.")
 
@@ -140,20 +140,7 @@ def plan(found: "Plan") -> None:
 
 def outcomes(found: "Sequence[Outcome]") -> None:
     """Prints what became of many files."""
-    rows = []
-    for one in found:
-        planned = one.plan
-        rows.append(
-            (
-                one.filepath,
-                "failed" if one.error else planned.target or "fine",
-                str(len(planned.proposals)),
-                _bytes(sum(tie.bytes_saved for tie in planned.proposals)),
-            )
-            if planned
-            else (one.filepath, "failed", "", "")
-        )
-    _table(("file", "written to", "ties", "saves"), rows)
+    _table(("file", "written to", "ties", "saves"), [_outcome(one) for one in found])
     for one in found:
         _notes(one.plan.notes if one.plan and not one.error else (), f"{one.filepath}: ")
     for one in found:
@@ -212,16 +199,21 @@ def _proposal(one: "Proposal") -> tuple[str, ...]:
     )
 
 
-def _distance(one: "Difference") -> tuple[str, str, str]:
+def _outcome(one: "Outcome") -> tuple[str, ...]:
+    if one.plan is None:
+        return one.filepath, "failed", "", ""
+    target = "failed" if one.error else one.plan.target or "fine"
+    ties = one.plan.proposals
+    return one.filepath, target, str(len(ties)), _bytes(sum(tie.bytes_saved for tie in ties))
+
+
+def _difference(one: "Difference") -> tuple[str, ...]:
+    name = one.name if one.name == one.name_in_b else f"{one.name} ({one.name_in_b})"
     if one.shape != one.shape_in_b:
-        return f"shapes {one.shape}, {one.shape_in_b}", "", ""
+        return name, f"shapes {one.shape}, {one.shape_in_b}", "", ""
     infinite = f", {one.infinite} of them by no number" if one.infinite else ""
     kinds = f" ({one.dtype}, {one.dtype_in_b})" if one.dtype != one.dtype_in_b else ""
-    return f"{one.largest:.3g}{kinds}", f"{one.mean:.3g}", f"{one.elements:,}{infinite}"
-
-
-def _renamed(one: "Difference") -> str:
-    return one.name if one.name == one.name_in_b else f"{one.name} ({one.name_in_b})"
+    return name, f"{one.largest:.3g}{kinds}", f"{one.mean:.3g}", f"{one.elements:,}{infinite}"
 
 
 def _bytes(count: int) -> str:

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from tiedio.checkpoints import opening, rewriting
 from tiedio.errors import FileFormatError, SaveError, TiedioError, damaged, first_line, listed
 from tiedio.formats import safetensors_file, table
@@ -139,12 +137,13 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
                     "version": VERSION,
                     "tensors": {key: path for path, key in keys.items()},
                     "links": layout.links,
-                    "groups": {path: _plain(held) for path, held in layout.groups.items()},
+                    "groups": layout.groups,
                     "assets": assets_by_key,
                     "record": content.record_with({}),
                     "metadata": content.metadata,
                     "config": content.config,
-                }
+                },
+                default=lambda attribute: attribute.tolist(),  # of NumPy, as HDF5 has them
             )
         safetensors_file.write(
             target, tensors, {**aliases, **rest}, durable=durable, advance=advance
@@ -220,11 +219,3 @@ def _typed(source: Storage, held: Mapping[str, Any], name: str, kind: type) -> A
     if not isinstance(held.get(name), kind):
         raise damaged(source.name, f"`{name[:99]}` that is no {kind.__name__}")
     return held[name]
-
-
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns attributes of a group as JSON holds them."""
-    return {
-        name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        for name, value in attributes.items()
-    }

@@ -6,7 +6,7 @@ What counts as shared, and what as a copy, is decided here.
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tiedio.checkpoints import opening
@@ -102,6 +102,7 @@ def inspect(filepath: Any) -> Inspection:
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)
         once = sum(one.nbytes for one in checkpoint.values.distinct(checkpoint.variables))
+        optimizer = (checkpoint.optimizer or {}).get("class_name")
         return Inspection(
             filepath=checkpoint.filepath,
             kind=checkpoint.kind,
@@ -114,7 +115,7 @@ def inspect(filepath: Any) -> Inspection:
             bytes_stored=sum(sizes.values()),
             bytes_shared=each - once,
             bytes_wasted=sum(group.nbytes for group in copies),
-            optimizer=_class_name(checkpoint.optimizer),
+            optimizer=optimizer.rpartition(">")[2] if isinstance(optimizer, str) else "",
             notes=checkpoint.notes,
         )
 
@@ -124,11 +125,6 @@ def sharing(filepath: Any) -> tuple[list[Group], Sequence[Sequence[str]]]:
     with opening.reading(filepath) as checkpoint:
         layers = checkpoint.record.shared_layers if checkpoint.record else ()
         return list(_tie_groups(checkpoint)), layers
-
-
-def _class_name(optimizer: Mapping[str, Any] | None) -> str:
-    name = (optimizer or {}).get("class_name")
-    return name.rpartition(">")[2] if isinstance(name, str) else ""
 
 
 def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
