@@ -323,8 +323,7 @@ def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pro
             "Pass `--accept contents` to tie them all, `--accept NAME` to tie those equal to NAME, "
             "or `--accept none`."
         )
-    left = [one for one in weak if one not in taken]
-    chosen = [one for one in planned.proposals if one not in left]
+    chosen = [one for one in planned.proposals if one in taken or one not in weak]
     diverged = [one for one in chosen if one.largest_difference != 0]  # or none at all
     if diverged and reconcile == "error":
         told = (

@@ -6,13 +6,15 @@ many variables as have no slots were aliases: the slot deficit.
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.variables import StoredVariable
+from tiedio.formats.content import Weight
 
-# Equal variables, whether they were tied (`None`: that may be), and why.
-_Judgement = tuple[Sequence[StoredVariable], bool | None, str]
+# Whether equal variables were tied (`None`: that may be), and why.
+_Verdict = tuple[bool | None, str]
+_Judgement = tuple[Sequence[StoredVariable], *_Verdict]
 
 
 class SlotDeficit:
@@ -27,7 +29,11 @@ class SlotDeficit:
         self._values = checkpoint.values
         self._slots = checkpoint.slots if checkpoint.slots and checkpoint.slots.kinds else None
         self._per_use = checkpoint.version.is_multi_backend
-        self._trained = [one for one in checkpoint.variables if one.trainable is not False]
+        # The slots of each variable, where each use has its own, and none is missing.
+        self._of_use: dict[str, Mapping[str, Weight]] = {}
+        names = [one.name for one in checkpoint.variables if one.trainable is not False]
+        if self._per_use and self._slots and len(names) == len(self._slots.variables):
+            self._of_use = dict(zip(names, self._slots.variables, strict=True))
         self._distinct = [one for one in checkpoint.untied if one.trainable is not False]
         self._groups = collections.defaultdict(list)
         for group in checkpoint.values.equal_ones(checkpoint.untied):
@@ -74,45 +80,40 @@ class SlotDeficit:
                 yield several, None, f"equal contents; {len(frozen)} of them not trained"
         if len(trained) < 2:
             return
-        if self._per_use and self._slots:
+        if self._of_use:
             yield from self._judged_by_use(trained)
         elif self._copies is not None:
-            yield from self._judged_by_count(trained, self._copies[trained[0].shape])
+            if verdict := self._verdict(trained, self._copies[trained[0].shape]):
+                yield trained, *verdict
         elif is_telling:
             yield trained, None, "equal contents"
 
-    def _judged_by_count(
-        self, trained: Sequence[StoredVariable], copies: int
-    ) -> Iterator[_Judgement]:
+    def _verdict(self, trained: Sequence[StoredVariable], copies: int) -> _Verdict | None:
+        """Judges by the count of variables without slots; `None` if nothing can be said."""
+        if copies <= 0:
+            return False, "equal contents, but each has a state of its own in the optimizer"
         groups = self._groups[trained[0].shape]
         possible = sum(len(one) - 1 for one in groups)
-        if copies <= 0:
-            why = "equal contents, but each has a state of its own in the optimizer"
-            yield trained, False, why
-            return
         unsure = any(
             one.trainable is None for one in self._distinct if one.shape == trained[0].shape
         )
+        is_constant = self._values.is_constant(trained[0])  # a frozen one looks the same
         if not unsure and possible == copies:
             why = f"equal contents, and {copies} fewer in the optimizer's state"
-            if self._values.is_constant(trained[0]):  # a frozen one looks the same
-                yield trained, None, f"{why}, but never trained, for all that the values say"
-            else:
-                yield trained, True, why
-            return
+            if is_constant:
+                return None, f"{why}, but never trained, for all that the values say"
+            return True, why
         named = self._told_by_names(groups)
         if named is not None and len(named) == copies and not unsure:
             mine = [one for one in trained if one.name in named]
             if not mine:
-                yield trained, False, "equal contents, but the optimizer's state names each"
-                return
-            if len(mine) == len(trained) - 1 and not self._values.is_constant(trained[0]):
-                why = "equal contents, and the optimizer's state names one of them"
-                yield trained, True, why
-                return
+                return False, "equal contents, but the optimizer's state names each"
+            if len(mine) == len(trained) - 1 and not is_constant:
+                return True, "equal contents, and the optimizer's state names one of them"
         if self._values.are_telling(trained[0]):
             why = f"equal contents; of {possible} such copies the optimizer's state has {copies}"
-            yield trained, None, why
+            return None, why
+        return None
 
     def _told_by_names(self, groups: Sequence[Sequence[StoredVariable]]) -> set[str] | None:
         """Names the variables without slots, where the names of slots tell."""
@@ -126,15 +127,9 @@ class SlotDeficit:
         return {name for name, listed_as in of.items() if listed_as not in hints}
 
     def _judged_by_use(self, trained: Sequence[StoredVariable]) -> Iterator[_Judgement]:
-        slots = self._slots.variables if self._slots else ()
-        if len(slots) != len(self._trained):
-            if self._values.are_telling(trained[0]):
-                yield trained, None, "equal contents"
-            return
-        of = {one.name: kinds for one, kinds in zip(self._trained, slots, strict=True)}
         held = collections.defaultdict(list)
         for one in trained:
-            paths = [weight.dataset_path for weight in of[one.name].values()]
+            paths = [weight.dataset_path for weight in self._of_use[one.name].values()]
             held[tuple(map(self._values.digest, paths))].append((one, paths))
         for alike in held.values():
             if len(alike) > 1:
