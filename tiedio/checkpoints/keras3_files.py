@@ -47,6 +47,8 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
     optimizer = optimizer_slots.of_model(translated.config)
     of_layers = {one.source for one in variables}
     groups = {path: first for path, first in objects.items() if not weights.address(path)}
+    # Keras 3 does not store the running values of metrics, as Keras 2 does.
+    left_out = () if KerasVersion(version).is_of_keras_3 else ("metrics/",)
     return Checkpoint(
         filepath=opened.filepath,
         kind=kind,
@@ -61,7 +63,7 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
         others={
             renamed(path): path
             for path in objects
-            if path not in groups and path not in of_layers and not _is_left_out(path, version)
+            if path not in groups and path not in of_layers and not path.startswith(left_out)
         },
         groups={
             renamed(path): next(iter(weights.attributes(path)))
@@ -71,11 +73,6 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
         links={path: first for path, first in groups.items() if path != first},
         extract_assets=opened.extract_assets,
     )
-
-
-def _is_left_out(path: str, version: str) -> bool:
-    """Whether Keras 3 does not store this: the running values of metrics in Keras 2."""
-    return path.startswith("metrics/") and not KerasVersion(version).is_of_keras_3
 
 
 def _variables(

@@ -62,7 +62,9 @@ def content(
     if not checkpoint.is_by_position:
         _add_others(checkpoint, layout, first, without_optimizer=values is not None)
         for number, value in enumerate(values or ()):
-            layout.tensors[f"{OPTIMIZER}/vars/{number}"] = _slot(checkpoint, value)
+            is_new = isinstance(value, np.ndarray)
+            tensor = Tensor.of(value) if is_new else _as_is(checkpoint, value.dataset_path)
+            layout.tensors[f"{OPTIMIZER}/vars/{number}"] = tensor
         # Other optimizers, of models inside it, are as they were.
         kept = {p: t for p, t in record.optimizer_variables.items() if p != OPTIMIZER}
         record = dataclasses.replace(record, optimizer_variables={**kept, **trained})
@@ -89,14 +91,13 @@ def _variables(
     first: dict[Any, str] = {}
     members_of = {one.name: members for members in groups.values() for one in members}
     for one in checkpoint.variables:
-        owner, *aliases = members_of.get(one.name, [one])
-        if one is owner:
-            layout.tensors[target_path(checkpoint, one)] = _tensor(
-                checkpoint, [owner, *aliases], reconcile
-            )
+        members = members_of.get(one.name, [one])
+        path, owner_path = target_path(checkpoint, one), target_path(checkpoint, members[0])
+        if one is members[0]:
+            layout.tensors[path] = _tensor(checkpoint, members, reconcile)
         else:
-            layout.links[target_path(checkpoint, one)] = target_path(checkpoint, owner)
-        first[checkpoint.tensors.address(one.source)] = target_path(checkpoint, owner)
+            layout.links[path] = owner_path
+        first[checkpoint.tensors.address(one.source)] = owner_path
     return layout, first
 
 
@@ -113,12 +114,6 @@ def _add_others(
         else:
             layout.tensors[path] = _as_is(checkpoint, source)
     layout.links.update(checkpoint.links)
-
-
-def _slot(checkpoint: Checkpoint, value: Weight | np.ndarray) -> Tensor:
-    if isinstance(value, np.ndarray):
-        return Tensor.of(value)
-    return _as_is(checkpoint, value.dataset_path)
 
 
 def _tie_group(

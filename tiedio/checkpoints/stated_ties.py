@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tiedio.checkpoints.variables import StoredVariable
+from tiedio.checkpoints.variables import StoredVariable, Tensors
 
 if TYPE_CHECKING:
     from tiedio.checkpoints.checkpoint import Checkpoint
@@ -77,8 +77,19 @@ def gathered(
     return groups
 
 
+def stored_once(
+    variables: Iterable[StoredVariable], tensors: Tensors, evidence: Evidence, why: str
+) -> Iterator[Tie]:
+    """Yields variables that are one tensor as tied."""
+    names = collections.defaultdict(list)
+    for one in variables:
+        names[tensors.address(one.source)].append(one.name)
+    for tied in names.values():
+        if len(tied) > 1:
+            yield Tie(tuple(tied), evidence, why)
+
+
 def _recorded(checkpoint: "Checkpoint") -> Iterator[Tie]:
-    """Yields the ties of the record."""
     if checkpoint.record is None:
         return
     by_source = {one.source: one.name for one in checkpoint.variables}
@@ -91,13 +102,8 @@ def _recorded(checkpoint: "Checkpoint") -> Iterator[Tie]:
 def _linked(checkpoint: "Checkpoint") -> Iterator[Tie]:
     """Yields variables that are one tensor in the file, unless its layout says so already."""
     said = joined(checkpoint.layout_ties)
-    held = collections.defaultdict(list)
-    for one in checkpoint.variables:
-        if said.get(one.name, one.name) == one.name:
-            held[checkpoint.tensors.address(one.source)].append(one.name)
-    for names in held.values():
-        if len(names) > 1:
-            yield Tie(tuple(names), Evidence.LINKS, "the file stores them once")
+    others = [one for one in checkpoint.variables if said.get(one.name, one.name) == one.name]
+    return stored_once(others, checkpoint.tensors, Evidence.LINKS, "the file stores them once")
 
 
 def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tiedio.checkpoints import tensorflow_files
 from tiedio.checkpoints.checkpoint import Checkpoint
-from tiedio.checkpoints.stated_ties import Evidence, Tie
+from tiedio.checkpoints.stated_ties import Evidence, stored_once
 from tiedio.checkpoints.tensorflow_files import ITERATIONS, LAYER, Found, Graph, Metadata, Tensors
 from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.errors import listed
@@ -63,6 +63,7 @@ def described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
         notes.append(f"Left out, as they are no numbers: {listed(graph.left_out)}.")
     if graph.optimizer is not None and not optimizer:
         notes.append("The state of the optimizer is left out: nothing says which one it was.")
+    why = "they are one node of the object graph"  # which is stored under one key
     title = "SavedModel" if found.folder else "TensorFlow checkpoint"
     return Checkpoint(
         filepath=found.name,
@@ -71,22 +72,12 @@ def described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
         tensors=tensors,
         variables=variables,
         is_ordered=all(one.place for one in variables),
-        layout_ties=list(_ties(variables)),
+        layout_ties=list(stored_once(variables, tensors, Evidence.GRAPH, why)),
         slots=_slots(graph, tensors, variables, optimizer, version=version) if optimizer else None,
         translated=translated,
         left_out=notes,
         groups={f"{part.inner_path}/vars": {"name": part.layer} for part in parts},
     )
-
-
-def _ties(variables: Sequence[StoredVariable]) -> Iterator[Tie]:
-    """Yields variables that are one node of the graph, which is stored under one key."""
-    names = collections.defaultdict(list)
-    for one in variables:
-        names[one.source].append(one.name)
-    for tied in names.values():
-        if len(tied) > 1:
-            yield Tie(tuple(tied), Evidence.GRAPH, "they are one node of the object graph")
 
 
 class _Walk:
