@@ -58,13 +58,11 @@ def error_of(filepath: str, problems: Iterable[Problem]) -> FileFormatError | No
 def problems(opened: Opened) -> list[Problem]:
     """Reads all of a file, and lists what is not as it was saved."""
     record = opened.read_record(verify=False)
-    return [
-        *_checksum(opened),
-        *_values(opened.weights, record.digests if record else {}),
-        *(added(opened.weights, record) if record else ()),
-        *(_lost_links(opened.weights, record) if record else ()),
-        *(_new_links(opened.weights, record) if record else ()),
-    ]
+    found = [*_checksum(opened), *_values(opened.weights, record.digests if record else {})]
+    if record:
+        for check in (added, _lost_links, _new_links):
+            found += check(opened.weights, record)
+    return found
 
 
 def _checksum(opened: Opened) -> Iterator[Problem]:

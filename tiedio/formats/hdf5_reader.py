@@ -94,13 +94,11 @@ class WeightsFile:
     def expect(self, digests: Mapping[str, str]) -> None:
         """Verifies against `digests` whatever is read from now on, and that all of it is there."""
         self.digests = digests
-        groups = collections.defaultdict(set)
+        names = {group: set(self.names(group)) for group in set(map(posixpath.dirname, digests))}
         for path in digests:
             group, name = posixpath.split(path)
-            groups[group].add(name)
-        for group, names in groups.items():
-            missing = names.difference(self.names(group))
-            self.damaged.update(posixpath.join(group, name) for name in missing)
+            if name not in names[group]:
+                self.damaged.add(path)
 
     def find_damaged(self, also: Iterable[str] = ()) -> list[str]:
         """Reads whatever has a digest, and `also` these; lists all that is not what was saved."""

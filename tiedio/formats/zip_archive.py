@@ -137,9 +137,8 @@ class _Zip:
         self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
         lengths = struct.unpack("<HH", self._file.read(4))
         start = info.header_offset + _HEADER_LENGTHS_AT + 4 + sum(lengths)
-        if info.file_size != info.compress_size or start + info.file_size > self._file.seek(
-            0, io.SEEK_END
-        ):
+        end = self._file.seek(0, io.SEEK_END)
+        if info.file_size != info.compress_size or start + info.file_size > end:
             raise damaged(self.filepath, f"`{name}` beyond the end of the file")
         yield Window(self._file, start, info.file_size)
 

@@ -90,7 +90,7 @@ def layers(config: Mapping[str, Any]) -> dict[str, list[Part]]:
         By the layer's name; nothing for a model that is made by a class of its own.
     """
     found: dict[str, list[Part]] = {}
-    for inner_path, layer in _numbered("layers", _layers(config)):
+    for inner_path, layer in _numbered("layers", _config(config).get("layers")):
         name = _name(layer)
         found.setdefault(name, []).extend(_parts(layer, inner_path, name, True))
     return found
@@ -134,7 +134,7 @@ def _parts(layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool
         if class_name == "SpectralNormalization":
             yield Part(inner_path, name, class_name, config)
     elif "layers" in config:
-        for layer_path, inner in _numbered(f"{inner_path}/layers", _layers(layer)):
+        for layer_path, inner in _numbered(f"{inner_path}/layers", config.get("layers")):
             yield from _parts(inner, layer_path, f"{name}/{_name(inner)}", trainable)
     else:
         part = Part(inner_path, name, class_name, config)
@@ -164,16 +164,9 @@ def _numbered(path: str, items: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             counts[kind] += 1
 
 
-def _layers(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Lists the configs of a model's layers. (The earliest Sequential is just a list.)"""
-    config = model.get("config")
-    found = config.get("layers") if isinstance(config, Mapping) else config
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
-
-
 def _config(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     config = layer.get("config")
-    if isinstance(config, list):
+    if isinstance(config, list):  # of the earliest Sequential
         return {"layers": config}
     return config if isinstance(config, Mapping) else {}
 

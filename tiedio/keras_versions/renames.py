@@ -1,7 +1,8 @@
 """What Keras 2 called otherwise than Keras 3 does, as tables.
 
-To add what a version renamed, add a row where it belongs; `translation` applies them. Rows say
-which versions wrote it and why it is translated so, and are applied to files of Keras 2 only.
+To add what a version renamed, add a row where it belongs; `config_translation` applies them.
+Rows say which versions wrote it and why it is translated so, and are applied to files of Keras 2
+only.
 What may not change: a row keeps outputs exactly. What has no equal in Keras 3 is in
 `WITHOUT_EQUAL`, or in the row of an argument of which only the `harmless` values are left out.
 """

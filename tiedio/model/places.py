@@ -17,24 +17,20 @@ CONTAINERS = (list, dict, tuple)
 
 def members(layer: keras.Layer, kind: type) -> Iterator[tuple[str, Any]]:
     """Yields each object of `kind` that `layer` itself holds, by attribute."""
-    for name, value in attributes_of(layer).items():
-        if isinstance(value, kind):
-            yield name, value
-        elif isinstance(value, CONTAINERS):
-            yield from _items(name, value, kind)
+    return _members("", attributes_of(layer), kind)
 
 
-def _items(
-    name: str, container: Any, kind: type, entered: tuple[int, ...] = ()
+def _members(
+    path: str, container: Any, kind: type, entered: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Any]]:
     if id(container) in entered:  # it is inside itself
         return
-    pairs = container.items() if isinstance(container, dict) else enumerate(container)
-    for key, item in pairs:
+    for key, item in container.items() if isinstance(container, dict) else enumerate(container):
+        name = f"{path}/{key}".lstrip("/")
         if isinstance(item, kind):
-            yield f"{name}/{key}", item
+            yield name, item
         elif isinstance(item, CONTAINERS):
-            yield from _items(f"{name}/{key}", item, kind, (*entered, id(container)))
+            yield from _members(name, item, kind, (*entered, id(container)))
 
 
 def attributes_of(layer: keras.Layer) -> dict[str, Any]:
