@@ -1,5 +1,6 @@
 """Keeps weights tied when a Keras model is saved and loaded."""
 
+import concurrent.futures.thread  # noqa: F401 - which cannot be imported when Python ends
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -3,18 +3,20 @@
 Run as `python generations.py FUNCTION ARGUMENTS...`, without Keras.
 """
 
+import atexit
 import itertools
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 
-from tiedio.formats import hdf5_writer, table
+from tiedio.formats import hdf5_reader, hdf5_writer, table
 from tiedio.formats.content import Content
 from tiedio.record.record import Record
 from tiedio.storage import atomic
@@ -129,6 +131,40 @@ def save_again_and_again(filepath, first):
     for generation in itertools.count(int(first)):
         save_folder(filepath, generation)
         print(generation, flush=True)
+
+
+SUFFIXES = {
+    ".keras": ZIPPED,
+    "": FOLDER,
+    ".weights.h5": BARE,
+    ".h5": WHOLE,
+    ".weights.json": SHARDS,
+}
+
+
+def save_as_python_ends(when, folder):
+    """Saves in each format, and loads, while no thread can be started any more."""
+    hdf5_reader.READ_CHUNK = TENSOR_BYTES // 4
+
+    def ended(*_):
+        threading.main_thread().join()  # that is, its program is over
+
+    def work():
+        if when == "after":
+            ended()
+        for suffix, container in SUFFIXES.items():
+            save(
+                f"{folder}/model{suffix}",
+                1,
+                container,
+                ended if when == "meanwhile" else hdf5_writer.untold,
+            )
+            print(load(f"{folder}/model{suffix}"), flush=True)
+
+    if when == "atexit":
+        atexit.register(work)
+    else:
+        threading.Thread(target=work).start()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ need. Tensors are read from where they lie, and compared with their digests.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -21,7 +20,7 @@ from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compi
 from tiedio.errors import FileFormatError, first_line, listed
 from tiedio.formats.arrays import Stored, aligned, ordered
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
-from tiedio.storage.streams import Window
+from tiedio.storage.streams import Threads, Window
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class WeightsFile:
         self._read: dict[tuple[int, int], Stored] = {}
         self._windows = files
         self._files: list[h5py.File] = []
-        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        self._threads = Threads(os.cpu_count())
         try:
             for file in files:
                 self._files.append(h5py.File(file, "r"))

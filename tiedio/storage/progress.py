@@ -21,8 +21,12 @@ def shown(what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
         progress.TimeRemainingColumn(),
         disable=not wanted,
     )
-    with bar:
+    try:
+        with contextlib.suppress(RuntimeError):  # no thread to draw it, as Python ends: its end is
+            bar.start()
         task = bar.add_task(what, total=None)
         yield lambda count, total: bar.update(task, advance=count, total=total)
         # A file is more than its tensors, and not all of these may have been asked for.
         bar.update(task, completed=bar.tasks[0].total)
+    finally:
+        bar.stop()

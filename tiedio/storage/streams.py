@@ -2,10 +2,11 @@
 
 import abc
 import collections
-import concurrent.futures
 import io
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 # Less is sooner written than brought to another thread.
@@ -82,6 +83,21 @@ class Sheet(_Seeking):
         return pages[start - first * self.PAGE : end - first * self.PAGE]
 
 
+class Threads(ThreadPoolExecutor):
+    """Threads; where none can be had, as while Python ends, the calling one does the work."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            # What was given to threads before comes first. No other will be asked again: one that
+            # could not start has left its work in their queue.
+            self.shutdown()
+            done = Future()
+            done.set_result(fn(*args, **kwargs))
+            return done
+
+
 class WriteBehind(io.BufferedIOBase):
     """A file that is written in another thread, while the next part is checksummed in this one.
 
@@ -92,8 +108,8 @@ class WriteBehind(io.BufferedIOBase):
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._written = collections.deque[concurrent.futures.Future[int]]()
+        self._thread = Threads(1)
+        self._written = collections.deque[Future[int]]()
 
     def write(self, data: Any) -> int:
         if len(data) < _WORTH_A_THREAD:
