@@ -1,4 +1,4 @@
-"""Where no thread can be had, as while Python ends, files are written and read in the calling one."""
+"""Where no thread can be had, as while Python ends, the calling one writes and reads."""
 
 import subprocess
 import sys

@@ -7,6 +7,7 @@ at a time. `hdf5_reader` reads it back.
 
 import dataclasses
 import functools
+import itertools
 import math
 import posixpath
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ from tiedio.storage.streams import Sheet, WriteBehind
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BFLOAT16_STORED = np.dtype("V2")
 
-# Large tensors are written in parts that fit into a processor's cache.
-CHUNK = 1 << 20  # bytes
+# Large tensors are written in parts, several of which fit into a processor's cache.
+CHUNK = 1 << 19  # bytes
 
 # Told of bytes that were read or written: how many more, and of how many.
 Advance = Callable[[int, int], None]
@@ -118,6 +119,9 @@ def write(
             f"Expected: `{METADATA_KEY}` behind all tensors. Received: `{placed[-1][1]}` there.\n"
             "Save to a path ending in `.keras` or in `.weights.json`, which keep it elsewhere."
         )
+    # A variable that another thread trains in place may change between digest, checksum and
+    # write: these see a copy of each part, which is used again once it is written.
+    copies = itertools.cycle(memoryview(bytearray(CHUNK)) for _ in range(WriteBehind.AT_ONCE + 1))
     position = 0
     for offset, path in placed:
         tensor = layout.tensors[path]
@@ -125,7 +129,9 @@ def write(
         digest = begin_digest(tensor.dtype, tensor.shape)
         if content.nbytes:
             stream.write(sheet.between(position, offset))
-            for part in cut(content, CHUNK):
+            for memory in cut(content, CHUNK):
+                part = next(copies)[: len(memory)]
+                part[:] = memory
                 digest.update(part)
                 stream.write(part)
                 advance(len(part), sheet.size)

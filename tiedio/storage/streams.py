@@ -101,10 +101,10 @@ class Threads(ThreadPoolExecutor):
 class WriteBehind(io.BufferedIOBase):
     """A file that is written in another thread, while the next part is checksummed in this one.
 
-    What is written must not change until the file is closed.
+    What is written must not change until `AT_ONCE` more parts were written.
     """
 
-    _AT_ONCE = 4  # parts on their way, so that neither thread waits for the other to wake up
+    AT_ONCE = 4  # parts on their way, so that neither thread waits for the other to wake up
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -115,7 +115,7 @@ class WriteBehind(io.BufferedIOBase):
         if len(data) < _WORTH_A_THREAD:
             self._settle()
             return self._file.write(data)
-        self._settle(self._AT_ONCE - 1)
+        self._settle(self.AT_ONCE - 1)
         self._written.append(self._thread.submit(self._file.write, data))
         return len(data)
 
