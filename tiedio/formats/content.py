@@ -22,6 +22,9 @@ _AGAIN = re.compile(r"b'(.+)'_\d+")
 # The number of an output in a graph of TensorFlow.
 _OUTPUT = re.compile(r":\d+$")
 
+# Says in the record which save it is of, and in what else is read with it.
+SAVE = "save"
+
 
 @dataclasses.dataclass(frozen=True)
 class Content:

@@ -2,24 +2,36 @@
 
 import contextlib
 import json
+import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tiedio.errors import FileFormatError, damaged
 from tiedio.formats import hdf5_writer, members
-from tiedio.formats.content import ASSETS, CONFIG, METADATA, VALUES, WEIGHTS, Content, Opened
+from tiedio.formats.content import ASSETS, CONFIG, METADATA, SAVE, VALUES, WEIGHTS, Content, Opened
+from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
 from tiedio.storage.streams import Window
 
 # What TensorFlow calls a model in a folder of its own kind.
 SAVED_MODEL = "saved_model.pb"
 
+_FILES = {METADATA, CONFIG, WEIGHTS, VALUES}
+
+# The files are open before the next save is done, mostly. But some file systems number a folder
+# anew whenever they are asked.
+_TRIES = 100
+
 
 def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer.Advance) -> None:
     """Writes a folder."""
-    config = json.dumps(content.config)
-    with target.replacing_folder({METADATA, CONFIG, WEIGHTS, VALUES, ASSETS}, durable) as folder:
+    save = {SAVE: secrets.token_hex(4)}
+    config = json.dumps({**content.config, METADATA_KEY: save})
+    with target.replacing_folder({*_FILES, ASSETS}, durable) as folder:
         (folder / CONFIG).write_text(config)
         with open(folder / WEIGHTS, "wb") as file:
             digests = hdf5_writer.write(content.layout, file, advance)
@@ -27,47 +39,106 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
         for name, path in content.asset_files():
             (folder / ASSETS / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / ASSETS / name)
-        (folder / METADATA).write_text(json.dumps(content.metadata_with(digests)))
+        metadata = content.metadata_with(digests)
+        metadata[METADATA_KEY] |= save
+        (folder / METADATA).write_text(json.dumps(metadata))
 
 
 @contextlib.contextmanager
 def reading(source: Storage) -> Iterator[Opened]:
-    """Opens a folder."""
-    with source.reading_folder() as folder:
-        if (folder / SAVED_MODEL).is_file() and not (folder / CONFIG).is_file():
+    """Opens a folder.
+
+    Raises:
+        FileFormatError: If it is not one of a model, or holds files of several saves.
+    """
+    with source.reading_folder() as path, _all_at_once(source.name, path) as folder:
+        if SAVED_MODEL in folder.names() and CONFIG not in folder.names():
             raise FileFormatError(
                 f"`{source.name}` is a SavedModel of TensorFlow.\n"
                 f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{SAVED_MODEL}`.\n"
                 "`tiedio migrate` makes a `.keras` file of it."
             )
-        if (folder / METADATA).is_dir():
+        if (path / METADATA).is_dir():
             raise damaged(source.name, f"a folder `{METADATA}`")
-        with members.opened(_Folder(source.name, folder)) as opened:
+        with members.opened(folder) as opened:
+            # The record has digests of the weights, but not of the config, which people edit.
+            save = _save_of((opened.config or {}).pop(METADATA_KEY, None))
+            if save and _save_of(opened.record) not in (None, save):
+                raise damaged(source.name, f"`{CONFIG}` of another save")
             yield opened
 
 
+def _save_of(entry: Any) -> Any:
+    return entry.get(SAVE) if isinstance(entry, dict) else None
+
+
+@contextlib.contextmanager
+def _all_at_once(filepath: str, path: Path) -> Iterator["_Folder"]:
+    """Opens all files of one folder: at any time, a save may put another in its place."""
+    for left in reversed(range(_TRIES)):
+        with contextlib.ExitStack() as resources:
+            try:
+                place = resources.enter_context(_held(path))
+                folder = _Folder(filepath, path, resources)
+                is_replaced = not os.path.samestat(place, os.stat(path))
+            except FileNotFoundError:
+                if not left:
+                    raise
+                continue
+            if left and is_replaced:
+                continue
+            yield folder
+            return
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[os.stat_result]:
+    """Yields the status of a folder, whose number no other one gets inside."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder, and uses no number again
+        yield os.stat(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class _Folder:
+    """The files of a folder, all of them open; assets, of which there may be many, are copied."""
+
     what = "a folder"
     verify = None
 
-    def __init__(self, filepath: str, path: Path):
+    def __init__(self, filepath: str, path: Path, resources: contextlib.ExitStack):
         self.filepath = filepath
-        self._path = path
+        self._names = {entry.name for entry in path.iterdir() if entry.is_file()}
+        self._files = {
+            name: resources.enter_context(open(path / name, "rb"))  # noqa: SIM115
+            for name in self._names & _FILES
+        }
+        self._assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+        _copy_assets(path, self._assets)
 
     def names(self) -> set[str]:
-        return {path.name for path in self._path.iterdir() if path.is_file()}
+        return self._names
 
     def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
+        self._files[name].seek(0)
+        return self._files[name].read()
 
     @contextlib.contextmanager
     def window(self, name: str) -> Iterator[Window]:
-        with open(self._path / name, "rb") as file:
-            yield Window(file, 0, (self._path / name).stat().st_size)
+        file = self._files[name]
+        yield Window(file, 0, file.seek(0, os.SEEK_END))
 
     def extract_assets(self, folder: Path) -> None:
-        for path in (self._path / ASSETS).rglob("*"):
-            if path.is_file():
-                copy = folder / path.relative_to(self._path)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+        _copy_assets(self._assets, folder)
+
+
+def _copy_assets(source: Path, target: Path) -> None:
+    for path in (source / ASSETS).rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -15,9 +15,9 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tiedio.errors import MissingFileError, SaveError, damaged, listed
+from tiedio.errors import FileFormatError, MissingFileError, SaveError, damaged, listed
 from tiedio.formats import hdf5_writer
-from tiedio.formats.content import Content, Opened
+from tiedio.formats.content import SAVE, Content, Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
@@ -25,9 +25,6 @@ from tiedio.storage.base import Storage
 from tiedio.storage.streams import Window, WriteBehind
 
 _SUFFIX = ".weights.json"
-
-# Says in the record, and in each shard, which save it is of.
-_SAVE = "save"
 
 
 def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer.Advance) -> None:
@@ -44,7 +41,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
         # The JSON is begun first: until it is complete, others see that a save is under way.
         with target.replacing(durable) as file:
             for name, part in zip(names, parts, strict=True):
-                part.groups.setdefault("", {})[_SAVE] = save
+                part.groups.setdefault("", {})[SAVE] = save
                 digests |= _write_shard(
                     target.sibling(name), part, durable, lambda count, _: advance(count, total)
                 )
@@ -54,7 +51,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
             elif not target.sibling(first).exists():
                 _write_shard(target.sibling(first), hdf5_writer.Layout(), durable)
             metadata = content.metadata_with(digests)
-            metadata[METADATA_KEY][_SAVE] = save
+            metadata[METADATA_KEY][SAVE] = save
             written = {
                 "metadata": {"total_size": total, **metadata},
                 "weight_map": _weight_map(names, parts),
@@ -175,42 +172,63 @@ def _shard_names(weight_map: Any) -> list[str]:
 
 @contextlib.contextmanager
 def reading(source: Storage) -> Iterator[Opened]:
-    """Opens the JSON, and all shards.
+    """Opens the JSON, and all shards: again, if a save has replaced them meanwhile.
 
     Raises:
         MissingFileError: If shards are missing; all are named.
         FileFormatError: If shards are of another save; all are named.
     """
-    with contextlib.ExitStack() as opened:
-        text = opened.enter_context(source.reading()).read()
-        content = parse(source.name, source.label, text)
-        try:
-            names = _shard_names(content["weight_map"])
-            metadata = dict(content.get("metadata", {}))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise damaged(source.name, f"no map of weights ({error})") from error
-        windows, missing = [], set()
-        for name in names:
+    while True:
+        text = _text(source)
+        with contextlib.ExitStack() as resources:
+            opened: Opened | MissingFileError | FileFormatError
             try:
-                file = opened.enter_context(source.sibling(name).reading())
-            except MissingFileError:
-                missing.add(name)
-            else:
-                windows.append(Window(file, 0, file.seek(0, 2)))
-        if missing:
-            raise MissingFileError(
-                f"`{source.name}` lacks {listed(missing)}.\n"
-                f"Expected: {len(names)} shards beside it. Received: {len(windows)}.\n"
-                "Copy all shards of one save together, or save again."
-            )
-        if not windows:
-            raise damaged(source.name, "no shards")
-        weights = opened.enter_context(contextlib.closing(WeightsFile(windows, source.name)))
-        record = metadata.get(METADATA_KEY)
-        if isinstance(record, dict) and (save := record.get(_SAVE)):
-            found = [attributes.get(_SAVE) for attributes in weights.attributes("")]
-            if others := [name for name, of in zip(names, found, strict=True) if of != save]:
-                raise damaged(source.name, f"shards of another save, {listed(others)}")
-        yield Opened(
-            filepath=source.name, record=record, config=None, weights=weights, metadata=metadata
+                opened = _opened(source, text, resources)
+            except (MissingFileError, FileFormatError) as error:
+                opened = error
+            if _text(source) != text:
+                continue
+            if isinstance(opened, Exception):
+                raise opened
+            yield opened
+            return
+
+
+def _text(source: Storage) -> bytes:
+    with source.reading() as file:
+        return file.read()
+
+
+def _opened(source: Storage, text: bytes, resources: contextlib.ExitStack) -> Opened:
+    """Opens the shards that the text of a JSON names."""
+    content = parse(source.name, source.label, text)
+    try:
+        names = _shard_names(content["weight_map"])
+        metadata = dict(content.get("metadata", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(source.name, f"no map of weights ({error})") from error
+    windows, missing = [], set()
+    for name in names:
+        try:
+            file = resources.enter_context(source.sibling(name).reading())
+        except MissingFileError:
+            missing.add(name)
+        else:
+            windows.append(Window(file, 0, file.seek(0, 2)))
+    if missing:
+        raise MissingFileError(
+            f"`{source.name}` lacks {listed(missing)}.\n"
+            f"Expected: {len(names)} shards beside it. Received: {len(windows)}.\n"
+            "Copy all shards of one save together, or save again."
         )
+    if not windows:
+        raise damaged(source.name, "no shards")
+    weights = resources.enter_context(contextlib.closing(WeightsFile(windows, source.name)))
+    record = metadata.get(METADATA_KEY)
+    if isinstance(record, dict) and (save := record.get(SAVE)):
+        found = [attributes.get(SAVE) for attributes in weights.attributes("")]
+        if others := [name for name, of in zip(names, found, strict=True) if of != save]:
+            raise damaged(source.name, f"shards of another save, {listed(others)}")
+    return Opened(
+        filepath=source.name, record=record, config=None, weights=weights, metadata=metadata
+    )
