@@ -10,8 +10,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio.model.walk import own_state
-from tiedio.saving.capture import _to_numpy
+from tiedio.model.own_state import own_state, to_numpy
 
 
 def test_an_equal_size_file_would_be_larger_without_links(tmp_path):
@@ -129,7 +128,7 @@ def test_assets_travel(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "bool"])
 def test_saving_reads_variables_without_copying_them(dtype):
     variable = keras.Variable(np.ones((64, 64)), dtype=dtype, trainable=False)
-    arrays = [_to_numpy(variable) for _ in range(2)]
+    arrays = [to_numpy(variable) for _ in range(2)]
     assert np.shares_memory(*arrays)
     assert arrays[0].dtype == dtype and arrays[0].all()
 
@@ -141,7 +140,7 @@ def test_optimizers_are_stored_under_the_names_that_keras_gives():
     model.optimizer.save_own_variables(expected)
     stored = own_state(model.optimizer)
     assert list(stored) == list(expected)
-    assert all(np.array_equal(_to_numpy(stored[key]), expected[key]) for key in expected)
+    assert all(np.array_equal(to_numpy(stored[key]), expected[key]) for key in expected)
 
 
 def test_optimizers_that_store_in_their_own_way_are_asked():

@@ -4,7 +4,7 @@ Variables overload `==` and cannot be hashed: they are compared by identity
 throughout, and whoever keeps an `id()` also keeps the object alive.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -53,6 +53,29 @@ def named_variables(layer: keras.Layer) -> dict[str, Any]:
             if id(variable) not in known:
                 named[f"{tracked}/{index}"] = variable
     return named
+
+
+def attribute_of(named: Mapping[str, Any]) -> dict[int, str]:
+    """Maps the `id()` of variables to the first attribute of each."""
+    return {id(variable): name for name, variable in reversed(list(named.items()))}
+
+
+def raw_state(layer: keras.Layer) -> dict[str, Any]:
+    """Maps attributes to what the backend itself tracks, and Keras does not: raw variables.
+
+    TensorFlow tracks its own variables, torch its parameters and buffers; JAX nothing.
+    """
+    if layer.__class__.__module__.startswith("keras."):  # whose layers keep no state there
+        return {}
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
+
+            return dict(members(layer, tf.Variable))
+        case "torch":
+            own: Any = layer
+            return {**own._parameters, **own._buffers}
+    return {}
 
 
 def own_variables(saveable: Any) -> list[Any]:

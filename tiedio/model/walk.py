@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -17,16 +17,21 @@ from tiedio.model.keras_internals import (
     name_key,
     to_snake_case,
 )
-from tiedio.model.places import CONTAINERS, members, named_variables
+from tiedio.model.own_state import own_state
+from tiedio.model.places import (
+    CONTAINERS,
+    attribute_of,
+    attributes_of,
+    members,
+    named_variables,
+    raw_state,
+)
 from tiedio.record.record import HeldVariable, LayerState
 from tiedio.record.ties import Place, TieGroup, Ties, layer_labels, shown
 
 # What can hold a saveable, or be one.
 _HOLDING = (KerasSaveable, *CONTAINERS)
 _METHODS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
-
-# How optimizers store their variables, unless a class of its own does otherwise.
-_OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
 
 
 @dataclasses.dataclass
@@ -127,6 +132,65 @@ class Walk:
         }
 
     @functools.cached_property
+    def raw(self) -> dict[Place, Held]:
+        """Every place that holds state of which only the backend knows."""
+        return {
+            self.place(path, attribute): Held(layer, item)
+            for path, layer in self.layers.items()
+            for attribute, item in raw_state(layer).items()
+        }
+
+    @functools.cached_property
+    def unreached(self) -> list[str]:
+        """The paths of variables that training uses, and that nothing visited can store."""
+        known = {id(held.item.state) for held in self.generators.values()}
+        known |= {key for key, places in self.places_of.items() if not self._is_unordered(places)}
+        used = []
+        for visit in self.visits:
+            if not isinstance(visit.saveable, (keras.Layer, keras.optimizers.Optimizer)):
+                known |= {id(variable) for variable in getattr(visit.saveable, "variables", ())}
+                used += [variable for _, variable in members(visit.saveable, keras.Variable)]
+        root = self.layers.get("")
+        used += getattr(root, "variables", [])
+        used += getattr(root, "metrics_variables", [])
+        return [variable.path for variable in used if id(variable) not in known]
+
+    def _is_unordered(self, places: Iterable[Place]) -> bool:
+        """Whether a variable is only in layers of a set, whose order is another in each process.
+
+        A model shows them in `layers`.
+        """
+        return all(
+            any(f"{place.inner_path}/".startswith(f"{path}/") for path in self._unordered)
+            for place in places
+        )
+
+    @functools.cached_property
+    def _unordered(self) -> list[str]:
+        in_sets = {
+            id(item)
+            for layer in self.layers.values()
+            for value in attributes_of(layer).values()
+            if isinstance(value, (set, frozenset)) and len(value) > 1
+            for item in value
+        }
+        return [
+            visit.inner_path
+            for visit in self.visits
+            if id(visit.saveable) in in_sets
+            and all(path.split("/")[-2:-1] == ["layers"] for path in visit.inner_paths)
+        ]
+
+    @functools.cached_property
+    def colliding(self) -> dict[str, list[str]]:
+        """The inner_paths that several saveables come to, and the names of these."""
+        names = collections.defaultdict(list)
+        for visit in self.visits:
+            for path in visit.inner_paths:
+                names[path].append(getattr(visit.saveable, "name", type(visit.saveable).__name__))
+        return {path: held for path, held in names.items() if len(held) > 1}
+
+    @functools.cached_property
     def places_of(self) -> dict[int, list[Place]]:
         """The places of each variable, by its `id()`."""
         places = collections.defaultdict(list)
@@ -161,7 +225,7 @@ class Walk:
         return {path: self._state(path, layer) for path, layer in self.layers.items()}
 
     def _state(self, path: str, layer: keras.Layer) -> LayerState:
-        attributes = _attribute_of(self.named[path])
+        attributes = attribute_of(self.named[path])
         held = tuple(
             HeldVariable(attributes[id(v)], v.path, tracked == TRACKED[0], bool(v.trainable))
             for tracked in TRACKED
@@ -178,7 +242,7 @@ class Walk:
                 variable = self.places[places[0]].item
                 # `max` keeps the first of equals, so the order of the walk decides a draw.
                 owner = max(
-                    places, key=lambda place: _created_by(self.layers[place.inner_path], variable)
+                    places, key=lambda place: created_by(self.layers[place.inner_path], variable)
                 )
                 aliases = (place for place in places if place != owner)
                 groups.append(tie_group(owner, aliases, variable))
@@ -204,7 +268,7 @@ class Walk:
         """The variables that layers store as they are, by places that say where in a file."""
         found = {}
         for path in self.layers:
-            attributes = _attribute_of(self.named[path])
+            attributes = attribute_of(self.named[path])
             for name, (_, variable) in self.stored.get(path, {}).items():
                 if variable is not None and id(variable) in attributes:
                     place = self.place(path, attributes[id(variable)])
@@ -327,22 +391,6 @@ def _saveables(value: Any, inner_path: str, entered: tuple[int, ...] = ()) -> It
             yield from _saveables(item, f"{inner_path}/{name}", (*entered, id(value)))
 
 
-def own_state(saveable: Any) -> dict[str, Any]:
-    """Returns what a saveable stores, by name: its variables, or other values."""
-    if getattr(type(saveable), "save_own_variables", None) is _OPTIMIZERS_OWN:
-        # Keras would copy all of them at once. The variables themselves need no copy, and
-        # say which is the same tensor as that of an optimizer inside (loss scaling).
-        return {str(index): variable for index, variable in enumerate(saveable.variables)}
-    stored: dict[str, Any] = {}
-    saveable.save_own_variables(stored)
-    return stored
-
-
-def _attribute_of(named: Mapping[str, Any]) -> dict[int, str]:
-    """Maps the `id()` of variables to the first attribute of each."""
-    return {id(variable): name for name, variable in reversed(list(named.items()))}
-
-
 def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup:
     """Makes the tie group of a variable and the places that hold it, or are to."""
     return TieGroup(
@@ -354,7 +402,7 @@ def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup
     )
 
 
-def _created_by(layer: keras.Layer, variable: Any) -> int:
+def created_by(layer: keras.Layer, variable: Any) -> int:
     """Tells how sure it is that `layer` created `variable` (0: it is not).
 
     A variable's path opens with the path of the layer that made it; when that

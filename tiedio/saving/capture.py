@@ -5,8 +5,9 @@ what Keras itself does not store.
 """
 
 import collections
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from tiedio.errors import SaveError, listed
 from tiedio.formats import hdf5_writer
 from tiedio.model import renewal
 from tiedio.model.keras_internals import TRACKED, axis_order
-from tiedio.model.walk import Visit, Walk, own_state
+from tiedio.model.own_state import loads_as_keras, own_state, to_numpy
+from tiedio.model.places import attribute_of, named_variables, own_variables
+from tiedio.model.walk import Visit, Walk, created_by
 from tiedio.record.record import RandomState, Record
 from tiedio.record.ties import Place, TieGroup
+from tiedio.saving.deferral import Deferral, unnoticed
+
+_log = logging.getLogger(__name__)
 
 
 def capture(
@@ -34,11 +40,13 @@ def capture(
             have been built for variables of theirs.
 
     Raises:
-        SaveError: If an optimizer was built for variables that no layer holds any more.
+        SaveError: If something would be lost: all is named.
     """
+    _check_books(everything or walk)
     found = _Capture(walk, assets)
     for visit in walk.visits:
         found.add(visit)
+    found.check_loadable()
     found.link_layers(walk.shared_layers)
     # Before Keras 3.12, what is in a list in a list is stored where its holder shows it.
     found.link_layers(
@@ -62,13 +70,17 @@ class _Capture:
         self._path_of: dict[int, str] = {}  # of each variable, the first dataset_path
         self._stored: dict[tuple[str, int], str] = {}  # dataset_paths by inner_path and variable
         self._exact_values: list[Place] = []
+        self._reordered: set[str] = set()  # inner_paths of what is not stored in its own order
+        self._unloadable: list[str] = []
 
     def add(self, visit: Visit) -> None:
         """Adds what one saveable stores, and its assets."""
         name = getattr(visit.saveable, "name", None)
         group = f"{visit.inner_path}/vars".lstrip("/")
         if hasattr(visit.saveable, "save_own_variables"):
-            stored = own_state(visit.saveable)
+            stored = self._as_built(visit) or own_state(visit.saveable)
+            if _is_too_much(visit.saveable, stored):
+                self._unloadable.append(self._walk.label(visit.inner_path))
             if isinstance(name, str) or stored:
                 self.layout.groups[group] = {"name": name} if isinstance(name, str) else {}
             for key, value in stored.items():
@@ -76,6 +88,37 @@ class _Capture:
         if self._assets and hasattr(visit.saveable, "save_assets"):
             (self._assets / visit.inner_path).mkdir(parents=True, exist_ok=True)
             visit.saveable.save_assets(str(self._assets / visit.inner_path))
+
+    def _as_built(self, visit: Visit) -> dict[str, Any] | None:
+        """Returns what a layer stores by position, as a newly built one would list it.
+
+        One that was given another's variable by hand lists it last. Keras, which knows no
+        other order than that of the layer it builds, would read other values.
+        """
+        layer, named = visit.saveable, self._walk.named.get(visit.inner_path)
+        if (
+            named is None
+            or type(layer).save_own_variables is not keras.Layer.save_own_variables
+            or all(created_by(layer, variable) for variable in named.values())
+        ):
+            return None
+        order = _built_order(layer)
+        kept = {attribute for attribute in named if not listed_only(attribute)}
+        held = list(map(id, own_variables(layer)))
+        if kept != set(order) or [id(named[attribute]) for attribute in order] == held:
+            return None
+        self._reordered.add(visit.inner_path)
+        return {str(number): named[attribute] for number, attribute in enumerate(order)}
+
+    def check_loadable(self) -> None:
+        """Refuses what Keras' code stores, and cannot read."""
+        if self._unloadable:
+            raise SaveError(
+                f"Cannot save {listed(self._unloadable)}: what is stored for a variable of Keras' "
+                "own is none.\n"
+                "Expected: the variables of the layer. Received: values that a property computes.\n"
+                "Give the class a `save_own_variables` and a `load_own_variables` of its own."
+            )
 
     def _add_value(self, path: str, inner_path: str, value: Any) -> None:
         if isinstance(value, keras.Variable):
@@ -104,7 +147,12 @@ class _Capture:
             ]
             lists_unstored = any(map(listed_only, unstored))
             for attribute, variable in named.items():
-                if not (attribute in unstored or listed_only(attribute) or lists_unstored):
+                if not (
+                    attribute in unstored
+                    or listed_only(attribute)
+                    or lists_unstored
+                    or inner_path in self._reordered
+                ):
                     continue
                 # A tensor beside `vars`, where Keras does not look.
                 path = f"{inner_path}/exact/{len(self._exact_values)}".lstrip("/")
@@ -113,6 +161,10 @@ class _Capture:
                     self.layout.tensors[path] = _tensor(variable)
                 self._stored.setdefault((inner_path, id(variable)), first)
                 self._exact_values.append(Place(inner_path, attribute, first))
+        for place, held in self._walk.raw.items():
+            path = f"{place.inner_path}/exact/{len(self._exact_values)}".lstrip("/")
+            self.layout.tensors[path] = _tensor(held.item)
+            self._exact_values.append(place.stored_at(path))
 
     def record(self, optimizer_variables: dict[str, tuple[Place, ...] | None]) -> Record:
         """Returns the record; `optimizer_variables` is the part of it that is known already."""
@@ -136,6 +188,53 @@ class _Capture:
         return group.at(list(map(Place.stored_at, group.places, stored)))
 
 
+def _check_books(walk: Walk) -> None:
+    """Refuses to save a model of which something would be lost without a word."""
+    if walk.colliding:
+        names = [name for held in walk.colliding.values() for name in held]
+        raise SaveError(
+            f"Cannot save {listed(names)}: Keras has one path for several of them.\n"
+            f"Expected: a path for each. Received: {listed(walk.colliding)}.\n"
+            "Keep them in attributes of their own, or give their classes other names."
+        )
+    if walk.unreached:
+        raise SaveError(
+            f"Cannot save {listed(walk.unreached)}: the model uses them, and saving does not reach "
+            "them.\n"
+            "Expected: their layers in attributes, lists or dicts. Received: in a set, or in an "
+            "attribute that Keras does not save.\n"
+            "Keep these layers in a list, or in another attribute."
+        )
+
+
+def _is_too_much(saveable: Any, stored: Mapping[str, Any]) -> bool:
+    """Whether more is stored by position than Keras' code has variables to read it into."""
+    return (
+        isinstance(saveable, keras.Layer)
+        and loads_as_keras(saveable)
+        and len(stored) > len(own_variables(saveable))
+        and all(map(str.isdigit, stored))
+    )
+
+
+def _built_order(layer: keras.Layer) -> list[str]:
+    """Lists the attributes of the variables of a layer in the order in which it builds them."""
+
+    def build() -> Any:
+        built = type(layer).from_config(layer.get_config())
+        built.build_from_config(layer.get_build_config())
+        return built
+
+    try:
+        with unnoticed():
+            built = Deferral(0).build(build)  # its variables need no values
+    except Exception as error:  # the code of layers may raise anything
+        _log.debug("stored in its own order: %s cannot be made anew: %s", layer, error)
+        return []
+    attributes = attribute_of(named_variables(built))
+    return [attributes[id(variable)] for variable in own_variables(built)]
+
+
 def _random_states(walk: Walk) -> tuple[RandomState, ...]:
     places = collections.defaultdict(list)
     for place, held in walk.generators.items():
@@ -143,7 +242,7 @@ def _random_states(walk: Walk) -> tuple[RandomState, ...]:
     return tuple(
         RandomState(
             tuple(held),
-            tuple(int(word) for word in _to_numpy(walk.generators[held[0]].item.state)),
+            tuple(int(word) for word in to_numpy(walk.generators[held[0]].item.state)),
         )
         for held in places.values()
     )
@@ -175,24 +274,11 @@ def _tensor(value: Any) -> hdf5_writer.Tensor:
         return hdf5_writer.Tensor(
             shape=tuple(int(size) for size in value.shape),
             dtype=np.dtype(value.dtype),
-            read=lambda: _to_numpy(value),
+            read=lambda: to_numpy(value),
             axis_order=axis_order(value),
             source=value,
         )
-    return hdf5_writer.Tensor.of(_to_numpy(value))
-
-
-def _to_numpy(value: Any) -> np.ndarray:
-    """Returns values as an array: the memory of the variable itself where it can be seen."""
-    if isinstance(value, keras.Variable):
-        tensor: Any = keras.ops.stop_gradient(value)
-        # torch and JAX show it in the first way, TensorFlow in the second.
-        for view in (np.from_dlpack, memoryview):
-            try:
-                return np.asarray(view(tensor))
-            except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-                continue  # on another device, or bfloat16
-    return np.asarray(keras.ops.convert_to_numpy(value))
+    return hdf5_writer.Tensor.of(to_numpy(value))
 
 
 def listed_only(attribute: str) -> bool:

@@ -4,10 +4,12 @@ Random initial values, and room for them, would be most of the time and memory o
 loading. A model that needs values while it is built gets them, as Keras does it.
 """
 
+import contextlib
 import logging
 import math
+import random
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import keras
@@ -16,15 +18,12 @@ import numpy as np
 from tiedio.formats.arrays import Stored
 from tiedio.formats.hdf5_reader import Store
 from tiedio.model.keras_internals import Uninitialized, has_value, initialize, to_tensor
+from tiedio.model.own_state import loads_as_keras
 from tiedio.model.places import own_variables
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# Whose way of loading is known: it assigns each array to one variable, and keeps none.
-_KNOWN = ("keras.", "keras_hub.")
-
 
 # When loading fails, initial values may be made of so many bytes, whatever the file has.
 _FLOOR = 1 << 20
@@ -106,12 +105,6 @@ class Deferral:
         return [made for reference in self._made if (made := reference()) is not None]
 
 
-def loads_as_keras(saveable: Any) -> bool:
-    """Whether a saveable has variables to load, and no code of its own to do so."""
-    load = getattr(type(saveable), "load_own_variables", None)
-    return load is not None and load.__module__.startswith(_KNOWN)
-
-
 class _Assignments(keras.StatelessScope):
     """Collects what is assigned to variables inside, instead of doing it."""
 
@@ -157,6 +150,16 @@ def _taken_over(value: Stored) -> Any:
     except Exception as error:
         _log.debug("a tensor of %s is copied: %s", value.dtype, error)
         return None
+
+
+@contextlib.contextmanager
+def unnoticed() -> Iterator[None]:
+    """Lets a model be built to look at it: those built after it draw the seeds that they would."""
+    seeds = random.getstate()  # from which layers without a seed draw one
+    try:
+        yield
+    finally:
+        random.setstate(seeds)
 
 
 def _initialize(made: Iterable[keras.Variable]) -> None:

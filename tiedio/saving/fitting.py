@@ -6,17 +6,18 @@ the record of a file one of this model, it is checked against a walk over what i
 """
 
 import dataclasses
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tiedio.errors import LoadError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.model.own_state import loads_as_keras
 from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import HeldVariable, LayerState, Record
 from tiedio.record.ties import Place, TieGroup, merged
 from tiedio.saving import retying
 from tiedio.saving.capture import listed_only
-from tiedio.saving.deferral import loads_as_keras
+from tiedio.saving.stored_places import find_incomplete, read_by_record, stored_places
 
 
 def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record:
@@ -31,7 +32,7 @@ def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record
     def kept(places: Iterable[Place]) -> tuple[Place, ...]:
         return tuple(place for place in places if place.inner_path not in left_out)
 
-    stored = {place: place for place in walk.stored_places}
+    stored = {place: place for place in stored_places(record, walk)}
     groups = [group.at(kept(group.places)) for group in record.tie_groups]
     groups += _ties_of_shared_layers(record, walk)
     groups += [group.at([stored.get(p, p) for p in group.places]) for group in walk.ties]
@@ -97,7 +98,7 @@ def check(record: Record, source: Opened, walk: Walk) -> Iterator[Exception]:
     if error := nothing_stored(walk, record, source):
         yield error
     problems = retying.find_problems(walk, record)
-    problems.update(_find_unfit_values(walk, record, source.weights))
+    problems.update(find_unfit(walk, record, source.weights))
     if error := retying.error_of(problems):
         yield error
     if not source.is_by_position and (error := _mismatch(walk, record, source.weights)):
@@ -106,10 +107,10 @@ def check(record: Record, source: Opened, walk: Walk) -> Iterator[Exception]:
 
 def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
     """The error for variables that will be tied, and have different values in the file."""
-    stored = {place: place.dataset_path for place in walk.stored_places}
+    stored = {place: place.dataset_path for place in stored_places(record, walk)}
     groups = [group.places for group in walk.ties]
     # Without LoRA, a merged kernel and its former alias are two values.
-    incomplete = find_incomplete(record, walk.places)
+    incomplete = find_incomplete(record, walk)
     groups += [
         group.places
         for group in record.tie_groups
@@ -142,21 +143,18 @@ def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadErro
     )
 
 
-def _find_unfit_values(
-    walk: Walk, record: Record, weights: WeightsFile
-) -> Iterator[tuple[str, str]]:
+def find_unfit(walk: Walk, record: Record, weights: WeightsFile) -> Iterator[tuple[str, str]]:
     """Finds the exact values of the file that the model has no variable, or no room for."""
     exact = dict.fromkeys(
         place
         for place in record.exact_values
         if place.inner_path in walk.layers and not listed_only(place.attribute)
     )
-    # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
-    merged = {place.inner_path for place in walk.stored_places if place in exact}
     for place in exact:
-        held = walk.places.get(place)
+        held = walk.places.get(place) or walk.raw.get(place)
         if held is None:
-            if place.inner_path not in merged:
+            # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
+            if not any(p in exact and p.inner_path == place.inner_path for p in walk.stored_places):
                 yield retying.name_of(place, walk, record), "no such variable"
         elif place.dataset_path and weights.shape(place.dataset_path) != held.item.shape:
             yield retying.name_of(place, walk, record), "another shape"
@@ -164,7 +162,7 @@ def _find_unfit_values(
 
 def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
     """Compares the shapes of what is stored with those of what is to be loaded."""
-    by_record = read_by_record(record)
+    by_record = read_by_record(record, walk)
     differing = {}
     for visit in walk.parts:
         # What other code stores, only it knows.
@@ -185,7 +183,7 @@ def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | No
     """The error for what has variables, and nothing in the file."""
     if source.is_by_position:  # whose lists were compared already
         return None
-    by_record = read_by_record(record)
+    by_record = read_by_record(record, walk)
     lacking = {
         walk.label(visit.inner_path): f"{count} variables, received 0 variables"
         for visit in walk.parts
@@ -196,22 +194,17 @@ def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | No
     return unloadable(lacking, f": `{source.filepath}` has none for them")
 
 
-def read_by_record(record: Record) -> set[str]:
-    """Finds the layers that list what they did not store: some would miss it when reading."""
-    return {
-        place.inner_path
-        for place in record.exact_values
-        if listed_only(place.attribute)
-        and not str(place.dataset_path).startswith(f"{place.inner_path}/vars/".lstrip("/"))
-    }
-
-
-def find_incomplete(record: Record, places: Container[Place]) -> set[str]:
-    """Finds the layers that lack some exact value: what they stored themselves holds them all.
-
-    So a kernel into which LoRA was merged, in a model without LoRA.
-    """
-    return {p.inner_path for p in record.exact_values if p not in places} - read_by_record(record)
+def unreached(walk: Walk) -> LoadError | None:
+    """The error for variables that training uses, and that no file can have."""
+    if not walk.unreached:
+        return None
+    return LoadError(
+        f"Cannot load {listed(walk.unreached)}: the model uses them, and saving does not reach "
+        "them.\n"
+        "Expected: their layers in attributes, lists or dicts. Received: in a set, or in an "
+        "attribute that Keras does not save.\n"
+        "Keep these layers in a list, or in another attribute."
+    )
 
 
 def unloadable(

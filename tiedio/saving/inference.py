@@ -12,6 +12,7 @@ from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model.walk import Visit, Walk, tie_group
 from tiedio.record.record import Record
 from tiedio.record.ties import Place, TieGroup, merged
+from tiedio.saving.stored_places import stored_places
 
 
 def of_model(record: Record | None, walk: Walk, weights: WeightsFile) -> Record:
@@ -26,7 +27,7 @@ def of_model(record: Record | None, walk: Walk, weights: WeightsFile) -> Record:
         return known
     return dataclasses.replace(
         known,
-        tie_groups=tuple(merged([*known.tie_groups, *_find_linked(walk, weights)])),
+        tie_groups=tuple(merged([*known.tie_groups, *_find_linked(known, walk, weights)])),
         shared_layers=_find_shared_layers(walk, weights),
     )
 
@@ -80,7 +81,7 @@ def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> Record
     recorded = [set(group.places) for group in record.tie_groups]
     found = [
         group
-        for group in _find_linked(walk, weights)
+        for group in _find_linked(record, walk, weights)
         if not any(places.issuperset(group.places) for places in recorded)
     ]
     if not found:
@@ -93,7 +94,7 @@ def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> Record
     )
 
 
-def _find_linked(walk: Walk, weights: WeightsFile) -> Iterator[TieGroup]:
+def _find_linked(record: Record, walk: Walk, weights: WeightsFile) -> Iterator[TieGroup]:
     """Yields the variables that share a tensor in the file, and are separate in the model."""
     paths = collections.defaultdict(set)
     for inner_path in walk.layers:
@@ -105,7 +106,7 @@ def _find_linked(walk: Walk, weights: WeightsFile) -> Iterator[TieGroup]:
     if not linked:
         return
     held_by = collections.defaultdict(list)
-    for place, variable in walk.stored_places.items():
+    for place, variable in stored_places(record, walk).items():
         if place.dataset_path in linked:
             held_by[linked[place.dataset_path]].append((place, variable))
     for (owner, variable), *others in held_by.values():

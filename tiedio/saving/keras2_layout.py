@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import json
 import logging
-import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +25,7 @@ from tiedio.model.keras_internals import (
     saving_utils,
 )
 from tiedio.model.walk import walk
-from tiedio.saving.deferral import Deferral
+from tiedio.saving.deferral import Deferral, unnoticed
 from tiedio.saving.keras2_config import build
 from tiedio.saving.keras2_record import OWN, lists_of
 
@@ -116,15 +115,12 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
     classes = {type(layer) for layer in found.layers.values()}
     known: dict[str, Any] = {one.__name__: one for one in classes}
     known |= {keras.saving.get_registered_name(one): one for one in classes}
-    seeds = random.getstate()  # from which layers without a seed draw one
     try:
-        with SafeModeScope(False), custom_object_scope(known):
+        with unnoticed(), SafeModeScope(False), custom_object_scope(known):
             built = build(config, Deferral(0))
     except Exception as error:  # a config may lead Keras anywhere
         _log.debug("listed as the model itself lists them: %s", error)
         return None
-    finally:
-        random.setstate(seeds)
     places = walk(built).places_of
     copies = [(copy, first) for first, *others in found.shared_layers for copy in others]
 

@@ -33,9 +33,17 @@ from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, damaged
 from tiedio.model import renewal
+from tiedio.model.keras_internals import has_value
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
-from tiedio.saving import fitting, inference, keras2_record, optimizers, retying
+from tiedio.saving import (
+    fitting,
+    inference,
+    keras2_record,
+    optimizers,
+    retying,
+    stored_places,
+)
 from tiedio.saving.configs import Config
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.keras2_config import OldConfig
@@ -161,6 +169,7 @@ class Loading:
         if self._unreadable:
             raise self._unreadable
         left_out = _paths(self._everything) - _paths(self._walk)
+        self.report(None if by_position else fitting.unreached(self._everything))
         self._record = fitting.fitted(described, self._walk, left_out)
         for error in fitting.check(self._record, self._source, self._walk):
             self.report(error)
@@ -203,18 +212,22 @@ class Loading:
             assets: Folder with the assets, which need not exist; `None` to leave them as they are.
         """
         found, record = self._look(), self._record
+        by_position = self._source.is_by_position
         if not self._exists:
             self._check_values(record)
             self.report(fitting.nothing_stored(found, record, self._source))
+            self.report(fitting.unreached(found))
+            self.report(retying.error_of(dict(fitting.find_unfit(found, record, self._weights))))
         self._assets = assets
-        by_record = fitting.read_by_record(record)
+        by_record = () if by_position else stored_places.read_by_record(record, found)
         for visit in found.parts:
             with self._noting(found.label(visit.inner_path)):
-                is_read_later = self._source.is_by_position or visit.inner_path in by_record
+                is_read_later = by_position or visit.inner_path in by_record
                 self._load(visit, None if is_read_later else self._weights.store(visit.inner_path))
         self._assign_exact_values()
+        self.report(self._without_value())
         self._deferral.finish()
-        if self._source.is_by_position:  # whose layers have not loaded themselves
+        if by_position:  # layers have not loaded themselves
             for layer in found.layers.values():
                 if hasattr(layer, "finalize_state") and layer.weights:
                     layer.finalize_state()
@@ -224,24 +237,33 @@ class Loading:
                 with self._noting(str(found.place(place.inner_path, place.attribute))):
                     found.generators[place].item.state.assign(np.array(random_state.state))
 
+    def _without_value(self) -> LoadError | None:
+        """The error for variables that were given no value, though their layers were read."""
+        unread = [
+            str(place) for place, held in self._walk.places.items() if not has_value(held.item)
+        ]
+        if not unread or self._failed or self._unreadable:
+            return None
+        return LoadError(
+            f"Cannot load {listed(unread)}: their layers did not read them.\n"
+            f"Expected: a value of the file for each variable. Received: none.\n"
+            "Let the `load_own_variables` of their classes read all that is saved."
+        )
+
     def _assign_exact_values(self) -> None:
         """Reads the variables of which their layer stores another value, or none."""
         found, record = self._walk, self._record
-        incomplete = fitting.find_incomplete(record, found.places)
-        stored = (
-            {place for place in found.stored_places if place.inner_path in incomplete}
-            if incomplete
-            else ()
-        )
+        incomplete = stored_places.find_incomplete(record, found)
+        stored = incomplete and {p for p in found.stored_places if p.inner_path in incomplete}
         assigned = set()
         for place in record.exact_values:
-            held = found.places.get(place)
+            held = found.places.get(place) or found.raw.get(place)
             if held is None or not place.dataset_path or place in stored:
                 continue
             if id(held.item) not in assigned:  # a shared one has equal values at all of its places
                 assigned.add(id(held.item))
                 with self._noting(str(found.place(place.inner_path, place.attribute))):
-                    held.item.assign(self._weights.read_once(place.dataset_path))
+                    _assign(held.item, self._weights.read_once(place.dataset_path))
 
     def resume(self, compiled: bool = True) -> None:
         """Builds optimizers for the variables that are shared by now, and reads their state.
@@ -330,6 +352,14 @@ class Loading:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()
         renewal.renew_functions(self.model)
+
+
+def _assign(item: Any, value: np.ndarray) -> None:
+    """Gives a variable its value: one of Keras, or of the backend."""
+    if hasattr(item, "assign"):
+        item.assign(value)
+    else:  # of torch, whose module must keep the object
+        item.data.copy_(keras.ops.convert_to_tensor(value))
 
 
 def _paths(found: Walk) -> set[str]:

@@ -48,7 +48,7 @@ def save_tied(
     is replaced once the new one is complete and on disk, or left untouched.
 
     Args:
-        model: A built model.
+        model: The model. One that is not built is saved without weights, with a warning.
         filepath: Path of the file: it ends in `.keras`, or for the format of Keras 2 in
             `.h5` or `.hdf5`. Also a URL that fsspec knows, such as `s3://bucket/model.keras`,
             a file that is open for writing (`.keras` goes there), or `hf://namespace/name`.
@@ -64,9 +64,9 @@ def save_tied(
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
-        ModelNotBuiltError: If the model has no variables yet.
         SaveError: If the path names no format, an optimizer was built for variables that were
-            replaced since, or HDF5 is asked for and cannot hold the model. All is named.
+            replaced since, something that training uses would be lost, or HDF5 is asked for and
+            cannot hold the model. All is named.
         OSError: If the file cannot be written.
 
     Example:
@@ -87,7 +87,13 @@ def save_tied(
     if zipped is None:
         zipped = not isinstance(target, Hub)
     container = table.format_to_save(target, holds_model=True, zipped=zipped)
-    check_built(model, "saving")
+    if not model.built:
+        warn(
+            [
+                f"Model `{model.name}` is saved without weights: it is not built yet. Build it, or "
+                "call it on data, before saving."
+            ]
+        )
     if not may_replace(target, overwrite):
         return
     found = walk(model)

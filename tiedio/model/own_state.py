@@ -1,0 +1,72 @@
+"""What a saveable stores of its own, and whose code does it."""
+
+import collections
+from typing import Any
+
+import keras
+import numpy as np
+
+# Whose way is known: each variable is stored as it is and for itself, and takes one array back.
+_KNOWN = ("keras.", "keras_hub.")
+
+# How optimizers store their variables, unless a class of its own does otherwise.
+_OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
+
+
+def own_state(saveable: Any) -> dict[str, Any]:
+    """Returns what a saveable stores, by name: its variables, or other values."""
+    if getattr(type(saveable), "save_own_variables", None) is _OPTIMIZERS_OWN:
+        # Keras would copy all of them at once. The variables themselves need no copy, and
+        # say which is the same tensor as that of an optimizer inside (loss scaling).
+        return {str(index): variable for index, variable in enumerate(saveable.variables)}
+    if _is_known(saveable.save_own_variables):
+        stored: dict[str, Any] = {}
+        saveable.save_own_variables(stored)
+        return stored
+    taken = _Taken()
+    saveable.save_own_variables(taken)
+    return {name: taken.value_of(name) for name in taken}
+
+
+class _Taken(collections.UserDict):
+    """Takes what is stored as it is at that moment, as Keras does, which writes it at once.
+
+    Users' code may reuse a buffer, or assign other values to a variable and then the first again.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._copies: dict[str, np.ndarray] = {}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._copies[name] = np.array(to_numpy(value))
+        super().__setitem__(name, value)
+
+    def value_of(self, name: str) -> Any:
+        """Returns a variable that still has the value it was stored with; otherwise the copy."""
+        value, copy = self[name], self._copies[name]
+        if isinstance(value, keras.Variable) and to_numpy(value).tobytes() == copy.tobytes():
+            return value
+        return copy
+
+
+def loads_as_keras(saveable: Any) -> bool:
+    """Whether a saveable has variables to load, and no code of its own to do so."""
+    return _is_known(getattr(saveable, "load_own_variables", None))
+
+
+def _is_known(method: Any) -> bool:
+    return (getattr(method, "__module__", None) or "").startswith(_KNOWN)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """Returns values as an array: the memory of the variable itself where it can be seen."""
+    if isinstance(value, keras.Variable):
+        tensor: Any = keras.ops.stop_gradient(value)
+        # torch and JAX show it in the first way, TensorFlow in the second.
+        for view in (np.from_dlpack, memoryview):
+            try:
+                return np.asarray(view(tensor))
+            except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+                continue  # on another device, or bfloat16
+    return np.asarray(keras.ops.convert_to_numpy(value))
