@@ -174,9 +174,9 @@ def test_untie_what_is_not_tied():
     )
 
 
-def test_save_an_unbuilt_model(tmp_path):
+def test_save_weights_of_an_unbuilt_model(tmp_path):
     with pytest.raises(ValueError) as error:
-        tiedio.save_tied(keras.Sequential(name="m"), tmp_path / "model.keras")
+        tiedio.save_tied_weights(keras.Sequential(name="m"), tmp_path / "model.weights.h5")
     pin(
         error,
         errors.ModelNotBuiltError,

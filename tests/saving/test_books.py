@@ -307,7 +307,9 @@ def test_keras_reads_what_was_tied_by_hand(kind, tmp_path):
 class Transposed(keras.layers.Dense):
     """Has the transpose of another layer's kernel, and no kernel of its own."""
 
-    other = None
+    def __init__(self, units, other=None, **options):
+        super().__init__(units, **options)
+        self.other = other
 
     def build(self, shape):
         self.bias = self.add_weight(shape=(self.units,), name="bias")
@@ -319,9 +321,8 @@ class Transposed(keras.layers.Dense):
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
-    encoder, decoder = keras.layers.Dense(2), Transposed(4, name="decoder")
-    decoder.other = encoder
-    model = sequential(encoder, decoder)
+    encoder = keras.layers.Dense(2)
+    model = sequential(encoder, Transposed(4, encoder, name="decoder"))
     with pytest.raises(SaveError, match="`decoder`"):
         tiedio.save_tied(model, tmp_path / "model.keras")
 
