@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.formats.content import Weight
-from tiedio.keras_versions import optimizer_slots
+from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.ties import Place
 
@@ -61,6 +61,11 @@ def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
         return Lost("weights by position are written without it") if is_stored else Kept()
     if checkpoint.optimizer is None:
         return _of_unknown(checkpoint, ties)
+    recorded = checkpoint.record and checkpoint.record.optimizer_variables.get(OPTIMIZER)
+    if recorded and slots and all(one.evidence is Evidence.RECORD for one in ties):
+        every = range(len(slots.variables))
+        values = optimizer_slots.ordered(slots, every, checkpoint.optimizer)
+        return Rewritten(values, {OPTIMIZER: recorded})
     owners = joined(ties)
     trained = [one for one in checkpoint.variables if one.trainable is not False]
     distinct = {owners.get(one.name, one.name) for one in trained}
@@ -69,13 +74,17 @@ def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
         return Kept() if is_kept else Lost("it is of a kind that is not known here")
     if not slots.variables:
         return Rewritten(optimizer_slots.ordered(slots, (), checkpoint.optimizer), NOT_BUILT)
-    having = _having_slots(checkpoint, ties, trained, slots)
+    having = _having_slots(checkpoint, ties, slots)
     if having is None:
-        if len(distinct) < len(trained):
+        # Where the config does not say what is trained, whoever loads it may find that it fits.
+        is_known = checkpoint.is_ordered and all(one.trainable is not None for one in trained)
+        if is_known or len(distinct) < len(trained):
             return Lost("it does not tell which variables it is of")
         every = range(len(slots.variables))
         return Rewritten(optimizer_slots.ordered(slots, every, checkpoint.optimizer), {})
-    if checkpoint.is_of_keras_3 and len(having) == len(distinct):
+    if checkpoint.is_of_keras_3 and [owners.get(one.name, one.name) for one in having] == [
+        *dict.fromkeys(owners.get(one.name, one.name) for one in trained)
+    ]:
         return Kept()
     states: dict[str, list[int]] = collections.defaultdict(list)
     for index, one in enumerate(having):
@@ -108,9 +117,13 @@ def _of_unknown(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost:
 
 
 def _having_slots(
-    checkpoint: Checkpoint, ties: Sequence[Tie], trained: Sequence[StoredVariable], slots: Slots
+    checkpoint: Checkpoint, ties: Sequence[Tie], slots: Slots
 ) -> list[StoredVariable] | None:
     """Lists the variables that an optimizer has slots of, in their order, if it can be told.
+
+    The names of slots tell it, where they have some. Else it is what the config has as trained,
+    if the slots fit that. They do not if layers were frozen, or not any more, since the optimizer
+    was built: then it is those whose shapes alone fit the slots, frozen or not.
 
     What was tied when saved has slots once, where it was first used; what is tied since, each.
     Ties that are given, or of equal contents, may be either. So every choice among up to
@@ -119,20 +132,77 @@ def _having_slots(
     """
     if not checkpoint.is_ordered:
         return None
+    every = _that_may_be_trained(checkpoint)
+    if named := _told_by_names(every, joined(ties), slots):
+        return named
     unsure = [one for one in ties if one.evidence in _UNSURE and _is_equal(checkpoint, one)]
     sure = [one for one in ties if one.evidence not in _UNSURE]
     if checkpoint.version.is_multi_backend:
         unsure, sure = [], []
     sizes = range(len(unsure) + 1) if len(unsure) <= _MOST_UNSURE else (0, len(unsure))
-    fits: dict[tuple[str, ...], list[StoredVariable]] = {}
-    for some in itertools.chain(*(itertools.combinations(unsure, size) for size in sizes)):
-        owners = joined([*sure, *some])
-        having: dict[str, StoredVariable] = {}
-        for one in trained:
-            having.setdefault(owners.get(one.name, one.name), one)
-        if _fit(having.values(), slots):
-            fits[tuple(one.name for one in having.values())] = list(having.values())
-    return next(iter(fits.values())) if len(fits) == 1 else None
+    choices = [
+        joined([*sure, *some])
+        for some in itertools.chain(*(itertools.combinations(unsure, size) for size in sizes))
+    ]
+    trained = [one for one in checkpoint.variables if one.trainable is not False]
+    fits = [
+        first for first in (_once(trained, owners) for owners in choices) if _fit(first, slots)
+    ] or [way for owners in choices for way in _ways(_once(every, owners), slots)]
+    found = {tuple(one.name for one in having): having for having in fits}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _that_may_be_trained(checkpoint: Checkpoint) -> list[StoredVariable]:
+    """Lists the variables that may have been trained, in the order of the model.
+
+    In the layout of Keras 2, those that are frozen stand behind the others of a nested model.
+    """
+    layers = layer_outline.layers(checkpoint.config or {})
+    parts = {part.inner_path: part for held in layers.values() for part in held}
+    rank = {inner_path: number for number, inner_path in enumerate(parts)}
+    found: list[tuple[int, StoredVariable]] = []
+    for one in checkpoint.variables:
+        path = one.place.inner_path if one.place else ""
+        if one.trainable is not False or (
+            path in parts and parts[path].may_train(int(one.place.attribute))
+        ):
+            found.append((rank.get(path, len(rank)), one))
+    return [one for _, one in sorted(found, key=lambda item: item[0])]
+
+
+def _once(variables: Sequence[StoredVariable], owners: Mapping[str, str]) -> list[StoredVariable]:
+    """Lists what is one variable once, where it was first used."""
+    first: dict[str, StoredVariable] = {}
+    for one in variables:
+        first.setdefault(owners.get(one.name, one.name), one)
+    return list(first.values())
+
+
+def _told_by_names(
+    variables: Sequence[StoredVariable], owners: Mapping[str, str], slots: Slots
+) -> list[StoredVariable] | None:
+    """Lists the variables that the names of slots name, if each names one and no other does."""
+    named = collections.defaultdict(list)
+    for one in _once(variables, owners):
+        named[(one.listed or one.name).replace("/", "_")].append(one)
+    having = [one for hint in slots.hints for one in named.get(hint.replace("/", "_"), ())]
+    is_told = len({one.name for one in having}) == len(having) and _fit(having, slots)
+    return having if is_told else None
+
+
+def _ways(variables: Sequence[StoredVariable], slots: Slots) -> Iterator[list[StoredVariable]]:
+    """Yields the first and the last choice of variables whose shapes fit the slots.
+
+    These are equal if there is only one, and there are none if it fits none.
+    """
+    for step in (1, -1):
+        left = iter(variables[::step])
+        way = [
+            next((one for one in left if _is_slot_of(kinds, one)), None)
+            for kinds in slots.variables[::step]
+        ]
+        if None not in way:
+            yield [one for one in way[::step] if one]
 
 
 def _is_equal(checkpoint: Checkpoint, tie: Tie) -> bool:
@@ -142,6 +212,9 @@ def _is_equal(checkpoint: Checkpoint, tie: Tie) -> bool:
 def _fit(variables: Collection[StoredVariable], slots: Slots) -> bool:
     """Whether these can be the variables that an optimizer has slots of."""
     return len(variables) == len(slots.variables) and all(
-        not kinds or any(weight.shape == one.shape for weight in kinds.values())
-        for one, kinds in zip(variables, slots.variables, strict=True)
+        map(_is_slot_of, slots.variables, variables)
     )
+
+
+def _is_slot_of(kinds: Mapping[str, Weight], variable: StoredVariable) -> bool:
+    return not kinds or any(weight.shape == variable.shape for weight in kinds.values())

@@ -79,6 +79,12 @@ class Part:
         """The name of the layer itself."""
         return self.name.rpartition("/")[2]
 
+    def may_train(self, number: int) -> bool:
+        """Whether optimizers train a variable, by its number, if the layer is not frozen."""
+        if self.variables is None or number >= len(self.variables):
+            return True
+        return self.variables[number] not in _NOT_TRAINABLE.get(self.class_name, ())
+
 
 def layers(config: Mapping[str, Any]) -> dict[str, list[Part]]:
     """Lists the parts of each top-level layer of a model, in the order of the model.

@@ -150,6 +150,13 @@ class Record:
         """Whether it was made of a model, and not of a file alone."""
         return bool(self.layers)
 
+    def tells_of(self, optimizer: str) -> bool:
+        """Whether it was known, when it was made, which variables an optimizer was built for.
+
+        A migration knows that of Keras' own optimizers, and of models made of Keras' layers.
+        """
+        return self.is_complete or optimizer in self.optimizer_variables
+
     def to_json(self) -> dict[str, Any]:
         return {
             "version": VERSION,

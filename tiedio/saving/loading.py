@@ -302,7 +302,9 @@ class Loading:
         error = None
         if self._written or by_position:
             error = optimizers.slots_error(path, visit.saveable, store, by_position)
-        if error:
+        if error and self._written and not self._written.tells_of(path):
+            self.warnings.append(str(error))
+        elif error:
             self._unresumed.append(error)
         self._load(visit, None if error else store)
 

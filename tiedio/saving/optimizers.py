@@ -47,8 +47,7 @@ def match_optimizers(
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             missing += [inner_path] if trained else []
             continue
-        built = renewal.optimizer_variables(optimizer) or []
-        if list(map(id, built)) != list(map(id, trained)):
+        if not _is_built_for(optimizer, trained):
             parent, _, attribute = inner_path.rpartition("/")
             matching = built_optimizer(optimizer, trained, deferral)
             replaced |= matching is not optimizer
@@ -103,7 +102,8 @@ def find_unresumable(
         ids = {owner_of.get(id(v), id(v)) for v in known}
         holder, _, attribute = inner_path.rpartition("/")
         trainable = []
-        if attribute == "optimizer" and renewal.compiles_as_keras(by_path[holder]):
+        goes_on = optimizer.built and _is_built_for(optimizer, known)
+        if not goes_on and attribute == "optimizer" and renewal.compiles_as_keras(by_path[holder]):
             trainable = by_path[holder].trainable_variables
         left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
         if left:
@@ -118,10 +118,15 @@ def find_unresumable(
     return found
 
 
+def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
+    built = renewal.optimizer_variables(optimizer) or []
+    return list(map(id, built)) == list(map(id, variables))
+
+
 def _slots_error(
     inner_path: str, optimizer: Any, known: list[Any], store: Store
 ) -> LoadError | None:
-    if list(map(id, renewal.optimizer_variables(optimizer) or [])) != list(map(id, known)):
+    if not _is_built_for(optimizer, known):
         try:
             # Its variables never get values: only their shapes are asked for.
             another = renewal.renewed_optimizer(optimizer)
