@@ -722,13 +722,13 @@ def test_safetensors_is_missing(tmp_path, monkeypatch):
 
 def test_two_files_that_would_be_one(tmp_path):
     (tmp_path / "old").mkdir()
-    for name in ("a.weights.h5", "a.weights.json"):
+    for name in ("a.weights.h5", "a.weights.json", "a_json.weights.h5"):
         with h5py.File(tmp_path / "old" / name, "w") as file:
             file["layers/dense/vars/0"] = np.zeros(2)
-    _, other = many.migrate(str(tmp_path / "old"), str(tmp_path / "new"))
+    _, other, _ = many.migrate(str(tmp_path / "old"), str(tmp_path / "new"))
     assert other.error == (
         f"`{tmp_path / 'old/a.weights.json'}` would be written to "
-        f"`{tmp_path / 'new/a.weights.h5'}`.\n"
-        f"Expected: a path of its own. Received: that of `{tmp_path / 'old/a.weights.h5'}`.\n"
+        f"`{tmp_path / 'new/a_json.weights.h5'}`.\n"
+        f"Expected: a path of its own. Received: that of `{tmp_path / 'old/a_json.weights.h5'}`.\n"
         "Migrate it by itself, or rename one of the two."
     )

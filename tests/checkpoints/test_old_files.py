@@ -11,6 +11,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -158,9 +159,14 @@ EVERY = list(all_fixtures())
 assert EVERY
 
 
-def marked(fixtures):
+def marked(fixtures, stems=("",)):
+    """Marks most as slow: all but those of a writer whose names begin so."""
     return [
-        pytest.param(one, id=str(one), marks=() if one.writer in ALWAYS else pytest.mark.slow)
+        pytest.param(
+            one,
+            id=str(one),
+            marks=() if one.writer in ALWAYS and one.name.startswith(stems) else pytest.mark.slow,
+        )
         for one in fixtures
     ]
 
@@ -226,6 +232,104 @@ def test_what_was_tied_is_one_again(fixture, tmp_path):
     fixture.check_state(model)
     if fixture.is_trained_alike:
         fixture.check_continued(model)
+
+
+@pytest.mark.parametrize("fixture", marked(EVERY, ("nested", "two_paddings.")))
+def test_weights_alone_load_into_the_model(fixture, tmp_path):
+    """A file of a whole model may become one of weights; others have a whole one beside them."""
+    path, stem = fixture.path, "two_paddings"
+    if fixture.is_weights_only:
+        whole = next(one for one in WHOLE if one.path.parent == path.parent and stem in one.name)
+    else:
+        whole = fixture
+    model = tiedio.load_tied(migrated(whole, tmp_path, accept=["none"]).target)
+    for one in model.weights:
+        one.assign(keras.ops.zeros_like(one))
+    done = planning.migrate(path, tmp_path / "alone.weights.h5", accept=["none"])
+    tiedio.load_tied_weights(model, done.target)
+    fixture.check_values(model)
+
+
+def flipped(source, target, which):
+    """Copies a file, with the flags of some layers changed: as if that was since its training."""
+
+    def flip(layer):
+        config = layer["config"]
+        config["trainable"] = not config.get("trainable", True)
+        for part in ("layer", "backward_layer"):
+            if isinstance(config.get(part), dict):
+                config[part]["config"]["trainable"] = config["trainable"]
+        for inner in config.get("layers", ()):
+            flip(inner)
+
+    def change(text):
+        config = json.loads(text)
+        layers = config["config"]
+        layers = layers if isinstance(layers, list) else layers["layers"]
+        for one in layers if which is None else [layers[which]] if which < len(layers) else ():
+            flip(one)
+        return json.dumps(config).encode()
+
+    shutil.copy(source, target)
+    if zipfile.is_zipfile(source):
+        held = content_of(source)
+        held["config.json"] = change(held["config.json"])
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, content in held.items():
+                archive.writestr(name, content)
+    else:
+        with h5py.File(target, "r+") as file:
+            file.attrs["model_config"] = change(file.attrs["model_config"])
+
+
+def state_of(model):
+    """The slots of each variable that an optimizer was built for, by all of its names."""
+    names = collections.defaultdict(list)
+    for name, variable in models.Kit(keras).variables(model):
+        names[id(variable)].append(name)
+    optimizer = model.optimizer
+    held = [np.array(one) for one in optimizer.variables]
+    trained = getattr(optimizer, "_trainable_variables", ()) if optimizer.built else ()
+    width = (len(held) - 2) // max(len(trained), 1)
+    # Iterations and learning rate come first; kinds take turns.
+    return {
+        name: held[2 + number * width : 2 + (number + 1) * width]
+        for number, one in enumerate(trained)
+        for name in names[id(one)]
+    }
+
+
+@pytest.mark.parametrize(
+    "which", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in range(8))]
+)
+@pytest.mark.parametrize(
+    "fixture",
+    marked(
+        (one for one in WHOLE if one.truth["optimizer"] in ("Adam", "SGD")),
+        ("target_network", "two_paddings."),
+    ),
+)
+def test_layers_may_be_frozen_since_or_not_any_more(fixture, which, tmp_path):
+    """The state of an optimizer is of the variables that it was built for, or left out."""
+    accept = ["none"]
+    expected = state_of(tiedio.load_tied(migrated(fixture, tmp_path, accept=accept).target))
+    flipped(fixture.path, tmp_path / fixture.name, which)
+    done = planning.migrate(tmp_path / fixture.name, tmp_path / "flipped.keras", accept=accept)
+    model = tiedio.load_tied(done.target)
+    fixture.check_values(model)
+    found = state_of(model)
+    assert all(
+        np.array_equal(one, other)
+        for name in found
+        for one, other in zip(found[name], expected[name], strict=True)
+    )
+    left_out = any("which variables it is of" in note for note in done.notes)
+    tied = [names for names in (*fixture.ties, *as_sets(fixture.truth.get("was_tied", ())))]
+    assert left_out or all(
+        name in found or any(found.keys() & names for names in tied if name in names)
+        for name in expected
+    )
+    assert not (left_out and found)
 
 
 @pytest.mark.parametrize("fixture", marked(WHOLE))

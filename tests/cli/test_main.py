@@ -151,7 +151,10 @@ def test_a_dry_run_says_what_is_needed(folder):
     printed, said = run("migrate", "unsure.keras", "new.keras", "--dry-run", code=3)
     assert TIE in printed
     assert "--accept contents" in said
-    run("migrate", "unsure.keras", "new.keras", "--dry-run", "--accept", "contents")
+    printed, _ = run("migrate", "unsure.keras", "new.keras", "--dry-run", "--accept", "contents")
+    assert printed.endswith("Would write new.keras\n")
+    _, said = run("migrate", "tied.keras", "tied.keras", "--dry-run", "--overwrite", code=1)
+    assert "`tied.keras` is the file that is migrated." in said
     assert os.listdir() == before
 
 
@@ -177,7 +180,7 @@ def test_a_folder(folder):
         ("old/deep/folder", "new/deep/folder.keras", "1"),
         ("old/deep/tied.h5", "new/deep/tied.keras", "1"),
         ("old/deep/tied.weights.h5", "new/deep/tied.weights.h5", "1"),
-        ("old/deep/tied.weights.json", "failed", ""),  # of the same name
+        ("old/deep/tied.weights.json", "new/deep/tied_json.weights.h5", "1"),  # of the same name
         ("old/lost.keras", "new/lost.keras", "1"),
         ("old/lost.weights.h5", "new/lost.weights.h5", "1"),
         ("old/tied.keras", "new/tied.keras", "1"),

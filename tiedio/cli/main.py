@@ -102,7 +102,10 @@ def migrate(
 
     DST ends in `.keras`, or `.weights.h5` for weights only. If SRC is a folder
     or a quoted pattern such as "runs/**/*.h5", DST is a folder, and all files
-    are migrated into it; one that fails does not stop the others.
+    are migrated into it; one that fails does not stop the others. Where two
+    would have one name, or one would take the place of a file of SRC, the old
+    ending stays in the name: `best.h5` becomes `best_h5.keras`. No file of SRC
+    is ever replaced, whatever the options.
     """
     from tiedio.migration import many, planning
 
@@ -117,17 +120,23 @@ def migrate(
         failed = [one for one in found if one.error]
         needing = dry_run and all(one.needs_option for one in failed)
         sys.exit((3 if needing else 1) if failed else 0)
+    said, code = "", 0
     if dry_run:
         done = planning.plan(src, given["ties"], given["config"])
+        try:
+            code = 3
+            planning.accepted(done, given["accept"], given["reconcile"])
+            code = 1
+            done = planning.migrate(src, dst, dry_run=True, **given)
+            code = 0
+        except MigrationError as error:
+            said = str(error)
     else:
         done = planning.migrate(src, dst, **given)
-    tables.as_json(done.to_json()) if as_json else tables.plan(done)
-    if dry_run:
-        try:
-            planning.accepted(done, given["accept"], given["reconcile"])
-        except MigrationError as error:
-            click.echo(f"Error: {tables.shown(str(error))}", err=True)
-            sys.exit(3)
+    tables.as_json(done.to_json()) if as_json else tables.plan(done, dry_run)
+    if said:
+        click.echo(f"Error: {tables.shown(said)}", err=True)
+    sys.exit(code)
 
 
 @main.command()

@@ -120,7 +120,7 @@ def comparison(found: "Comparison") -> None:
         _line(f"{len(found.differences)} of {found.compared} variables differ.")
 
 
-def plan(found: "Plan") -> None:
+def plan(found: "Plan", dry_run: bool = False) -> None:
     """Prints what a migration would do, or did."""
     version = f", by Keras {found.keras_version}" if found.keras_version else ""
     _line(f"{found.filepath}: {found.kind}{version}")
@@ -135,12 +135,12 @@ def plan(found: "Plan") -> None:
         _line(f"{told}. To tie them: {', '.join(one.needs)}")
     _notes(found.notes)
     if found.target:
-        _line(f"Wrote {found.target}")
+        _line(f"{'Would write' if dry_run else 'Wrote'} {found.target}")
 
 
 def outcomes(found: "Sequence[Outcome]") -> None:
     """Prints what became of many files."""
-    _table(("file", "written to", "ties", "saves"), [_outcome(one) for one in found])
+    _table(("file", "new file", "ties", "saves"), [_outcome(one) for one in found])
     for one in found:
         _notes(one.plan.notes if one.plan and not one.error else (), f"{one.filepath}: ")
     for one in found:

@@ -4,6 +4,7 @@ Which files a folder or a pattern means, and what they are called in the new fol
 here; what becomes of each is not.
 """
 
+import collections
 import dataclasses
 import glob
 import os
@@ -86,7 +87,8 @@ def migrate(
     Args:
         source: The folder, or a pattern as the shell has them; `**` is any number of folders.
         folder: Where the new files go, under the same names with the ending `.keras`, or
-            `.weights.h5` for weights only.
+            `.weights.h5` for weights only. Where two would have one name, or one would take
+            the place of a file that is migrated, the old ending stays in it: `a_h5.keras`.
         ties: As in `tiedio.files.migrate`, as are the next five.
         accept: Which weak evidence to go by.
         reconcile: What becomes of copies that have different values by now.
@@ -111,44 +113,82 @@ def migrate(
     [True, False]
     """
     found = files(source)
+    targets = _targets(found, folder)
     sizes = {path: os.path.getsize(path) for path, _ in found}
     outcomes: list[Outcome] = []
-    taken: dict[str, str] = {}
+    # Whatever has the new ending already keeps its name, in its turn.
+    taken = {_identity(targets[path]): path for path, name in found if _renamed(name) == name}
+    taken |= {_identity(path): path for path, _ in found}
     with shown("Planning" if dry_run else "Migrating", progress) as advance:
         for path, name in found:
-            target = os.path.join(folder, _renamed(name))
+            target = targets[path]
             plan = None
             try:
-                if target in taken:
-                    raise MigrationError(
-                        f"`{path}` would be written to `{target}`.\n"
-                        "Expected: a path of its own. "
-                        f"Received: that of {listed([taken[target]])}.\n"
-                        "Migrate it by itself, or rename one of the two."
-                    )
                 if dry_run:
                     plan = planning.plan(path, ties, config)
                     planning.accepted(plan, accept, reconcile)
-                else:
+                _check_untaken(path, target, taken)
+                if not dry_run:
                     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-                    plan = planning.migrate(
-                        path,
-                        target,
-                        ties=ties,
-                        accept=accept,
-                        reconcile=reconcile,
-                        config=config,
-                        overwrite=overwrite,
-                        durable=durable,
-                    )
-                    taken[plan.target] = path  # which may have another ending
-                taken[target] = path
+                plan = planning.migrate(
+                    path,
+                    target,
+                    ties=ties,
+                    accept=accept,
+                    reconcile=reconcile,
+                    config=config,
+                    overwrite=overwrite,
+                    durable=durable,
+                    dry_run=dry_run,
+                )
+                if dry_run:  # it may have another ending, and nothing lies there that is in the way
+                    _check_untaken(path, plan.target, taken)
+                taken[_identity(target)] = taken[_identity(plan.target)] = path
+                if target != os.path.join(folder, _renamed(name)):
+                    why = f"Another file is, or becomes, `{_renamed(name)}`: so this one keeps its"
+                    plan = dataclasses.replace(plan, notes=(*plan.notes, f"{why} old ending."))
                 outcomes.append(Outcome(path, plan))
             except (TiedioError, OSError) as error:
                 needs_option = isinstance(error, MigrationError)
                 outcomes.append(Outcome(path, plan, str(error), needs_option))
             advance(sizes[path], sum(sizes.values()))
     return outcomes
+
+
+def _check_untaken(path: str, target: str, taken: Mapping[object, str]) -> None:
+    if (other := taken.get(_identity(target), path)) != path:
+        raise MigrationError(
+            f"`{path}` would be written to `{target}`.\n"
+            f"Expected: a path of its own. Received: that of {listed([other])}.\n"
+            "Migrate it by itself, or rename one of the two."
+        )
+
+
+def _targets(found: Sequence[tuple[str, str]], folder: str) -> dict[str, str]:
+    """Returns the path to write each file to, by its own.
+
+    Only its ending is another. If so it would be that of another new file, or of one that is
+    to be migrated, the old ending stays in the name, as in `best_h5.keras`; unless it is the
+    new one already, whose name that is.
+    """
+    plain = {path: os.path.join(folder, _renamed(name)) for path, name in found}
+    times = collections.Counter(plain.values())
+    sources = {_identity(path) for path, _ in found}
+    return {
+        path: os.path.join(folder, _renamed(name, keeps_ending=True))
+        if _renamed(name) != name and (times[plain[path]] > 1 or _identity(plain[path]) in sources)
+        else plain[path]
+        for path, name in found
+    }
+
+
+def _identity(path: str) -> object:
+    """What lies at a path, whichever path that is; a path itself where nothing is."""
+    try:
+        here = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return here.st_dev, here.st_ino
 
 
 def _is_model(folder: str) -> bool:
@@ -170,8 +210,10 @@ def _below(folder: str) -> list[str]:
     return found
 
 
-def _renamed(name: str) -> str:
+def _renamed(name: str, keeps_ending: bool = False) -> str:
     """Returns the name of a new file: a whole model's, which weights only change again."""
     suffix = next((suffix for suffix in table.SUFFIXES if name.endswith(suffix)), "")
     stem = name.removesuffix(suffix)
+    if keeps_ending:
+        stem += f"_{suffix.rpartition('.')[2] or 'folder'}"
     return stem + (".weights.h5" if suffix in table.WEIGHTS_SUFFIXES else ".keras")

@@ -75,7 +75,7 @@ class Plan:
         proposals: Variables to tie.
         forbidden: Variables that are equal, and were not tied.
         notes: Further notes.
-        target: The file that was written; empty for a plan.
+        target: The file that was written, or would be by a dry run; empty for a plan.
     """
 
     filepath: str
@@ -134,6 +134,7 @@ def migrate(
     overwrite: bool = False,
     durable: bool = True,
     *,
+    dry_run: bool = False,
     progress: bool = False,
 ) -> Plan:
     """Writes a file with shared variables tied again, for `load_tied` to restore.
@@ -152,10 +153,11 @@ def migrate(
         config: As in `plan`.
         overwrite: Whether to replace what is at `target`.
         durable: Whether to wait until the file is on disk.
+        dry_run: Whether to check all of this, and write nothing.
         progress: Whether to show a progress bar, by bytes.
 
     Returns:
-        What was done.
+        What was done, or would be.
 
     Raises:
         MigrationError: If something has to be allowed first. The option is named.
@@ -189,21 +191,17 @@ def migrate(
         wanted.check_free(MigrationError)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs) as checkpoint:
-        checkpoint.verify()  # what is damaged would get digests that say it is not
+        if not dry_run:
+            checkpoint.verify()  # what is damaged would get digests that say it is not
         planned = _planned(checkpoint, pairs)
         chosen = accepted(planned, accept, reconcile)
         destination, holds_model, notes = _destination(wanted, checkpoint)
         if destination.name != wanted.name:  # which nobody allowed to be replaced
             destination.check_free(MigrationError)
-        if destination.is_same_as(at(filepath)):
-            raise MigrationError(
-                f"`{destination.name}` is the file that is migrated.\n"
-                "Expected: another one, as a source is never changed. Received: the same.\n"
-                "Pass another path."
-            )
+        _check_apart(destination, at(filepath))
         with (
             tempfile.TemporaryDirectory() as assets,
-            shown(f"Writing {destination.label}", progress) as advance,
+            shown(f"Writing {destination.label}", progress and not dry_run) as advance,
         ):
             content, lost = rewriting.content(
                 checkpoint,
@@ -217,12 +215,29 @@ def migrate(
                 holds_model or checkpoint.is_by_position,
                 zipped=destination.name.endswith(table.SUFFIXES),  # a folder has none
             )
-            container.write(destination, content, durable, advance)
+            if not dry_run:
+                container.write(destination, content, durable, advance)
     return dataclasses.replace(
         planned,
         proposals=tuple(chosen),
         notes=(*planned.notes, *notes, *lost),
         target=destination.name,
+    )
+
+
+def _check_apart(destination: Storage, source: Storage) -> None:
+    if destination.is_same_as(source):
+        told = "is the file that is migrated"
+    elif destination.exists() and destination.holds(source):
+        told = "holds the file that is migrated"
+    elif destination.exists() and source.holds(destination):
+        told = "is a part of the one that is migrated"
+    else:
+        return
+    raise MigrationError(
+        f"`{destination.name}` {told}.\n"
+        "Expected: another one, as a source is never changed. Received: the same.\n"
+        "Pass another path."
     )
 
 

@@ -52,6 +52,10 @@ class Storage(abc.ABC):
         """Whether both are one place, whatever they are called."""
         return self.name == other.name
 
+    def holds(self, other: "Storage") -> bool:
+        """Whether the other one lies in this folder, or in one inside it."""
+        return False
+
     @abc.abstractmethod
     def reading(self) -> AbstractContextManager[BinaryIO]:
         """Opens the file, to be read in any order.

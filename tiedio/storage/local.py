@@ -25,7 +25,14 @@ class Local(Storage):
         return os.path.isdir(self._path)
 
     def is_same_as(self, other: Storage) -> bool:
-        return os.path.realpath(self.name) == os.path.realpath(other.name)
+        try:
+            return os.path.samefile(self.name, other.name)  # whatever the case of letters
+        except OSError:
+            return os.path.realpath(self.name) == os.path.realpath(other.name)
+
+    def holds(self, other: Storage) -> bool:
+        here = Path(os.path.realpath(self.name))
+        return self.is_folder() and here in Path(os.path.realpath(other.name)).parents
 
     def reading(self) -> AbstractContextManager[BinaryIO]:
         if not os.path.isfile(self._path):
