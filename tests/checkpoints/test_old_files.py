@@ -5,6 +5,7 @@ what became of it as it was trained on.
 """
 
 import collections
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -193,6 +194,14 @@ WHOLE = [one for one in EVERY if not one.is_weights_only]
 WEIGHTS_ONLY = [one for one in EVERY if one.is_weights_only]
 
 
+def whole_of(fixture):
+    """The whole model of which a file may have the weights only."""
+    if not fixture.is_weights_only:
+        return fixture
+    folder = fixture.path.parent
+    return next(o for o in WHOLE if o.path.parent == folder and o.name.startswith("two_paddings."))
+
+
 def expected(fixture):
     """What is found without being told: a bit less, or more, than what was tied."""
     if fixture.name == "frozen.keras" or str(fixture) == "keras_3_0-frozen.h5":
@@ -237,17 +246,53 @@ def test_what_was_tied_is_one_again(fixture, tmp_path):
 @pytest.mark.parametrize("fixture", marked(EVERY, ("nested", "two_paddings.")))
 def test_weights_alone_load_into_the_model(fixture, tmp_path):
     """A file of a whole model may become one of weights; others have a whole one beside them."""
-    path, stem = fixture.path, "two_paddings"
-    if fixture.is_weights_only:
-        whole = next(one for one in WHOLE if one.path.parent == path.parent and stem in one.name)
-    else:
-        whole = fixture
-    model = tiedio.load_tied(migrated(whole, tmp_path, accept=["none"]).target)
+    model = tiedio.load_tied(migrated(whole_of(fixture), tmp_path, accept=["none"]).target)
     for one in model.weights:
         one.assign(keras.ops.zeros_like(one))
-    done = planning.migrate(path, tmp_path / "alone.weights.h5", accept=["none"])
+    done = planning.migrate(fixture.path, tmp_path / "alone.weights.h5", accept=["none"])
     tiedio.load_tied_weights(model, done.target)
     fixture.check_values(model)
+
+
+def saved_again(source, target):
+    """Copies a file, listed as one that was loaded in the session that made it, and saved again.
+
+    There the variables of each layer have another name than the layer, and no layer's own.
+    """
+    shutil.copy(source, target)
+    with h5py.File(target, "r+") as file:
+        layers = file.get("model_weights", file)
+        for layer in layers.values():
+            listed = [str(np.array(one).astype(str)) for one in layer.attrs.get("weight_names", ())]
+            renamed = []
+            for name in listed:
+                *makers, last = name.split("/")
+                renamed.append("/".join((*(f"{one}_1" for one in makers or ["layer"]), last)))
+                layer.move(name, renamed[-1])
+            if listed:
+                layer.attrs["weight_names"] = np.array([one.encode() for one in renamed])
+
+
+@pytest.mark.parametrize(
+    "fixture",
+    marked((one for one in EVERY if one.name.endswith(".h5")), ("nested", "two_paddings")),
+)
+def test_what_was_loaded_and_saved_again_loads(fixture, tmp_path):
+    path = tmp_path / f"again{fixture.name}"
+    saved_again(fixture.path, path)
+    with h5py.File(path) as file:
+        is_by_position = not {"layers", "_layer_checkpoint_dependencies"} & file.keys()
+    accept = ["none"]
+    model = tiedio.load_tied(migrated(whole_of(fixture), tmp_path, accept=accept).target)
+    for options in ({}, {"by_name": True}) if is_by_position else ({},):
+        tiedio.load_tied_weights(model, path, **options)
+        fixture.check_values(model)
+    if not fixture.is_weights_only:
+        done = planning.migrate(path, tmp_path / "loaded.keras", accept=accept)
+        fixture.check_values(tiedio.load_tied(done.target))
+    if fixture.writer.startswith("keras_3"):
+        with contextlib.suppress(errors.LoadError):  # as of any file of this Keras
+            fixture.check_values(tiedio.load_tied(path))
 
 
 def flipped(source, target, which):
@@ -330,6 +375,25 @@ def test_layers_may_be_frozen_since_or_not_any_more(fixture, which, tmp_path):
         for name in expected
     )
     assert not (left_out and found)
+
+
+@pytest.mark.parametrize("writer", PER_USE)
+def test_a_part_may_have_been_frozen_without_a_flag_in_the_file(writer, tmp_path):
+    """As the discriminator of an adversarial network, where Keras 2 froze a whole model."""
+    (fixture,) = (one for one in WHOLE if str(one) == f"{writer}-sequential.h5")
+    whole = state_of(tiedio.load_tied(migrated(fixture, tmp_path).target))
+    shutil.copy(fixture.path, tmp_path / "part.h5")
+    with h5py.File(tmp_path / "part.h5", "r+") as file:
+        slots = file["optimizer_weights"]
+        iterations, *names = slots.attrs["weight_names"]
+        width = len(names) // 3  # m, v and vhat of all variables: those of `out` come last
+        kept = [name for number, name in enumerate(names) if number % width < width - 2]
+        slots.attrs["weight_names"] = np.array([iterations, *kept], dtype="S")
+    done = planning.migrate(tmp_path / "part.h5", tmp_path / "part.keras")
+    part = state_of(tiedio.load_tied(done.target))
+    assert whole.keys() - part.keys() == {"out/kernel", "out/bias"}
+    for name, held in part.items():
+        assert all(map(np.array_equal, held, whole[name])), name
 
 
 @pytest.mark.parametrize("fixture", marked(WHOLE))
