@@ -162,11 +162,10 @@ def _that_may_be_trained(checkpoint: Checkpoint) -> list[StoredVariable]:
     rank = {inner_path: number for number, inner_path in enumerate(parts)}
     found: list[tuple[int, StoredVariable]] = []
     for one in checkpoint.variables:
-        path = one.place.inner_path if one.place else ""
-        if one.trainable is not False or (
-            path in parts and parts[path].may_train(int(one.place.attribute))
-        ):
-            found.append((rank.get(path, len(rank)), one))
+        place = one.place
+        part = parts.get(place.inner_path) if place else None
+        if one.trainable is not False or (place and part and part.may_train(int(place.attribute))):
+            found.append((rank[part.inner_path] if part else len(rank), one))
     return [one for _, one in sorted(found, key=lambda item: item[0])]
 
 
