@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -250,7 +251,10 @@ def test_weights_alone_load_into_the_model(fixture, tmp_path):
     for one in model.weights:
         one.assign(keras.ops.zeros_like(one))
     done = planning.migrate(fixture.path, tmp_path / "alone.weights.h5", accept=["none"])
-    tiedio.load_tied_weights(model, done.target)
+    with warnings.catch_warnings():
+        # Weights of Keras 2.12 and later have a state, but nothing to tell which optimizer's.
+        warnings.filterwarnings("ignore", "Cannot resume `optimizer`", errors.TiedioWarning)
+        tiedio.load_tied_weights(model, done.target)
     fixture.check_values(model)
 
 
@@ -261,8 +265,7 @@ def saved_again(source, target):
     """
     shutil.copy(source, target)
     with h5py.File(target, "r+") as file:
-        layers = file.get("model_weights", file)
-        for layer in layers.values():
+        for layer in file["model_weights"].values():
             listed = [str(np.array(one).astype(str)) for one in layer.attrs.get("weight_names", ())]
             renamed = []
             for name in listed:
@@ -273,23 +276,26 @@ def saved_again(source, target):
                 layer.attrs["weight_names"] = np.array([one.encode() for one in renamed])
 
 
+# A model without sharing never lists its variables as these two do.
+LISTED_ANYHOW = ("twins", "sequential")
+
+
 @pytest.mark.parametrize(
     "fixture",
-    marked((one for one in EVERY if one.name.endswith(".h5")), ("nested", "two_paddings")),
+    marked(
+        (o for o in WHOLE if o.name.endswith(".h5") and not o.name.startswith(LISTED_ANYHOW)),
+        ("nested", "two_paddings"),
+    ),
 )
 def test_what_was_loaded_and_saved_again_loads(fixture, tmp_path):
-    path = tmp_path / f"again{fixture.name}"
+    path = tmp_path / "again.h5"
     saved_again(fixture.path, path)
-    with h5py.File(path) as file:
-        is_by_position = not {"layers", "_layer_checkpoint_dependencies"} & file.keys()
-    accept = ["none"]
-    model = tiedio.load_tied(migrated(whole_of(fixture), tmp_path, accept=accept).target)
-    for options in ({}, {"by_name": True}) if is_by_position else ({},):
+    model = tiedio.load_tied(migrated(fixture, tmp_path, accept=["none"]).target)
+    for options in ({}, {"by_name": True}):
         tiedio.load_tied_weights(model, path, **options)
         fixture.check_values(model)
-    if not fixture.is_weights_only:
-        done = planning.migrate(path, tmp_path / "loaded.keras", accept=accept)
-        fixture.check_values(tiedio.load_tied(done.target))
+    done = planning.migrate(path, tmp_path / "loaded.keras", accept=["none"])
+    fixture.check_values(tiedio.load_tied(done.target))
     if fixture.writer.startswith("keras_3"):
         with contextlib.suppress(errors.LoadError):  # as of any file of this Keras
             fixture.check_values(tiedio.load_tied(path))
