@@ -402,6 +402,49 @@ def test_a_part_may_have_been_frozen_without_a_flag_in_the_file(writer, tmp_path
         assert all(map(np.array_equal, held, whole[name])), name
 
 
+def test_spare_slots_have_no_shape_of_a_variable(tmp_path):
+    """Keras 2 keeps a `vhat` of one element for each, which is the shape of a bias as well."""
+
+    def dense(name, units, **options):
+        config = {"name": name, "trainable": True, "units": units, "use_bias": True, **options}
+        return {"class_name": "Dense", "config": config}
+
+    layers = [dense("maker", 3, batch_input_shape=[None, 4]), dense("judge", 1)]
+    optimizer = {"class_name": "Adam", "config": {"lr": 0.01, "decay": 0.0, "amsgrad": False}}
+    shapes = {"maker": [(4, 3), (3,)], "judge": [(3, 1), (1,)]}
+    random = np.random.default_rng(0)
+
+    def add(group, arrays):
+        group.attrs["weight_names"] = np.array(list(arrays), dtype="S")
+        for name, array in arrays.items():
+            group[name] = array
+
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": layers})
+        training = {"loss": "mse", "metrics": [], "optimizer_config": optimizer}
+        file.attrs["training_config"] = json.dumps(training)
+        weights = file.create_group("model_weights")
+        weights.attrs.update(keras_version="2.2.4", backend="tensorflow")
+        weights.attrs["layer_names"] = np.array(list(shapes), dtype="S")
+        for name, (kernel, bias) in shapes.items():
+            names = f"{name}/kernel:0", f"{name}/bias:0"
+            arrays = (random.random(one, "float32") for one in (kernel, bias))
+            add(weights.create_group(name), dict(zip(names, arrays, strict=True)))
+        slots = [random.random(one, "float32") for one in 2 * shapes["maker"] + 2 * [(1,)]]
+        names = (f"training/Adam/Variable_{number}:0" for number in range(6))
+        state = {"Adam/iterations:0": np.int64(5), **dict(zip(names, slots, strict=True))}
+        add(file.create_group("optimizer_weights"), state)
+    done = planning.migrate(tmp_path / "old.h5", tmp_path / "new.keras")
+    assert not done.notes
+    model = tiedio.load_tied(done.target)
+    maker = model.layers[0]
+    trained = model.optimizer._trainable_variables
+    assert [id(one) for one in trained] == [id(maker.kernel), id(maker.bias)]
+    found = [np.array(one) for one in model.optimizer.variables[2:]]
+    assert all(map(np.array_equal, found, (slots[0], slots[2], slots[1], slots[3])))
+    assert int(model.optimizer.iterations) == 5
+
+
 @pytest.mark.parametrize("fixture", marked(WHOLE))
 def test_stock_keras_opens_it(fixture, tmp_path):
     done = migrated(fixture, tmp_path, accept=["contents"])

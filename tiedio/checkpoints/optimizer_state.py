@@ -216,4 +216,5 @@ def _fit(variables: Collection[StoredVariable], slots: Slots) -> bool:
 
 
 def _is_slot_of(kinds: Mapping[str, Weight], variable: StoredVariable) -> bool:
-    return not kinds or any(weight.shape == variable.shape for weight in kinds.values())
+    # The first has the variable's shape; others may be spare, and of any.
+    return all(weight.shape == variable.shape for weight in list(kinds.values())[:1])

@@ -117,7 +117,8 @@ def migrate(
     sizes = {path: os.path.getsize(path) for path, _ in found}
     outcomes: list[Outcome] = []
     # Whatever has the new ending already keeps its name, in its turn.
-    taken = {_identity(targets[path]): path for path, name in found if _renamed(name) == name}
+    own = [path for path, name in found if _renamed(name) == name]
+    taken = {_identity(targets[path]): path for path in reversed(own)}
     taken |= {_identity(path): path for path, _ in found}
     with shown("Planning" if dry_run else "Migrating", progress) as advance:
         for path, name in found:
