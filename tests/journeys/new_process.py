@@ -23,7 +23,7 @@ import numpy as np
 import scenarios
 
 import tiedio
-from tiedio.model import renewal
+from tiedio.model.rebuilding import optimizer_variables
 from tiedio.model.walk import walk
 from tiedio.saving import retying
 
@@ -35,9 +35,7 @@ NAMES = sys.argv[5:]
 def optimizers_of(found):
     """Lists the places of each optimizer's variables, in its order."""
     return {
-        inner_path: [
-            str(found.places_of[id(v)][0]) for v in renewal.optimizer_variables(optimizer) or ()
-        ]
+        inner_path: [str(found.places_of[id(v)][0]) for v in optimizer_variables(optimizer) or ()]
         for inner_path, optimizer in found.optimizers.items()
     }
 

@@ -14,6 +14,7 @@ from keras.src.saving import saving_lib
 import tiedio
 from tiedio.model import renewal, substitution
 from tiedio.model.keras_internals import (
+    BOOKKEEPING,
     TRACKED,
     KerasSaveable,
     ObjectSharingScope,
@@ -26,6 +27,7 @@ from tiedio.model.keras_internals import (
     saving_utils,
 )
 from tiedio.model.places import named_variables
+from tiedio.model.rebuilding import Rebuilding, optimizer_variables
 from tiedio.model.walk import _Attributes, walk
 from tiedio.saving import deferral
 from tiedio.saving.capture import capture
@@ -171,9 +173,9 @@ def test_layer_paths_open_the_paths_of_their_variables():
 def test_the_optimizer_lists_its_variables():
     """`Optimizer._trainable_variables`."""
     model = scenarios.two_paddings()
-    assert renewal.optimizer_variables(model.optimizer) is None
+    assert optimizer_variables(model.optimizer) is None
     model.optimizer.build(model.trainable_variables)
-    trained = renewal.optimizer_variables(model.optimizer)
+    trained = optimizer_variables(model.optimizer)
     assert list(map(id, trained)) == list(map(id, model.trainable_variables))
 
 
@@ -184,12 +186,34 @@ def test_the_compile_config_holds_the_optimizer():
     wrapped = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     wrapped.dtype_policy = "mixed_float16"
     scenarios.compiled(wrapped)
-    before = wrapped.optimizer
-    assert isinstance(before, keras.optimizers.LossScaleOptimizer)
-    renewed = renewal.renewed_optimizer(before)
-    renewal.set_optimizer(wrapped, "optimizer", renewed)
-    assert wrapped.optimizer is not before
+    assert isinstance(wrapped.optimizer, keras.optimizers.LossScaleOptimizer)
     assert wrapped._compile_config.config["optimizer"] is wrapped.optimizer.inner_optimizer
+
+
+def test_an_optimizer_is_what_it_was_before_it_was_built():
+    """`Optimizer._variables`, `._iterations`, `._learning_rate`, `._trainable_variables_indices`,
+    `._tracker`."""
+    model = scenarios.two_paddings()
+    optimizer = model.optimizer
+    before = {name: _copied(value) for name, value in vars(optimizer).items()}
+    optimizer.build(model.trainable_variables)
+    Rebuilding(optimizer).unbuild()
+    after = {name: _copied(value) for name, value in vars(optimizer).items()}
+    # Of TensorFlow, which lists there what once was an attribute.
+    for attributes in (before, after):
+        for name in BOOKKEEPING:
+            attributes.pop(name, None)
+    slots = {"_momentums": [], "_velocities": []}
+    assert {name: after.pop(name) for name in slots} == slots
+    assert after.keys() == before.keys()
+    assert all(after[name] == value or after[name] is value for name, value in before.items())
+    assert optimizer._tracker.stored_ids["variables"] == {id(v) for v in optimizer._variables}
+
+
+def _copied(value):
+    if isinstance(value, (list, set)):
+        return [id(item) for item in value]
+    return dict(value) if isinstance(value, dict) else value
 
 
 def test_compiled_functions_are_these_three():

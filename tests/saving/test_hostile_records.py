@@ -441,6 +441,18 @@ RECORDS = {
         put([place("layers/dense", "bias")], "optimizer_variables", "layers/dense"),
         "Cannot resume `layers/dense`",
     ),
+    "exclusions of a layer": (
+        put({"layers/dense": [place("layers/dense", "bias")]}, "excluded_from_weight_decay"),
+        "Cannot resume `layers/dense`",
+    ),
+    "exclusions of nothing": (
+        put({"optimizer": [place("layers/none", "bias")] * 9}, "excluded_from_weight_decay"),
+        None,
+    ),
+    "exclusions that are no places": (
+        put({"optimizer": None}, "excluded_from_weight_decay"),
+        "variables of an optimizer as list. Received: None",
+    ),
     "a seed of one word": (
         put([7], "random_states", 0, "state"),
         "`dropout/seed_generator`: a state of another size",

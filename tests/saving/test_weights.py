@@ -560,24 +560,6 @@ def test_a_model_with_loss_scaling(tmp_path):
     assert_equal(other, model)
 
 
-def test_an_optimizer_that_cannot_be_made_anew(tied, tmp_path):
-    class Stubborn(keras.optimizers.Adam):
-        def get_config(self):
-            raise NotImplementedError("no config")
-
-    filepath = save(tied, tmp_path, "one file")
-    model = two_convolutions()
-    model.compile(Stubborn(), "mse")
-    scenarios.train(model)
-    tiedio.load_tied_weights(model, filepath)  # it is built for the same variables already
-    assert_equal(model, tied)
-    untied = two_convolutions(tie=None)
-    untied.compile(Stubborn(), "mse")
-    with pytest.raises(errors.LoadError, match="Cannot resume `optimizer`: no config"):
-        tiedio.load_tied_weights(untied, filepath)
-    assert not tiedio.find_ties(untied)
-
-
 def test_an_interrupted_load_leaves_a_model_that_trains(tied, tmp_path, monkeypatch):
     filepath = save(tied, tmp_path, "one file")
     model = two_convolutions(tie=None)

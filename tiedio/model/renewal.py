@@ -1,4 +1,4 @@
-"""Renew what a model derives from its variables: compiled functions, the optimizer."""
+"""Renew what a model derives from its variables: compiled functions, optimizers."""
 
 import gc
 from collections.abc import Iterable, Sequence
@@ -7,48 +7,59 @@ from typing import Any
 import keras
 
 from tiedio.errors import listed
+from tiedio.model import weight_decay
+from tiedio.model.places import members
+from tiedio.model.rebuilding import Rebuilding, family, optimizer_variables
 from tiedio.model.substitution import Substitution, substitute, track_parameters
 
 
 def apply(
     substitutions: Sequence[Substitution],
     models: Sequence[keras.Model],
-    resumed: Iterable[keras.Model] = (),
+    resumed: Iterable[keras.optimizers.Optimizer] = (),
 ) -> list[str]:
     """Substitutes, then renews what `models` derived from the old variables.
 
     That is the compiled functions, which would go on training the old
-    variables in silence, and the optimizer, whose slots belong to them.
+    variables in silence, and the optimizers, whose slots belong to them.
 
     Args:
         substitutions: What takes the place of what.
         models: The models that hold something derived from what is replaced.
-        resumed: Those whose optimizer will be given its state, and loses nothing.
+        resumed: The optimizers that will be given their state, and lose nothing.
 
     Returns:
         A warning for the caller of tiedio, if an optimizer lost the state of its training.
+
+    Raises:
+        TieError: If an optimizer cannot be built for other variables; nothing is changed.
     """
     pending = [one for one in substitutions if one.old is not one.new]
+    if not pending:
+        return []
     replaced = {id(one.old) for one in pending}
-    # From their configs first: a custom optimizer may fail here, and nothing is changed yet.
-    optimizers = [
-        (model, renewed_optimizer(optimizer))
-        for model in models
-        if (optimizer := getattr(model, "optimizer", None))
-        and any(id(v) in replaced for v in optimizer_variables(optimizer) or ())
+    optimizers = _optimizers_of(models)
+    stale = [
+        (name, optimizer, Rebuilding(optimizer), _follows(optimizer, models))
+        for name, optimizer in optimizers
+        if any(id(v) in replaced for v in optimizer_variables(optimizer) or ())
     ]
     for one in pending:
         substitute(one.layer, one.old, one.new)
-    dropped = [(model, _drop_functions(model)) for model in models if pending]
-    kept = {id(model) for model in resumed}
-    trained = [
-        model.name
-        for model, _ in optimizers
-        if id(model) not in kept and int(model.optimizer.iterations) > 0
-    ]
-    for model, optimizer in optimizers:
-        set_optimizer(model, "optimizer", optimizer)
-        optimizer.build(model.trainable_variables)
+    dropped = [(model, _drop_functions(model)) for model in models]
+    kept = {id(optimizer) for optimizer in resumed}
+    held = {id(variable) for model in models for variable in model.variables}
+    trained = []
+    for name, optimizer, rebuilding, follows in stale:
+        if id(optimizer) not in kept and int(optimizer.iterations) > 0:
+            trained.append(name)
+        before = optimizer_variables(optimizer) or []
+        after = follows.trainable_variables if follows else _after(before, pending, held)
+        rebuilding.build(after)
+        rebuilding.restart()
+    for _, optimizer in optimizers:
+        for part in family(optimizer):
+            weight_decay.exclude_instead(part, pending, held)
     for model, names in dropped:  # a class may make its own, and fail
         _make_functions(model, names)
     if not trained:
@@ -58,6 +69,40 @@ def apply(
         "it starts anew, with its slots and iterations at zero. "
         "Tie before training to keep them."
     ]
+
+
+def _optimizers_of(models: Iterable[keras.Model]) -> list[tuple[str, Any]]:
+    """Finds the optimizers that models and their layers hold, with the names of these."""
+    found: dict[int, tuple[str, Any]] = {}
+    for model in models:
+        for layer in model._flatten_layers():
+            for _, optimizer in members(layer, keras.optimizers.Optimizer):
+                found.setdefault(id(optimizer), (layer.name, optimizer))
+    return list(found.values())
+
+
+def _follows(optimizer: Any, models: Iterable[keras.Model]) -> keras.Model | None:
+    """Returns the model whose optimizer it is, if it trains all that is trainable there."""
+    trained = set(map(id, optimizer_variables(optimizer) or ()))
+    for model in models:
+        if getattr(model, "optimizer", None) is optimizer:
+            return model if trained == set(map(id, model.trainable_variables)) else None
+    return None
+
+
+def _after(before: Iterable[Any], pending: Iterable[Substitution], held: set[int]) -> list[Any]:
+    """Lists what an optimizer trains after a substitution, each variable once."""
+    instead: dict[int, list[Any]] = {}
+    for one in pending:
+        instead.setdefault(id(one.old), []).extend([one.new] if one.new.trainable else [])
+    after, copies = [], []
+    for variable in before:
+        if id(variable) in held:  # by a layer from which another one was untied
+            after.append(variable)
+            copies += instead.get(id(variable), [])
+        else:
+            after += instead.get(id(variable), [variable])
+    return list({id(variable): variable for variable in [*after, *copies]}.values())
 
 
 def renew_functions(model: keras.Layer) -> None:
@@ -84,40 +129,17 @@ def _make_functions(model: keras.Layer, names: Iterable[str]) -> None:
         getattr(model, f"make_{name}_function")()
 
 
-def compiles_as_keras(model: keras.Model) -> bool:
-    """Whether no class of its own has a say in how `model` is compiled from a config."""
+def compiles_as_keras(model: Any) -> bool:
+    """Whether it is a model, and no class of its own has a say in how that is compiled."""
     names = ("compile", "compile_from_config")
-    return all(getattr(type(model), name) is getattr(keras.Model, name) for name in names)
-
-
-def optimizer_variables(optimizer: keras.optimizers.Optimizer | None) -> list[Any] | None:
-    """Lists the variables that `optimizer` was built for, in its order."""
-    if optimizer is None or not optimizer.built:
-        return None
-    return list(optimizer._trainable_variables)  # there is no public list of them
+    return isinstance(model, keras.Model) and all(
+        getattr(type(model), name) is getattr(keras.Model, name) for name in names
+    )
 
 
 def keeps_to_itself(optimizer: Any, trained: Sequence[Any]) -> bool:
     """Whether an optimizer does not say what it is built for: loss scaling in Keras 3.10."""
     return not trained and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def renewed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Makes an optimizer anew, unbuilt (a second `build` does nothing)."""
-    return type(optimizer).from_config(optimizer.get_config())
-
-
-def set_optimizer(model: keras.Layer, attribute: str, optimizer: Any) -> None:
-    """Gives `optimizer` to `model` in the place of the one it has."""
-    before = getattr(model, attribute)
-    if before is optimizer:
-        return
-    setattr(model, attribute, optimizer)
-    # What is saved as the model's optimizer; Keras may have wrapped it for loss scaling.
-    config = getattr(getattr(model, "_compile_config", None), "config", {})
-    for given in (before, getattr(before, "inner_optimizer", None)):
-        if given is not None and config.get("optimizer") is given:
-            config["optimizer"] = optimizer if given is before else optimizer.inner_optimizer
 
 
 def live_layers() -> list[keras.Layer]:

@@ -37,10 +37,10 @@ def tie(
     constraints and `trainable` flags.
 
     Layers may be built or not, and be part of a model or not. Models that
-    contain `layer` forget their compiled functions. One whose optimizer was
-    built for the variables given up gets a new optimizer from the same config;
-    if it had been trained, a `TiedioWarning` says that slots and iterations
-    start at zero. Tie before training to avoid that.
+    contain `layer` forget their compiled functions. An optimizer that they hold,
+    and that was built for the variables given up, is built again, and stays the
+    same object; if it had been trained, a `TiedioWarning` says that slots and
+    iterations start at zero. Tie before training to avoid that.
 
     Args:
         layer: The layer that gives up its own variables.
@@ -57,8 +57,8 @@ def tie(
 
     Raises:
         TieError: If both are the same layer, have no weights of equal name, lack one
-            of `weights`, or weights differ in shape or dtype. Nothing is changed
-            but that unbuilt layers may be built.
+            of `weights`, weights differ in shape or dtype, or an optimizer cannot be
+            built again. Nothing is changed but that unbuilt layers may be built.
         ModelNotBuiltError: If a layer is not built and cannot be.
 
     Example:
@@ -107,10 +107,11 @@ def tie(
             f"Expected: {expected} (owner). Received: {received}.\n"
             "Tie only variables of equal shape and dtype."
         )
+    replaced = [(own[name], owned[name].variable) for name in names]
+    lost = _replace(replaced, renewal.live_layers() if in_use else [])
     for name in names:
         tie_memory.remember(weight[name][:2] for weight in (owned, own))
-    replaced = [(own[name], owned[name].variable) for name in names]
-    warn(_replace(replaced, renewal.live_layers() if in_use else []))
+    warn(lost)
     return layer
 
 
@@ -129,7 +130,8 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         `layer`.
 
     Raises:
-        TieError: If the layer lacks one of `weights`, or shares none of them.
+        TieError: If the layer lacks one of `weights`, shares none of them, or an optimizer
+            cannot be built again; nothing is changed then.
         ModelNotBuiltError: If the layer is not built.
 
     Example:
@@ -160,9 +162,10 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         )
     untied = [own[name] for name in names]
     copies = {id(one.variable): substitution.copy_of(one.variable, one.holder) for one in untied}
+    lost = _replace([(one, copies[id(one.variable)]) for one in untied], everywhere)
     for one in untied:
         tie_memory.forget(one.holder, one.attribute)
-    warn(_replace([(one, copies[id(one.variable)]) for one in untied], everywhere))
+    warn(lost)
     return layer
 
 

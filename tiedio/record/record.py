@@ -116,6 +116,8 @@ class Record:
             with LoRA, or none; their exact value is at the `dataset_path`.
         optimizer_variables: For each optimizer (by inner_path), the variables
             it was built for, in the order of its slots; `None` if it was not built.
+        excluded_from_weight_decay: For each optimizer that was told to leave variables out
+            of its weight decay, also for one inside another: these variables.
         random_states: State of each seed generator.
         digests: For each dataset_path the XXH3 digest (64 bits, in hexadecimal) of
             dtype, shape and bytes of the tensor there, such as `float32[2, 3]` and
@@ -129,6 +131,9 @@ class Record:
     shared_layers: tuple[tuple[str, ...], ...] = ()
     exact_values: tuple[Place, ...] = ()
     optimizer_variables: Mapping[str, tuple[Place, ...] | None] = dataclasses.field(
+        default_factory=dict
+    )
+    excluded_from_weight_decay: Mapping[str, tuple[Place, ...]] = dataclasses.field(
         default_factory=dict
     )
     random_states: tuple[RandomState, ...] = ()
@@ -158,6 +163,10 @@ class Record:
         return self.is_complete or optimizer in self.optimizer_variables
 
     def to_json(self) -> dict[str, Any]:
+        excluded = {
+            inner_path: [place.to_json() for place in places]
+            for inner_path, places in self.excluded_from_weight_decay.items()
+        }
         return {
             "version": VERSION,
             "tie_groups": [group.to_json() for group in self.tie_groups],
@@ -168,6 +177,8 @@ class Record:
                 inner_path: places and [place.to_json() for place in places]
                 for inner_path, places in self.optimizer_variables.items()
             },
+            # Only where there are any: a file without is as older versions of tiedio wrote it.
+            **({"excluded_from_weight_decay": excluded} if excluded else {}),
             "random_states": [state.to_json() for state in self.random_states],
             "digests": dict(self.digests),
             "axis_orders": {path: list(axes) for path, axes in self.axis_orders.items()},
@@ -195,6 +206,7 @@ class Record:
             shared_layers=tuple(fields.each("shared_layers", _inner_paths, missing=[])),
             exact_values=tuple(fields.each("exact_values", Place.from_json, missing=[])),
             optimizer_variables=fields.mapped("optimizer_variables", _trained),
+            excluded_from_weight_decay=fields.mapped("excluded_from_weight_decay", _places),
             random_states=tuple(fields.each("random_states", RandomState.from_json, missing=[])),
             digests=fields.mapped("digests", lambda item: typed(item, str, "a digest")),
             axis_orders=fields.mapped("axis_orders", _axes),
@@ -237,8 +249,11 @@ def _twice(items: Iterable[T]) -> list[T]:
 
 
 def _trained(item: Any) -> tuple[Place, ...] | None:
-    places = typed(item, list | None, "optimizer variables")
-    return None if places is None else tuple(map(Place.from_json, places))
+    return None if item is None else _places(item)
+
+
+def _places(item: Any) -> tuple[Place, ...]:
+    return tuple(map(Place.from_json, typed(item, list, "variables of an optimizer")))
 
 
 def _axes(item: Any) -> tuple[int, ...]:

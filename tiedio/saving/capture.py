@@ -5,6 +5,7 @@ what Keras itself does not store.
 """
 
 import collections
+import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ import numpy as np
 
 from tiedio.errors import SaveError, listed
 from tiedio.formats import hdf5_writer
-from tiedio.model import renewal
+from tiedio.model import weight_decay
 from tiedio.model.keras_internals import TRACKED, axis_order
 from tiedio.model.own_state import loads_as_keras, own_state, to_numpy
 from tiedio.model.places import attribute_of, named_variables, own_variables
+from tiedio.model.rebuilding import optimizer_variables
 from tiedio.model.walk import Visit, Walk, created_by
 from tiedio.record.record import RandomState, Record
 from tiedio.record.ties import Place, TieGroup
@@ -53,7 +55,11 @@ def capture(
         [(v.inner_path, *v.views) for v in walk.visits if "/container" in v.inner_path]
     )
     found.add_exact_values()
-    return found.layout, found.record(_optimizer_places(walk, everything or walk))
+    everything = everything or walk
+    return found.layout, dataclasses.replace(
+        found.record(_optimizer_places(walk, everything)),
+        excluded_from_weight_decay=_excluded_places(walk, everything),
+    )
 
 
 class _Capture:
@@ -254,7 +260,7 @@ def _optimizer_places(walk: Walk, everything: Walk) -> dict[str, tuple[Place, ..
     found: dict[str, tuple[Place, ...] | None] = {}
     stale = set()
     for inner_path, optimizer in walk.optimizers.items():
-        trained = renewal.optimizer_variables(optimizer)
+        trained = optimizer_variables(optimizer)
         stale.update(v.path for v in trained or () if id(v) not in places)
         known = tuple(places[id(v)][0] for v in trained or () if id(v) in places)
         found[inner_path] = None if trained is None else known
@@ -266,6 +272,17 @@ def _optimizer_places(walk: Walk, everything: Walk) -> dict[str, tuple[Place, ..
             "Compile the model again after replacing variables, or use `tiedio.tie`."
         )
     return found
+
+
+def _excluded_places(walk: Walk, everything: Walk) -> dict[str, tuple[Place, ...]]:
+    """Maps each optimizer to the places that it leaves out of its weight decay, if it does."""
+    variables = [everything.places[held[0]].item for held in everything.places_of.values()]
+    return {
+        visit.inner_path: tuple(everything.places_of[id(v)][0] for v in excluded)
+        for visit in walk.optimizer_parts
+        if isinstance(visit.saveable, keras.optimizers.Optimizer)
+        and (excluded := weight_decay.excluded_among(visit.saveable, variables))
+    }
 
 
 def _tensor(value: Any) -> hdf5_writer.Tensor:

@@ -280,12 +280,17 @@ class Loading:
         else:
             is_trained = len(old.optimizer) > len(self.model.optimizer.variables)
         if is_trained:
-            replaced, error = optimizers.match_optimizers(
+            rebuilt, error = optimizers.match_optimizers(
                 self._walk, self._record, self._deferral, self._everything if self._exists else None
             )
             self.report(error if compiled and not self._exists else None)
-            if replaced:
+            if rebuilt:
                 self._look()
+        if self._exists:
+            self.warnings += optimizers.decays_otherwise(self._walk, self._record, self._everything)
+        else:
+            with self._noting("optimizer"):  # it may be code of its own
+                optimizers.exclude_from_weight_decay(self._walk, self._record)
         for visit in self._walk.optimizer_parts:
             with self._noting(visit.inner_path):
                 self._resume(visit)

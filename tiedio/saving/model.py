@@ -20,7 +20,7 @@ from tiedio.errors import FileFormatError, ModelNotBuiltError, warn
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Content, Opened
 from tiedio.model.walk import Walk, walk
-from tiedio.saving import configs, keras2_config, keras2_layout
+from tiedio.saving import configs, keras2_config, keras2_layout, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
@@ -110,6 +110,7 @@ def save_tied(
             content = dataclasses.replace(content, old_layout=old)
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
+    warn(unsaved.warnings_for(found, record, container.has_old_layout))
 
 
 def load_tied(
@@ -135,8 +136,8 @@ def load_tied(
         custom_objects: Maps names to classes and functions of your own.
         compile: Whether to compile the model as it was.
         safe_mode: Whether to refuse Python lambdas, which can run any code.
-        strict: Whether it is an error if ties or optimizer state cannot be restored;
-            otherwise it is a `TiedioWarning`, and they are left out.
+        strict: Whether it is an error if ties or optimizer state cannot be restored, or the
+            model's class compiles it otherwise than it was; else it is a `TiedioWarning`.
         verify: Whether to compare what is read with the digests in the record; of a
             file without digests, the checksum of the zip archive is compared.
         progress: Whether to show a progress bar, by bytes.

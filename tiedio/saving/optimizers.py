@@ -1,12 +1,14 @@
 """Let every optimizer of a model be built for the variables of the record, or say why not."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from tiedio.errors import LoadError, first_line, listed
 from tiedio.formats.hdf5_reader import Store, WeightsFile
-from tiedio.model import renewal
+from tiedio.model import renewal, weight_decay
+from tiedio.model.rebuilding import Rebuilding, optimizer_variables
 from tiedio.model.walk import Walk
 from tiedio.record.record import Record
 from tiedio.saving.deferral import Deferral
@@ -21,8 +23,7 @@ def match_optimizers(
     before, and `everything` of it is given, what was built for something then stays as it is.
 
     Returns:
-        Whether an optimizer took the place of another, and an error that names those that the
-        model does not have.
+        Whether one was built anew, and an error that names those that the model does not have.
     """
     # Of all, as `walk` may lack what an optimizer that is among them trains.
     places = (everything or walk).places
@@ -40,38 +41,68 @@ def match_optimizers(
         and renewal.compiles_as_keras(model)
     ):
         wanted.setdefault("optimizer", model.trainable_variables)
-    missing = []
-    replaced = False
+    missing = [
+        path
+        for path in record.excluded_from_weight_decay
+        if path not in wanted and not isinstance(by_path.get(path), keras.optimizers.Optimizer)
+    ]
+    rebuilt = False
     for inner_path, trained in wanted.items():
         optimizer = by_path.get(inner_path)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             missing += [inner_path] if trained else []
             continue
         if not _is_built_for(optimizer, trained):
-            parent, _, attribute = inner_path.rpartition("/")
-            matching = built_optimizer(optimizer, trained, deferral)
-            replaced |= matching is not optimizer
-            renewal.set_optimizer(by_path[parent], attribute, matching)
+            build(optimizer, trained, deferral)
+            rebuilt = True
     if not missing:
-        return replaced, None
-    return replaced, LoadError(
+        return rebuilt, None
+    return rebuilt, LoadError(
         f"Cannot resume {listed(missing)}: the model has no such optimizer.\n"
         "Expected: an optimizer. Received: none, as when the `compile` of a class is its own.\n"
         "Give the class a `compile_from_config`, or pass `strict=False`."
     )
 
 
-def built_optimizer(optimizer: Any, trained: list[Any], deferral: Deferral) -> Any:
-    """Builds an optimizer for these variables, or one like it if it was built for others."""
-    fresh = [renewal.renewed_optimizer(optimizer) if optimizer.built else optimizer]
+def build(optimizer: Any, trained: list[Any], deferral: Deferral) -> None:
+    """Builds an optimizer for these variables; if it was built for others, it starts anew."""
+    was_built = optimizer.built
+    rebuilding = Rebuilding(optimizer)
+    if trained:
+        deferral.build(lambda: rebuilding.build(trained))
+    else:
+        rebuilding.unbuild()
+    if was_built:
+        rebuilding.restart()
 
-    def build() -> Any:
-        # A second attempt begins with another one; it cannot be made without values.
-        attempt = fresh.pop() if fresh else renewal.renewed_optimizer(optimizer)
-        attempt.build(trained)
-        return attempt
 
-    return deferral.build(build) if trained else fresh[0]
+def exclude_from_weight_decay(walk: Walk, record: Record) -> None:
+    """Tells the optimizers of a model that was built for this what not to decay."""
+    for optimizer, excluded in _excluding(walk, record, walk):
+        optimizer.exclude_from_weight_decay(var_list=excluded)
+
+
+def decays_otherwise(walk: Walk, record: Record, everything: Walk) -> Iterator[str]:
+    """Yields a warning for each optimizer of a script that is told otherwise than the file's."""
+    variables = [held.item for held in everything.places.values()]
+    for optimizer, expected in _excluding(walk, record, everything):
+        excluded = {id(v): v for v in weight_decay.excluded_among(optimizer, variables)}
+        if excluded.keys() != set(map(id, expected)):
+            yield (
+                f"The optimizer `{optimizer.name}` goes on with another weight decay: in the file "
+                f"{listed(v.path for v in expected)} had none, here "
+                f"{listed(v.path for v in excluded.values()) or 'all have one'}. "
+                "Call its `exclude_from_weight_decay` before, as when it was saved."
+            )
+
+
+def _excluding(walk: Walk, record: Record, everything: Walk) -> Iterator[tuple[Any, list[Any]]]:
+    """Yields each optimizer that excludes variables in the file, with these."""
+    places = everything.places
+    for visit in walk.optimizer_parts:
+        excluded = record.excluded_from_weight_decay.get(visit.inner_path)
+        if excluded and isinstance(visit.saveable, keras.optimizers.Optimizer):
+            yield visit.saveable, [places[place].item for place in excluded if place in places]
 
 
 def find_unresumable(
@@ -100,11 +131,11 @@ def find_unresumable(
             continue
         known = [places[place].item for place in trained if place in places]
         ids = {owner_of.get(id(v), id(v)) for v in known}
-        holder, _, attribute = inner_path.rpartition("/")
+        holder: Any = by_path.get(inner_path.rpartition("/")[0])
         trainable = []
         goes_on = optimizer.built and _is_built_for(optimizer, known)
-        if not goes_on and attribute == "optimizer" and renewal.compiles_as_keras(by_path[holder]):
-            trainable = by_path[holder].trainable_variables
+        if not goes_on and renewal.compiles_as_keras(holder) and holder.optimizer is optimizer:
+            trainable = holder.trainable_variables
         left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
         if left:
             found[inner_path] = LoadError(
@@ -119,26 +150,25 @@ def find_unresumable(
 
 
 def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
-    built = renewal.optimizer_variables(optimizer) or []
+    built = optimizer_variables(optimizer) or []
     return list(map(id, built)) == list(map(id, variables))
 
 
 def _slots_error(
     inner_path: str, optimizer: Any, known: list[Any], store: Store
 ) -> LoadError | None:
-    if not _is_built_for(optimizer, known):
-        try:
-            # Its variables never get values: only their shapes are asked for.
-            another = renewal.renewed_optimizer(optimizer)
-            optimizer = built_optimizer(another, known, Deferral(0))
-        except Exception as error:  # the code of optimizers may raise anything
-            return LoadError(
-                f"Cannot resume `{inner_path}`: {first_line(error)}\n"
-                "Expected: an optimizer that can be made anew from its config. "
-                f"Received: {type(error).__name__}.\n"
-                "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
-            )
-    return slots_error(inner_path, optimizer, store)
+    if _is_built_for(optimizer, known):
+        return slots_error(inner_path, optimizer, store)
+    try:
+        expected = Rebuilding(optimizer).shapes(known)
+    except Exception as error:  # the code of optimizers may raise anything
+        return LoadError(
+            f"Cannot resume `{inner_path}`: {first_line(error)}\n"
+            "Expected: an optimizer that can be built for other variables. "
+            f"Received: {type(error).__name__}.\n"
+            "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
+        )
+    return _difference(inner_path, expected, store, is_by_position=False)
 
 
 def slots_error(
@@ -148,6 +178,12 @@ def slots_error(
     if not isinstance(saveable, keras.optimizers.Optimizer):  # which has no slots
         return None
     expected = [tuple(variable.shape) for variable in saveable.variables]
+    return _difference(inner_path, expected, store, is_by_position)
+
+
+def _difference(
+    inner_path: str, expected: list[tuple[int, ...]], store: Store, is_by_position: bool
+) -> LoadError | None:
     received = store.shapes()
     if received == expected:
         return None

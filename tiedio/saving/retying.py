@@ -62,7 +62,6 @@ def retie(
     if shares_anew:
         found = again()
     problems = unshared | find_problems(found, record)
-    _share_generators(found, record)
     for one in _separations(found, record):
         substitution.substitute(one.layer, one.old, one.new)
     _adopt_missing(found, record)
@@ -73,11 +72,12 @@ def retie(
     if in_use and substitutions:
         using = renewal.models_with((one.layer for one in substitutions), renewal.live_layers())
     resumed = [
-        layer
-        for path, layer in found.layers.items()
-        if f"{path}/optimizer".lstrip("/") in record.optimizer_variables
+        optimizer
+        for path, optimizer in found.optimizers.items()
+        if path in record.optimizer_variables
     ]
-    warnings = renewal.apply(substitutions, using, resumed)
+    warnings = renewal.apply(substitutions, using, resumed)  # which may refuse
+    _share_generators(found, record)
     found = Walk(found.visits)
     problems = _restore_layers(found, record, weights) | problems
     found = Walk(found.visits)

@@ -69,6 +69,13 @@ def adamw():
 
 
 @scenario
+def adamw_without_biases():
+    optimizer = keras.optimizers.AdamW(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return _with(optimizer)
+
+
+@scenario
 def rmsprop_with_clipping():
     return _with(keras.optimizers.RMSprop(momentum=0.9, centered=True, clipnorm=0.01))
 
