@@ -22,6 +22,7 @@ from tiedio.errors import (
 from tiedio.keras_versions import public_names
 from tiedio.model import renewal
 from tiedio.model.keras_internals import ObjectSharingScope, SafeModeScope, custom_object_scope
+from tiedio.saving import compiling
 from tiedio.saving.deferral import Deferral
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,12 @@ class Config:
         config: The config.
         path: The file, for messages.
         scopes: Closes the scope of shared objects, as from `reading`.
+
+    Attributes:
+        difference: The error for what the class of the model compiled it with instead.
     """
+
+    difference: LoadError | None = None
 
     def __init__(self, config: dict[str, Any], path: str, scopes: contextlib.ExitStack):
         self._config = config
@@ -130,7 +136,8 @@ class Config:
             else:
                 _log.debug("built with initial values: its class compiles it")
                 deferral.finish()  # it may build optimizers
-                model.compile_from_config(config)
+                compiling.compile_by_its_class(model, config)
+                self.difference = compiling.difference(model, config)
         model.compiled = True
         return True
 

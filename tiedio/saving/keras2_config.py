@@ -11,12 +11,14 @@ from tiedio.keras_versions import public_names
 from tiedio.keras_versions.config_translation import HOW_IT_RUNS
 from tiedio.model import renewal
 from tiedio.model.keras_internals import json_utils, keras_option_scope, saving_utils
-from tiedio.saving import configs
+from tiedio.saving import compiling, configs
 from tiedio.saving.deferral import Deferral
 
 
 class OldConfig:
     """The configs of a file in this layout, within their scopes. `configs.Config` is its twin."""
+
+    difference: LoadError | None = None
 
     def __init__(self, old: OldLayout):
         self._old = old
@@ -56,6 +58,8 @@ class OldConfig:
             if renewal.compiles_as_keras(model):  # Keras itself does not read these back
                 arguments |= {name: config[name] for name in HOW_IT_RUNS if name in config}
             model.compile(**keras.saving.deserialize_keras_object(arguments))
+            if not renewal.compiles_as_keras(model):
+                self.difference = compiling.difference(model, arguments)
         return True
 
 

@@ -189,6 +189,7 @@ def load_tied(
             loading.describe(record)
             loading.retie()
             compiled = compile and config.compile(loading.model, deferral)
+            loading.report(config.difference)
             source.extract_assets(Path(folder))
             loading.read(Path(folder) / ASSETS)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
