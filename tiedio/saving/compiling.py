@@ -1,5 +1,6 @@
 """Let a class that compiles its models in its own way do so, and compare what came of it."""
 
+import copy
 import inspect
 from collections.abc import Iterator
 from numbers import Number
@@ -22,6 +23,7 @@ def compile_by_its_class(model: Any, config: dict[str, Any]) -> None:
     Keras leaves one with its own `compile` alone. Where the constructor has called that, as in
     KerasHub, it is called again, with what the file says: it need not be given anything.
     """
+    config = copy.deepcopy(config)  # Keras changes what it reads
     if not model.compiled or has_own(model, "compile_from_config"):
         model.compile_from_config(config)
         return

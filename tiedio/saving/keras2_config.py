@@ -1,5 +1,6 @@
 """Turn a config in the layout of Keras 2 into a model, and into how it is compiled."""
 
+import copy
 import json
 from typing import Any
 
@@ -57,7 +58,8 @@ class OldConfig:
             }
             if renewal.compiles_as_keras(model):  # Keras itself does not read these back
                 arguments |= {name: config[name] for name in HOW_IT_RUNS if name in config}
-            model.compile(**keras.saving.deserialize_keras_object(arguments))
+            # A copy: Keras changes what it reads.
+            model.compile(**keras.saving.deserialize_keras_object(copy.deepcopy(arguments)))
             if not renewal.compiles_as_keras(model):
                 self.difference = compiling.difference(model, arguments)
         return True
