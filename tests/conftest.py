@@ -8,13 +8,10 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_over():
-    """Lets go of what a module made; TensorFlow keeps thousands of objects for each model
-    that is trained, which every later search for live layers would go through.
-    """
+    """Lets go of what a module made, so that no later search for live layers goes through it."""
     yield
     keras.utils.clear_session()
     gc.collect()
-    gc.freeze()
 
 
 def pytest_addoption(parser):

@@ -1,14 +1,19 @@
 """`tie` and `untie` on live layers and models."""
 
+import gc
 import warnings
+import weakref
 
+import frozen_models
 import keras
 import numpy as np
 import pytest
 import scenarios
+from checkout import start
 
 import tiedio
 from tiedio.errors import TieError
+from tiedio.model.live_layers import live_layers
 
 
 def built(layer, shape=(None, 4)):
@@ -147,6 +152,60 @@ def test_a_trained_function_does_not_go_on_with_the_old_variable():
     first.bias.assign(np.zeros(first.bias.shape))
     assert not np.array_equal(model.predict(inputs, verbose=0), expected)
     assert not keras.ops.convert_to_numpy(second(inputs)).any()
+
+
+@pytest.fixture
+def frozen_pair():
+    """A model of two layers that has predicted, and is hidden from the garbage collector's list."""
+    layers = keras.layers.Dense(2), keras.layers.Dense(2)
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    model.compile("sgd", "mse")
+    assert predicts_as_it_computes(model)
+    gc.freeze()
+    yield model, *layers
+    gc.unfreeze()
+
+
+def predicts_as_it_computes(model):
+    data = np.ones((2, 2), "float32")
+    computed = keras.ops.convert_to_numpy(model(data))
+    return np.allclose(model.predict(data, verbose=0), computed)
+
+
+def test_models_that_are_frozen_for_a_fork_forget_their_functions(frozen_pair):
+    model, first, second = frozen_pair
+    tiedio.tie(second, to=first)
+    assert predicts_as_it_computes(model)
+    tiedio.untie(second)
+    second.kernel.assign(np.zeros((2, 2)))
+    assert predicts_as_it_computes(model)
+
+
+def test_weights_into_a_part_of_a_frozen_model(frozen_pair, tmp_path):
+    tied = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+    tiedio.tie(tied.layers[1], to=tied.layers[0])
+    tiedio.save_tied_weights(tied, tmp_path / "tied.weights.h5")
+    part, *_ = frozen_pair
+    gc.unfreeze()
+    whole = keras.Sequential([keras.Input((2,)), part])
+    whole.compile("sgd", "mse")
+    assert predicts_as_it_computes(whole)
+    gc.freeze()
+    tiedio.load_tied_weights(part, tmp_path / "tied.weights.h5")
+    assert predicts_as_it_computes(whole)
+
+
+def test_models_that_were_made_and_frozen_before_tiedio_was_used():
+    assert start(frozen_models).wait() == 0
+
+
+def test_the_list_of_layers_keeps_none_alive():
+    layer = built(keras.layers.Dense(2))
+    gone = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert gone() is None
+    assert None not in live_layers()
 
 
 def test_the_optimizer_counts_a_shared_variable_once():

@@ -1,6 +1,5 @@
 """Renew what a model derives from its variables: compiled functions, optimizers."""
 
-import gc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -142,13 +141,6 @@ def keeps_to_itself(optimizer: Any, trained: Sequence[Any]) -> bool:
     return not trained and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
-def live_layers() -> list[keras.Layer]:
-    """Lists every layer and model in this process.
-
-    A layer knows nothing of the models and layers that use it, so the garbage
-    collector is asked, which sees every object (about 0.1 s with TensorFlow).
-    """
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), keras.Layer)]
 
 
 def models_with(layers: Iterable[keras.Layer], among: Iterable[keras.Layer]) -> list[keras.Model]:

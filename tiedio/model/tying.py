@@ -8,6 +8,7 @@ import numpy as np
 
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
 from tiedio.model import renewal, substitution, tie_memory
+from tiedio.model.live_layers import live_layers
 from tiedio.model.places import named_variables
 from tiedio.model.substitution import facts_of
 from tiedio.model.walk import Held, walk
@@ -108,7 +109,7 @@ def tie(
             "Tie only variables of equal shape and dtype."
         )
     replaced = [(own[name], owned[name].variable) for name in names]
-    lost = _replace(replaced, renewal.live_layers() if in_use else [])
+    lost = _replace(replaced, live_layers() if in_use else [])
     for name in names:
         tie_memory.remember(weight[name][:2] for weight in (owned, own))
     warn(lost)
@@ -146,7 +147,7 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
     _build(layer, None)
     own = _weights(layer)
     inside = {id(weight.holder) for weight in own.values()}
-    everywhere = renewal.live_layers()
+    everywhere = live_layers()
     elsewhere = {
         id(variable)
         for other in everywhere

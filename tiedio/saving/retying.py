@@ -14,6 +14,7 @@ import numpy as np
 from tiedio.errors import FileFormatError, RecordError, listed
 from tiedio.formats.hdf5_reader import WeightsFile, damaged
 from tiedio.model import renewal, substitution, tie_memory
+from tiedio.model.live_layers import live_layers
 from tiedio.model.substitution import Substitution, facts_of
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import HeldVariable, Record
@@ -70,7 +71,7 @@ def retie(
     problems |= unfit
     using = [layer for layer in found.layers.values() if isinstance(layer, keras.Model)]
     if in_use and substitutions:
-        using = renewal.models_with((one.layer for one in substitutions), renewal.live_layers())
+        using = renewal.models_with((one.layer for one in substitutions), live_layers())
     resumed = [
         optimizer
         for path, optimizer in found.optimizers.items()
