@@ -7,13 +7,15 @@ The attributes that every optimizer of Keras has, and that have no public name, 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import keras
 
 from tiedio.errors import TieError, first_line
 from tiedio.model.keras_internals import Uninitialized, has_value
+
+T = TypeVar("T")
 
 # How many variables a class of its own may make in its constructor.
 _MOST = 8
@@ -54,7 +56,7 @@ class Rebuilding:
         for made_first in range(attempts):
             self._made_first = made_first
             try:
-                received, _ = self._tried(trained)
+                received = self.told(trained, _layout)
             except Exception as error:  # the code of optimizers may raise anything
                 received = received or error
                 continue
@@ -68,19 +70,15 @@ class Rebuilding:
             "Tie before the optimizer is built, or compile again after it with another one."
         )
 
-    def shapes(self, trained: list[Any]) -> list[tuple[int, ...]]:
-        """Returns the shapes of its variables if it was built for these; it stays as it is."""
-        return self._tried(trained)[1]
-
-    def _tried(self, trained: list[Any]) -> tuple[_Layout, list[tuple[int, ...]]]:
+    def told(self, trained: list[Any], look: Callable[[Any], T]) -> T:
+        """Returns what `look` tells of it if it was built for these; it stays as it is."""
         try:
             try:
                 with Uninitialized(), keras.StatelessScope(initialize_variables=False):
                     self.build(trained)
             except Exception:  # its class wants to see a value
                 self.build(trained)
-            shapes = [tuple(variable.shape) for variable in self._optimizer.variables]
-            return _layout(self._optimizer), shapes
+            return look(self._optimizer)
         finally:
             self.restore()
 

@@ -141,8 +141,6 @@ def keeps_to_itself(optimizer: Any, trained: Sequence[Any]) -> bool:
     return not trained and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
-
-
 def models_with(layers: Iterable[keras.Layer], among: Iterable[keras.Layer]) -> list[keras.Model]:
     """Lists the models in `among` that contain any of `layers`."""
     wanted = {id(layer) for layer in layers}

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 
@@ -51,6 +52,63 @@ def _by_attribute(record: Record, walk: Walk) -> Record:
         tie_groups=tuple(merged(group.at(named(group.places)) for group in record.tie_groups)),
         optimizer_variables={path: held and named(held) for path, held in trained.items()},
     )
+
+
+def by_name(walk: Walk, record: Record) -> dict[str, str]:
+    """Finds where the file has the layers that a model has in another order, by their names.
+
+    Only members of lists, whose paths are numbers and no names, and only where those of a kind
+    have all been given names by somebody, the same in the model as in the file.
+
+    Returns:
+        Paths of the model, to those of the file; below these, all goes by the model's paths.
+    """
+    saved = _named_members({path: layer.name for path, layer in record.layers.items()})
+    own = _named_members({path: layer.name for path, layer in walk.layers.items()})
+    found: dict[str, str] = {}
+    for (folder, kind), members in own.items():  # what is around others stands before them
+        stored = saved.get((_moved(folder, found), kind), {})
+        if stored.keys() == members.keys():
+            found.update({path: stored[name] for name, path in members.items()})
+    return {} if all(path == stored for path, stored in found.items()) else found
+
+
+def _named_members(names: Mapping[str, str]) -> dict[tuple[str, str], dict[str, str]]:
+    """Maps names to paths, for the layers of each kind in each list, if all have one."""
+    members = collections.defaultdict(list)
+    for path, name in names.items():
+        folder, _, item = path.rpartition("/")
+        if folder not in names:  # otherwise it is an attribute of a layer
+            members[folder, re.sub(r"(_\d+)+$", "", item)].append((name, path))
+    return {
+        (folder, kind): dict(pairs)
+        for (folder, kind), pairs in members.items()
+        if len(dict(pairs)) == len(pairs)
+        # As Keras would call it, which counts the layers that were made before.
+        and not any(re.fullmatch(rf"{kind}(_\d+)*", name) for name, _ in pairs)
+    }
+
+
+def renamed(walk: Walk, moved: Mapping[str, str]) -> Walk:
+    """Returns a walk by the paths that the file has for what is by other paths in the model."""
+
+    def there(paths: Sequence[str]) -> list[str]:
+        return [_moved(path, moved) for path in paths]
+
+    return Walk(
+        dataclasses.replace(visit, inner_paths=there(visit.inner_paths), views=there(visit.views))
+        for visit in walk.visits
+    )
+
+
+def _moved(path: str, moved: Mapping[str, str]) -> str:
+    around = max((p for p in (path, *_parents(path)) if p in moved), key=len, default="")
+    return moved[around] + path.removeprefix(around) if around else path
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def located(walk: Walk, weights: WeightsFile) -> Walk:

@@ -90,6 +90,7 @@ class Loading:
         self._failed: dict[str, Exception] = {}
         self._unreadable: FileFormatError | None = None
         self._unresumed: list[LoadError] = []
+        self._moved: dict[str, str] = {}  # paths of the model, to those of the file
 
     def _look(self) -> Walk:
         """Walks over the saveables that are to be loaded, as they are now."""
@@ -103,7 +104,9 @@ class Loading:
 
     def _located(self, skipped: Iterable[Any]) -> Walk:
         found = walk(self.model, skipped)
-        return found if self._source.is_by_position else inference.located(found, self._weights)
+        if self._source.is_by_position:
+            return found
+        return inference.located(inference.renamed(found, self._moved), self._weights)
 
     def report(self, error: Exception | None) -> None:
         """Raises, or with `strict=False` notes, that something cannot be restored."""
@@ -138,6 +141,8 @@ class Loading:
         """
         largest = max((math.prod(variable.shape) for variable in self.model.variables), default=0)
         self._weights.room = _ROOM + 8 * largest
+        if written and self._exists and not self._source.is_by_position:
+            self._moved = inference.by_name(walk(self.model), written)
         found = self._look()
         self._written = written
         if written and self._weights.digests:  # the file is to be verified
@@ -279,9 +284,12 @@ class Loading:
             return
         else:
             is_trained = len(old.optimizer) > len(self.model.optimizer.variables)
+        record = self._record
+        if self._moved:
+            record = optimizers.in_order_of_model(self._walk, record, self._everything)
         if is_trained:
             rebuilt, error = optimizers.match_optimizers(
-                self._walk, self._record, self._deferral, self._everything if self._exists else None
+                self._walk, record, self._deferral, self._everything if self._exists else None
             )
             self.report(error if compiled and not self._exists else None)
             if rebuilt:
@@ -291,12 +299,17 @@ class Loading:
         else:
             with self._noting("optimizer"):  # it may be code of its own
                 optimizers.exclude_from_weight_decay(self._walk, self._record)
+        reordered = {}
+        if self._moved:
+            reordered = optimizers.reordered(
+                self._walk, self._record, self._everything, self._weights
+            )
         for visit in self._walk.optimizer_parts:
             with self._noting(visit.inner_path):
-                self._resume(visit)
+                self._resume(visit, reordered.get(visit.inner_path))
         self._deferral.finish()
 
-    def _resume(self, visit: Visit) -> None:
+    def _resume(self, visit: Visit, reordered: Store | LoadError | None) -> None:
         path, store = visit.inner_path, self._source.store(visit.inner_path)
         by_position = self._source.is_by_position
         starts_anew = self._record.optimizer_variables.get(path, ()) is None
@@ -305,7 +318,10 @@ class Loading:
         ):
             return
         error = None
-        if self._written or by_position:
+        if isinstance(reordered, LoadError):
+            error = reordered
+        elif self._written or by_position:
+            store = store if reordered is None else reordered
             error = optimizers.slots_error(path, visit.saveable, store, by_position)
         if error and self._written and not self._written.tells_of(path):
             self.warnings.append(str(error))

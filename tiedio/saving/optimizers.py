@@ -1,5 +1,6 @@
 """Let every optimizer of a model be built for the variables of the record, or say why not."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +9,9 @@ import keras
 from tiedio.errors import LoadError, first_line, listed
 from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.model import renewal, weight_decay
+from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
-from tiedio.model.walk import Walk
+from tiedio.model.walk import Walk, walk
 from tiedio.record.record import Record
 from tiedio.saving.deferral import Deferral
 
@@ -105,6 +107,84 @@ def _excluding(walk: Walk, record: Record, everything: Walk) -> Iterator[tuple[A
             yield visit.saveable, [places[place].item for place in excluded if place in places]
 
 
+def in_order_of_model(found: Walk, record: Record, everything: Walk) -> Record:
+    """Returns a record whose optimizers are for the variables of a model in its own order.
+
+    Keras goes by that order on JAX, whatever the optimizer's is.
+    """
+    places = everything.places
+    ordered = {}
+    for path, trained in record.optimizer_variables.items():
+        optimizer, holder = found.optimizers.get(path), found.layers.get(path.rpartition("/")[0])
+        if trained and optimizer and holder:
+            now = optimizer_variables(optimizer) or holder.trainable_variables
+            number = {id(variable): count for count, variable in enumerate(now)}
+            known = [place for place in trained if place in places]
+            known.sort(key=lambda place: number.get(id(places[place].item), len(number)))
+            ordered[path] = tuple(known)
+    trained = {**record.optimizer_variables, **ordered}
+    return dataclasses.replace(record, optimizer_variables=trained)
+
+
+def reordered(
+    found: Walk, record: Record, everything: Walk, weights: WeightsFile
+) -> dict[str, Store | LoadError]:
+    """Maps optimizers that were saved in another order to what is stored, in that of now."""
+    stores: dict[str, Store | LoadError] = {}
+    for path, optimizer in found.optimizers.items():
+        saved = record.optimizer_variables.get(path) or ()
+        trained = [everything.places[place].item for place in saved if place in everything.places]
+        now = optimizer_variables(optimizer) or []
+        hidden = renewal.keeps_to_itself(optimizer, trained)
+        if not hidden and (not trained or list(map(id, now)) == list(map(id, trained))):
+            continue
+        saved_parts = {}
+        if not hidden:
+            saved_parts = Rebuilding(optimizer).told(trained, _slots_of_parts)
+        for visit in walk(optimizer).visits:
+            if isinstance(visit.saveable, keras.optimizers.Optimizer):
+                part = f"{path}/{visit.inner_path}".rstrip("/")
+                then = saved_parts.get(visit.inner_path, [])
+                stores[part] = _reordered(part, then, _slots(visit.saveable), weights)
+    return stores
+
+
+def _reordered(
+    path: str, saved: list[Any], now: list[Any], weights: WeightsFile
+) -> Store | LoadError:
+    names = {slot: str(number) for number, slot in enumerate(saved)}
+    stored = set(weights.store(path))
+    if stored and names.keys() == set(now) and stored == set(names.values()):
+        paths = (f"{path}/vars/{names[slot]}" for slot in now)
+        return Store(weights, {str(number): one for number, one in enumerate(paths)})
+    return LoadError(
+        f"Cannot resume `{path}`: the layers of the model are in another order.\n"
+        "Expected: an optimizer that keeps its variables in lists, one for each that it trains. "
+        f"Received: {len(names)} such variables of {len(saved)}, and {len(stored)} stored.\n"
+        "Build the layers in the order of the file, or pass `strict=False`."
+    )
+
+
+def _slots_of_parts(optimizer: Any) -> dict[str, list[Any]]:
+    parts = {visit.inner_path: visit.saveable for visit in walk(optimizer).visits}
+    return {path: _slots(part) for path, part in parts.items() if hasattr(part, "variables")}
+
+
+def _slots(optimizer: Any) -> list[Any]:
+    """Tells the variables of an optimizer apart, in their order: by attribute, and whose it is."""
+    slots: dict[int, Any] = {}
+    for visit in walk(optimizer).visits:
+        trained = getattr(visit.saveable, "_trainable_variables", ())
+        for name, variable in members(visit.saveable, keras.Variable):
+            attribute, _, number = name.rpartition("/")
+            slot: Any = visit.inner_path, name
+            if number.isdigit() and int(number) < len(trained):
+                slot = visit.inner_path, attribute, id(trained[int(number)])
+            if attribute != "_variables":  # all, whatever they are
+                slots.setdefault(id(variable), slot)
+    return [slots.get(id(variable)) for variable in optimizer.variables]
+
+
 def find_unresumable(
     record: Record, weights: WeightsFile, walk: Walk, everything: Walk
 ) -> dict[str, LoadError | None]:
@@ -160,7 +240,7 @@ def _slots_error(
     if _is_built_for(optimizer, known):
         return slots_error(inner_path, optimizer, store)
     try:
-        expected = Rebuilding(optimizer).shapes(known)
+        expected = Rebuilding(optimizer).told(known, _shapes)
     except Exception as error:  # the code of optimizers may raise anything
         return LoadError(
             f"Cannot resume `{inner_path}`: {first_line(error)}\n"
@@ -177,8 +257,11 @@ def slots_error(
     """Compares what an optimizer holds with what is stored, before any of it is changed."""
     if not isinstance(saveable, keras.optimizers.Optimizer):  # which has no slots
         return None
-    expected = [tuple(variable.shape) for variable in saveable.variables]
-    return _difference(inner_path, expected, store, is_by_position)
+    return _difference(inner_path, _shapes(saveable), store, is_by_position)
+
+
+def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
+    return [tuple(variable.shape) for variable in optimizer.variables]
 
 
 def _difference(

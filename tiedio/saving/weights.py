@@ -111,6 +111,8 @@ def load_tied_weights(
     weights in a file of a whole model. Afterwards variables are tied that are tied in the file,
     or in the model already; layers keep their names and `trainable` flags. If the model
     has the optimizer of the file, that resumes. All is checked before anything is changed.
+    Layers that have names in the file of `save_tied` and in the model, the same ones, are found
+    by them, in whatever order they come; others go by their order, as in Keras.
 
     Args:
         model: A built model, like the one that was saved.
