@@ -104,8 +104,9 @@ class TiedBackupAndRestore(_Routed, keras.callbacks.BackupAndRestore):
 
     Takes the place of `keras.callbacks.BackupAndRestore`, and has its arguments. A model that
     is built without its ties gets them from the backup. Backups are files as of
-    `save_tied_weights`, with the state of the optimizer and of random generators: what was
-    saved at the end of an epoch goes on as if it had not stopped.
+    `save_tied_weights`, with the state of the optimizer and of random generators, those of Keras
+    and torch for the whole process included: what was saved at the end of an epoch goes on as if
+    it had not stopped.
 
     With `double_checkpoint=True`, the backup before is taken if a file of the newest one is
     damaged: the weights, or the JSON beside them that says which epoch it was. That is written
@@ -137,7 +138,8 @@ class TiedBackupAndRestore(_Routed, keras.callbacks.BackupAndRestore):
 
     def _load_model(self) -> None:
         try:
-            super()._load_model()
+            with routed(random_state=True):  # it is this process that goes on
+                super()._load_model()
         except json.JSONDecodeError as error:
             path = self._training_metadata_path
             # Of the kind for which Keras takes the backup before, if it has one.

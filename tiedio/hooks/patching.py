@@ -27,7 +27,9 @@ _Function = Callable[..., Any]
 _lock = threading.Lock()
 _undo = contextlib.ExitStack()  # gives Keras its own back
 _uses: tuple["patch", ...] = ()  # what wants it replaced; others read it without the lock
-_here = contextvars.ContextVar("tiedio_routed", default=False)
+# What this thread loads weights with; `None` where it is not routed.
+_here: contextvars.ContextVar[dict[str, Any] | None]
+_here = contextvars.ContextVar("tiedio_routed", default=None)
 
 
 class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as a function
@@ -106,13 +108,17 @@ def unpatch() -> None:
 
 
 class routed(patch):  # noqa: N801
-    """Routes what this thread saves and loads, and no other."""
+    """Routes what this thread saves and loads, and no other; weights with further options."""
 
     everywhere = False
 
+    def __init__(self, **options: Any):
+        self._options = options
+        super().__init__()
+
     def __enter__(self) -> Any:
         super().__enter__()
-        self._token = _here.set(True)
+        self._token = _here.set(self._options)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -121,7 +127,7 @@ class routed(patch):  # noqa: N801
 
 
 def _is_routed() -> bool:
-    return _here.get() or any(use.everywhere for use in _uses)
+    return _here.get() is not None or any(use.everywhere for use in _uses)
 
 
 class _Overlay:
@@ -167,7 +173,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
         save_model=save_tied,
         load_model=load_tied,
         save_weights_only=_save_weights,
-        load_weights_only=weights.load_tied_weights,
+        load_weights_only=_load_weights,
     )
     old_layout = _Overlay(
         saving_api.legacy_h5_format,
@@ -189,6 +195,10 @@ def _save_weights(
     weights.save_tied_weights(
         model, filepath, max_shard_size=max_shard_size, objects_to_skip=objects_to_skip
     )
+
+
+def _load_weights(*args: Any, **kwargs: Any) -> None:
+    weights.load_tied_weights(*args, **kwargs, **(_here.get() or {}))
 
 
 def _save_hdf5(

@@ -62,6 +62,18 @@ def custom_object_scope(custom_objects: Mapping[str, Any] | None) -> Any:
     return keras.saving.CustomObjectScope({**around, **(custom_objects or {})})
 
 
+def global_seed_generator(make: bool) -> Any:
+    """Returns the generator of what is drawn without a seed, which each thread has its own of.
+
+    `None` if nothing was drawn so, and none is to be made.
+    """
+    name = "global_seed_generator"
+    if make and global_state.get_global_attribute(name) is None:
+        # Keras' own function would draw a seed, from Python's generator.
+        global_state.set_global_attribute(name, keras.random.SeedGenerator(seed=0))
+    return global_state.get_global_attribute(name)
+
+
 class Uninitialized:
     """A scope that lists the variables made without values inside it."""
 

@@ -124,6 +124,9 @@ class Record:
             24 bytes; empty if the file has none.
         axis_orders: For each dataset_path whose tensor did not lie row by row in the
             memory of torch, its axes, that of the largest stride first.
+        process_random_states: State of each generator of the process, by name, that was
+            drawn from without a seed: `keras`, and on torch also `torch/cpu` and the like,
+            as integers of 32 bits.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
@@ -139,6 +142,7 @@ class Record:
     random_states: tuple[RandomState, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     axis_orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    process_random_states: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def layer_labels(self) -> dict[str, str]:
@@ -167,6 +171,7 @@ class Record:
             inner_path: [place.to_json() for place in places]
             for inner_path, places in self.excluded_from_weight_decay.items()
         }
+        states = {name: list(words) for name, words in self.process_random_states.items()}
         return {
             "version": VERSION,
             "tie_groups": [group.to_json() for group in self.tie_groups],
@@ -182,6 +187,8 @@ class Record:
             "random_states": [state.to_json() for state in self.random_states],
             "digests": dict(self.digests),
             "axis_orders": {path: list(axes) for path, axes in self.axis_orders.items()},
+            # Few models leave their random numbers to the process.
+            **({"process_random_states": states} if states else {}),
         }
 
     @classmethod
@@ -210,6 +217,7 @@ class Record:
             random_states=tuple(fields.each("random_states", RandomState.from_json, missing=[])),
             digests=fields.mapped("digests", lambda item: typed(item, str, "a digest")),
             axis_orders=fields.mapped("axis_orders", _axes),
+            process_random_states=fields.mapped("process_random_states", _words),
         )
         record._check_places()
         return record
@@ -267,6 +275,10 @@ def _inner_paths(item: Any) -> tuple[str, ...]:
     if len(typed(item, list, "a shared layer")) < 2:
         raise malformed("two paths or more of a shared layer", item)
     return tuple(typed(inner_path, str, "an inner_path") for inner_path in item)
+
+
+def _words(item: Any) -> tuple[int, ...]:
+    return tuple(map(_word, typed(item, list, "a random state")))
 
 
 def _word(item: Any) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tiedio.errors import SaveError, listed
 from tiedio.formats import hdf5_writer
-from tiedio.model import weight_decay
+from tiedio.model import process_random, weight_decay
 from tiedio.model.keras_internals import TRACKED, axis_order
 from tiedio.model.own_state import loads_as_keras, own_state, to_numpy
 from tiedio.model.places import attribute_of, named_variables, own_variables
@@ -185,6 +185,7 @@ class _Capture:
             exact_values=tuple(self._exact_values),
             optimizer_variables=optimizer_variables,
             random_states=_random_states(self._walk),
+            process_random_states=process_random.states(self._walk),
             axis_orders={path: t.axis_order for path, t in stored.items() if t.axis_order},
         )
 

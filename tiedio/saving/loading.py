@@ -32,7 +32,7 @@ from tiedio.errors import (
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, damaged
-from tiedio.model import renewal
+from tiedio.model import process_random, renewal
 from tiedio.model.keras_internals import has_value
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
@@ -375,6 +375,31 @@ class Loading:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()
         renewal.renew_functions(self.model)
+
+    def go_on_drawing(self, random_state: bool | None) -> None:
+        """Lets the generators of the process go on as when saved, or tells that they do not."""
+        states = self._written.process_random_states if self._written else {}
+        optimizer = getattr(self.model, "optimizer", None)
+        if random_state:
+            process_random.hold_while_looking(self.model)
+            if missing := process_random.restore(states):
+                self.warnings.append(
+                    f"Random numbers of {listed(missing)} do not go on as when "
+                    f"`{self._source.filepath}` was saved: this process has no such generator."
+                )
+        elif (
+            states
+            and random_state is None
+            and optimizer is not None
+            and int(optimizer.iterations) > 0
+            and states != process_random.states(self._walk)
+        ):
+            self.warnings.append(
+                "Training does not resume exactly: random numbers that are drawn without a seed "
+                f"do not go on as when `{self._source.filepath}` was saved.\n"
+                f"Expected: the state of {listed(states)} there. Received: that of this process.\n"
+                "Pass `random_state=True` to take that of the file, or `random_state=False`."
+            )
 
 
 def _assign(item: Any, value: np.ndarray) -> None:

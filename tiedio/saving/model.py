@@ -121,6 +121,7 @@ def load_tied(
     *,
     strict: bool = True,
     verify: bool = True,
+    random_state: bool | None = None,
     progress: bool = False,
 ) -> keras.Model:
     """Loads a model and shares again the variables that it shared when saved.
@@ -140,6 +141,10 @@ def load_tied(
             model's class compiles it otherwise than it was; else it is a `TiedioWarning`.
         verify: Whether to compare what is read with the digests in the record; of a
             file without digests, the checksum of the zip archive is compared.
+        random_state: Whether random numbers that are drawn without a seed (by functions of
+            `keras.random`, or by `Dropout` on torch) go on as when the model was saved. They
+            come from generators of the process, which other models draw from, too: by default
+            these are left alone, with a `TiedioWarning` if training would not resume exactly.
         progress: Whether to show a progress bar, by bytes.
 
     Returns:
@@ -195,6 +200,7 @@ def load_tied(
             # Optimizers last: TensorFlow's cannot be built for variables without values.
             loading.resume(compiled)
             loading.finish()
+    loading.go_on_drawing(random_state)
     warn(loading.warnings)
     return loading.model
 

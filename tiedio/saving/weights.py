@@ -103,6 +103,7 @@ def load_tied_weights(
     by_name: bool = False,
     strict: bool = True,
     verify: bool = True,
+    random_state: bool | None = None,
     progress: bool = False,
 ) -> None:
     """Loads weights into a model, and shares what was shared when they were saved.
@@ -124,6 +125,8 @@ def load_tied_weights(
         strict: Whether it is an error if ties or the optimizer state cannot be restored.
         verify: Whether to read all of the file first, and compare it with the digests in
             its record.
+        random_state: Whether random numbers that are drawn without a seed go on as when the
+            weights were saved, as in `load_tied`.
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
@@ -166,6 +169,7 @@ def load_tied_weights(
         loading.read()
         loading.resume()
         loading.finish()
+    loading.go_on_drawing(random_state)
     warn(loading.warnings)
 
 
