@@ -108,6 +108,7 @@ def records(draw):
         tuple(draw(st.lists(PLACES, unique_by=(hash, lambda p: p.dataset_path), max_size=3))),
         draw(st.dictionaries(PATHS, st.none() | st.just(tuple(owners)), max_size=3)),
         tuple(RandomState(held, draw(WORDS)) for held in cut(draw(unique(PLACES)), 2)),
+        excluded_from_weight_decay=draw(st.dictionaries(PATHS, st.just(tuple(owners)), max_size=3)),
     )
 
 

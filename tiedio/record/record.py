@@ -116,8 +116,6 @@ class Record:
             with LoRA, or none; their exact value is at the `dataset_path`.
         optimizer_variables: For each optimizer (by inner_path), the variables
             it was built for, in the order of its slots; `None` if it was not built.
-        excluded_from_weight_decay: For each optimizer that was told to leave variables out
-            of its weight decay, also for one inside another: these variables.
         random_states: State of each seed generator.
         digests: For each dataset_path the XXH3 digest (64 bits, in hexadecimal) of
             dtype, shape and bytes of the tensor there, such as `float32[2, 3]` and
@@ -127,6 +125,8 @@ class Record:
         process_random_states: State of each generator of the process, by name, that was
             drawn from without a seed: `keras`, and on torch also `torch/cpu` and the like,
             as integers of 32 bits.
+        excluded_from_weight_decay: For each optimizer that was told to leave variables out
+            of its weight decay, also for one inside another: these variables.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
@@ -136,13 +136,13 @@ class Record:
     optimizer_variables: Mapping[str, tuple[Place, ...] | None] = dataclasses.field(
         default_factory=dict
     )
-    excluded_from_weight_decay: Mapping[str, tuple[Place, ...]] = dataclasses.field(
-        default_factory=dict
-    )
     random_states: tuple[RandomState, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     axis_orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     process_random_states: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    excluded_from_weight_decay: Mapping[str, tuple[Place, ...]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @functools.cached_property
     def layer_labels(self) -> dict[str, str]:

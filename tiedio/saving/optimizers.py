@@ -25,7 +25,8 @@ def match_optimizers(
     before, and `everything` of it is given, what was built for something then stays as it is.
 
     Returns:
-        Whether one was built anew, and an error that names those that the model does not have.
+        Whether one was built again, with what may be other optimizers inside it, and an error
+        that names those that the model does not have.
     """
     # Of all, as `walk` may lack what an optimizer that is among them trains.
     places = (everything or walk).places
@@ -55,8 +56,8 @@ def match_optimizers(
             missing += [inner_path] if trained else []
             continue
         if not _is_built_for(optimizer, trained):
+            rebuilt |= optimizer.built
             build(optimizer, trained, deferral)
-            rebuilt = True
     if not missing:
         return rebuilt, None
     return rebuilt, LoadError(
