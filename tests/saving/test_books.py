@@ -163,6 +163,30 @@ def test_layers_without_an_order_are_named(tmp_path):
     tiedio.save_tied(model, tmp_path / "model.keras")
 
 
+@serializable
+class GraphOfASet(keras.Model):
+    """A graph, which has an order, and keeps some of its layers in a set besides."""
+
+    def __init__(self, **options):
+        inputs = keras.Input((4,))
+        layers = [keras.layers.Dense(4, name=name) for name in ("left", "right")]
+        super().__init__(inputs, layers[1](layers[0](inputs)), **options)
+        self.parts = set(layers)
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls()
+
+
+def test_layers_of_a_graph_have_an_order_though_a_set_holds_them(tmp_path):
+    model = GraphOfASet()
+    for loaded in exchanged(model, tmp_path):
+        assert np.array_equal(array(loaded(ONE)), array(model(ONE)))
+
+
 def test_variables_of_a_loss_are_named(tmp_path):
     model = sequential(keras.layers.Dense(2))
     model.compile("sgd", Weighted())

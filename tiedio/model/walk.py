@@ -174,11 +174,17 @@ class Walk:
             if isinstance(value, (set, frozenset)) and len(value) > 1
             for item in value
         }
+        # Others list their layers as they met them, and those of a graph in its order.
+        views = {
+            f"{path}/layers".lstrip("/")
+            for path, layer in self.layers.items()
+            if layer._obj_type() not in ("Sequential", "Functional")
+        }
         return [
             visit.inner_path
             for visit in self.visits
             if id(visit.saveable) in in_sets
-            and all(path.split("/")[-2:-1] == ["layers"] for path in visit.inner_paths)
+            and all(path.rpartition("/")[0] in views for path in visit.inner_paths)
         ]
 
     @functools.cached_property
