@@ -287,6 +287,29 @@ def test_variables_of_the_backend_come_back(tmp_path):
     assert array(state).tolist() == [3.0, 4.0]
 
 
+@serializable
+class Grown(keras.layers.Layer):
+    """Keeps what it has seen in a variable of TensorFlow that has no length of its own."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        import tensorflow as tf
+
+        self.seen = tf.Variable([1.0], shape=tf.TensorShape([None]))
+
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others have no such shapes")
+def test_a_variable_of_the_backend_may_be_of_any_length(tmp_path):
+    model = sequential(Grown(), keras.layers.Dense(2))
+    model.layers[0].seen.assign([1.0, 2.0, 3.0])
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    loaded = tiedio.load_tied(tmp_path / "model.keras")
+    assert array(loaded.layers[0].seen).tolist() == [1.0, 2.0, 3.0]
+
+
 def untracked(layer, attribute, shared):
     """Ties by hand, as users do: the shared variable is the last one in the layer's list."""
     layer._untrack_variable(getattr(layer, attribute))

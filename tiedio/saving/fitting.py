@@ -7,6 +7,7 @@ the record of a file one of this model, it is checked against a walk over what i
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from tiedio.errors import LoadError, listed
 from tiedio.formats.content import Opened
@@ -156,8 +157,15 @@ def find_unfit(walk: Walk, record: Record, weights: WeightsFile) -> Iterator[tup
             # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
             if not any(p in exact and p.inner_path == place.inner_path for p in walk.stored_places):
                 yield retying.name_of(place, walk, record), "no such variable"
-        elif place.dataset_path and weights.shape(place.dataset_path) != held.item.shape:
+        elif place.dataset_path and not _fits(weights.shape(place.dataset_path), held.item.shape):
             yield retying.name_of(place, walk, record), "another shape"
+
+
+def _fits(stored: tuple[int, ...], shape: Any) -> bool:
+    """Whether a tensor has this shape, which TensorFlow may leave open for its own variables."""
+    if hasattr(shape, "is_compatible_with"):
+        return shape.is_compatible_with(stored)
+    return stored == shape
 
 
 def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
