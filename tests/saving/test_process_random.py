@@ -148,6 +148,27 @@ def test_a_model_that_was_not_trained_resumes_nothing(tmp_path):
         tiedio.load_tied(filepath, {"Noise": Noise})
 
 
+class OwnTraining(keras.Model):
+    """Calls something else than Keras does its optimizer."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.optimizer = keras.layers.Dense(2), "adam"
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_what_resumes_is_an_optimizer_of_keras(tmp_path):
+    keras.utils.clear_session()
+    keras.random.normal((1,))
+    model = OwnTraining()
+    model(DATA)
+    tiedio.save_tied_weights(model, tmp_path / "model.weights.h5")
+    keras.random.normal((1,))
+    tiedio.load_tied_weights(model, tmp_path / "model.weights.h5")
+
+
 def test_nothing_is_recorded_where_nothing_was_drawn(tmp_path):
     model = build(lambda: keras.layers.Dropout(0.5, seed=1))
     assert process_random.states(tiedio.model.walk.walk(model)) == {}

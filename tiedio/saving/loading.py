@@ -390,7 +390,7 @@ class Loading:
         elif (
             states
             and random_state is None
-            and optimizer is not None
+            and isinstance(optimizer, keras.optimizers.Optimizer)
             and int(optimizer.iterations) > 0
             and states != process_random.states(self._walk)
         ):
