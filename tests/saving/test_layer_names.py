@@ -145,6 +145,33 @@ def test_training_resumes_where_layers_have_another_order(tmp_path, name, tied, 
     assert_equal_by_name(again, model)
 
 
+class Hidden(keras.optimizers.SGD):
+    """Keeps its slots where nobody finds them."""
+
+    def build(self, variables):
+        keras.optimizers.Optimizer.build(self, variables)
+        slots = [self.add_variable_from_reference(one, name="slot") for one in variables]
+        self.slot_of = lambda variable: slots[self._get_variable_index(variable)]
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(self.slot_of(variable), gradient)
+        self.assign_sub(variable, learning_rate * gradient)
+
+
+def test_an_optimizer_that_cannot_be_reordered_is_refused_before_anything_changes(tmp_path):
+    saved = branches("ab", optimizer=Hidden)
+    train(saved)
+    filepath = save(saved, tmp_path)
+    model = branches("ba", optimizer=Hidden)
+    before = by_name(model)
+    with pytest.raises(LoadError, match="another order"):
+        tiedio.load_tied_weights(model, filepath)
+    assert all(np.array_equal(value, before[name]) for name, value in by_name(model).items())
+    with pytest.warns(tiedio.TiedioWarning, match="another order"):
+        tiedio.load_tied_weights(model, filepath, strict=False)
+    assert_equal_by_name(model, saved)
+
+
 class Stack(keras.layers.Layer):
     """Layers in a list, as no model of Keras has them."""
 

@@ -184,7 +184,7 @@ class Loading:
         if self._written:
             self.report(inference.unrecorded_links(self._walk, weights, self._record))
         unresumable = optimizers.find_unresumable(
-            self._record, weights, self._walk, self._everything
+            self._record, weights, self._walk, self._everything, bool(self._moved)
         )
         for error in unresumable.values():
             self.report(error)

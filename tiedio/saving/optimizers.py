@@ -158,10 +158,26 @@ def _reordered(
     if stored and names.keys() == set(now) and stored == set(names.values()):
         paths = (f"{path}/vars/{names[slot]}" for slot in now)
         return Store(weights, {str(number): one for number, one in enumerate(paths)})
+    return _unordered(path, saved, len(stored))
+
+
+def _order_error(
+    inner_path: str, optimizer: Any, known: list[Any], weights: WeightsFile
+) -> LoadError | None:
+    """The error for an optimizer whose slots cannot be told apart, and so not be reordered."""
+    for part, saved in Rebuilding(optimizer).told(known, _slots_of_parts).items():
+        path = f"{inner_path}/{part}".rstrip("/")
+        stored = len(weights.store(path))
+        if stored and not len(set(saved)) == len(saved) == stored:
+            return _unordered(path, saved, stored)
+    return None
+
+
+def _unordered(path: str, saved: list[Any], stored: int) -> LoadError:
     return LoadError(
         f"Cannot resume `{path}`: the layers of the model are in another order.\n"
         "Expected: an optimizer that keeps its variables in lists, one for each that it trains. "
-        f"Received: {len(names)} such variables of {len(saved)}, and {len(stored)} stored.\n"
+        f"Received: {len(set(saved))} such variables of {len(saved)}, and {stored} stored.\n"
         "Build the layers in the order of the file, or pass `strict=False`."
     )
 
@@ -187,9 +203,16 @@ def _slots(optimizer: Any) -> list[Any]:
 
 
 def find_unresumable(
-    record: Record, weights: WeightsFile, walk: Walk, everything: Walk
+    record: Record, weights: WeightsFile, walk: Walk, everything: Walk, in_other_order: bool
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
+
+    Args:
+        record: The record of the file, in the attributes of the model.
+        weights: The file.
+        walk: The saveables to be loaded.
+        everything: All saveables of the model.
+        in_other_order: Whether its layers are in another order than in the file.
 
     Returns:
         An error for each; `None` for one that was not built when saved, and is now: the file
@@ -227,6 +250,14 @@ def find_unresumable(
             )
         elif error := _slots_error(inner_path, optimizer, known, store):
             found[inner_path] = error
+        elif in_other_order:
+            now = optimizer_variables(optimizer) or getattr(holder, "trainable_variables", [])
+            order = {owner_of.get(id(v), id(v)): None for v in now}
+            wanted = [owner_of.get(id(v), id(v)) for v in known]
+            if [one for one in order if one in ids] != wanted and (
+                error := _order_error(inner_path, optimizer, known, weights)
+            ):
+                found[inner_path] = error
     return found
 
 
