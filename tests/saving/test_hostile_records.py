@@ -297,6 +297,14 @@ def more(values, *keys):
     return edit
 
 
+def both(*edits):
+    def edit(record):
+        for one in edits:
+            one(record)
+
+    return edit
+
+
 def repeated(part, count):
     """Repeats an entry of a list, or of an object under made-up keys."""
 
@@ -427,6 +435,25 @@ RECORDS = {
             "exact_values",
         ),
         "a tensor for every exact value. Received: several for `layers/dense_3/vars/0`",
+    ),
+    "an exact value that is nowhere": (
+        put([place("layers/dense_3", "_kernel", "layers/dense_3/vars/9")], "exact_values"),
+        "`other/kernel`: no such tensor in the file",
+    ),
+    "a listed variable that is nowhere": (
+        both(
+            put(
+                [place("layers/dense_3", "_trainable_variables/9", "layers/dense_3/vars/9")],
+                "exact_values",
+            ),
+            more(
+                [["_trainable_variables/9", "x", True, True]],
+                "layers",
+                "layers/dense_3",
+                "variables",
+            ),
+        ),
+        "other/.*9`: no such variable",
     ),
     "a slot twice": (
         more([place("layers/dense", "_kernel")], "optimizer_variables", "optimizer"),

@@ -145,15 +145,16 @@ def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadErro
 
 
 def find_unfit(walk: Walk, record: Record, weights: WeightsFile) -> Iterator[tuple[str, str]]:
-    """Finds the exact values of the file that the model has no variable, or no room for."""
-    exact = dict.fromkeys(
-        place
-        for place in record.exact_values
-        if place.inner_path in walk.layers and not listed_only(place.attribute)
-    )
-    for place in exact:
+    """Finds the exact values that the file has not, or the model has no variable or room for."""
+    here = dict.fromkeys(place for place in record.exact_values if place.inner_path in walk.layers)
+    exact = {place for place in here if not listed_only(place.attribute)}
+    for place in here:
         held = walk.places.get(place) or walk.raw.get(place)
-        if held is None:
+        if place.dataset_path and weights.address(place.dataset_path) is None:
+            yield retying.name_of(place, walk, record), "no such tensor in the file"
+        elif place not in exact:
+            continue
+        elif held is None:
             # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
             if not any(p in exact and p.inner_path == place.inner_path for p in walk.stored_places):
                 yield retying.name_of(place, walk, record), "no such variable"

@@ -296,7 +296,8 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
             dataset_path = stored.get(Place(*key))
             if held.attribute in named:
                 continue
-            if not (dataset_path and listed_only(held.attribute)):
+            is_listed_only = listed_only(held.attribute)
+            if not (is_listed_only and dataset_path and weights.address(dataset_path)):
                 problems[str(walk.place(*key))] = "no such variable"
                 continue
             # A variable that was replaced, and that the layer still lists.
