@@ -10,12 +10,12 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
-from tiedio.errors import SaveError, listed
+from tiedio.errors import SaveError, TiedioError, listed
 from tiedio.formats import hdf5_writer
 from tiedio.model import process_random, weight_decay
 from tiedio.model.keras_internals import TRACKED, axis_order
@@ -28,6 +28,8 @@ from tiedio.record.ties import Place, TieGroup
 from tiedio.saving.deferral import Deferral, unnoticed
 
 _log = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=TiedioError)
 
 
 def capture(
@@ -204,14 +206,21 @@ def _check_books(walk: Walk) -> None:
             f"Expected: a path for each. Received: {listed(walk.colliding)}.\n"
             "Keep them in attributes of their own, or give their classes other names."
         )
-    if walk.unreached:
-        raise SaveError(
-            f"Cannot save {listed(walk.unreached)}: the model uses them, and saving does not reach "
-            "them.\n"
-            "Expected: their layers in attributes, lists or dicts. Received: in a set, or in an "
-            "attribute that Keras does not save.\n"
-            "Keep these layers in a list, or in another attribute."
-        )
+    if error := unreached_error(walk, SaveError, "save"):
+        raise error
+
+
+def unreached_error(walk: Walk, kind: type[E], act: str) -> E | None:
+    """The error for variables that training uses, and that no file can have."""
+    if not walk.unreached:
+        return None
+    return kind(
+        f"Cannot {act} {listed(walk.unreached)}: the model uses them, and saving does not reach "
+        "them.\n"
+        "Expected: their layers in attributes, lists or dicts. Received: in a set, or in an "
+        "attribute that Keras does not save.\n"
+        "Keep these layers in a list, or in another attribute."
+    )
 
 
 def _is_too_much(saveable: Any, stored: Mapping[str, Any]) -> bool:

@@ -203,19 +203,6 @@ def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | No
     return unloadable(lacking, f": `{source.filepath}` has none for them")
 
 
-def unreached(walk: Walk) -> LoadError | None:
-    """The error for variables that training uses, and that no file can have."""
-    if not walk.unreached:
-        return None
-    return LoadError(
-        f"Cannot load {listed(walk.unreached)}: the model uses them, and saving does not reach "
-        "them.\n"
-        "Expected: their layers in attributes, lists or dicts. Received: in a set, or in an "
-        "attribute that Keras does not save.\n"
-        "Keep these layers in a list, or in another attribute."
-    )
-
-
 def unloadable(
     expected: Mapping[str, str],
     why: str,

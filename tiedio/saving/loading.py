@@ -44,6 +44,7 @@ from tiedio.saving import (
     retying,
     stored_places,
 )
+from tiedio.saving.capture import unreached_error
 from tiedio.saving.configs import Config
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.keras2_config import OldConfig
@@ -174,7 +175,8 @@ class Loading:
         if self._unreadable:
             raise self._unreadable
         left_out = _paths(self._everything) - _paths(self._walk)
-        self.report(None if by_position else fitting.unreached(self._everything))
+        if not by_position:
+            self.report(unreached_error(self._everything, LoadError, "load"))
         self._record = fitting.fitted(described, self._walk, left_out)
         for error in fitting.check(self._record, self._source, self._walk):
             self.report(error)
@@ -221,7 +223,7 @@ class Loading:
         if not self._exists:
             self._check_values(record)
             self.report(fitting.nothing_stored(found, record, self._source))
-            self.report(fitting.unreached(found))
+            self.report(unreached_error(found, LoadError, "load"))
             self.report(retying.error_of(dict(fitting.find_unfit(found, record, self._weights))))
         self._assets = assets
         by_record = () if by_position else stored_places.read_by_record(record, found)
@@ -251,7 +253,7 @@ class Loading:
             return None
         return LoadError(
             f"Cannot load {listed(unread)}: their layers did not read them.\n"
-            f"Expected: a value of the file for each variable. Received: none.\n"
+            "Expected: a value of the file for each variable. Received: none.\n"
             "Let the `load_own_variables` of their classes read all that is saved."
         )
 
