@@ -350,6 +350,51 @@ def test_keras_reads_what_was_tied_by_hand(kind, tmp_path):
     assert np.array_equal(array(again(images)), expected)
 
 
+def test_keras_reads_cells_of_one_name(tmp_path):
+    layers = [keras.layers.LSTM(4, return_sequences=True) for _ in range(2)]
+    model = keras.Sequential([keras.Input((3, 4)), *layers])
+    untracked(layers[1].cell, "kernel", layers[0].cell.kernel)
+    series = np.ones((1, 3, 4), "float32")
+    for loaded in exchanged(model, tmp_path):
+        assert np.allclose(array(loaded(series)), array(model(series)))
+
+
+def test_keras_reads_what_was_untied_after_a_tie_by_hand(tmp_path):
+    layers = [keras.layers.LayerNormalization() for _ in range(2)]
+    model = sequential(*layers)
+    untracked(layers[1], "gamma", layers[0].gamma)
+    tiedio.untie(layers[1])
+    layers[1].gamma.assign([1, 2, 3, 4])
+    for loaded in exchanged(model, tmp_path):
+        assert np.allclose(array(loaded(ONE)), array(model(ONE)))
+
+
+@serializable
+class Experts(keras.layers.Layer):
+    """Keeps kernels in a list, of which two may be one."""
+
+    def build(self, shape):
+        self.kernels = [self.add_weight(shape=(4, 4), name=f"kernel_{n}") for n in range(2)]
+        self.bias = self.add_weight(shape=(4,), name="bias")
+
+    def call(self, inputs):
+        return sum(keras.ops.matmul(inputs, kernel) for kernel in self.kernels) + self.bias
+
+
+def test_keras_reads_what_is_tied_inside_one_layer(tmp_path):
+    model = sequential(Experts())
+    layer = model.layers[0]
+    shared, other = layer.kernels
+    layer._untrack_variable(other)
+    layer._tracker.unlock()
+    layer.kernels[1] = shared
+    layer._tracker.lock()
+    tied, stock = exchanged(model, tmp_path)
+    for loaded in (tied, stock):
+        assert np.allclose(array(loaded(ONE)), array(model(ONE)))
+    assert tied.layers[0].kernels[0] is tied.layers[0].kernels[1]
+
+
 @serializable
 class Transposed(keras.layers.Dense):
     """Has the transpose of another layer's kernel, and no kernel of its own."""

@@ -104,15 +104,15 @@ class _Capture:
         other order than that of the layer it builds, would read other values.
         """
         layer, named = visit.saveable, self._walk.named.get(visit.inner_path)
-        if (
-            named is None
-            or type(layer).save_own_variables is not keras.Layer.save_own_variables
-            or all(created_by(layer, variable) for variable in named.values())
-        ):
+        if not named or type(layer).save_own_variables is not keras.Layer.save_own_variables:
+            return None
+        held = list(map(id, own_variables(layer)))
+        is_as_set = held == list(map(id, named.values()))
+        # Layers set their attributes in the order of their lists: few are built to see.
+        if is_as_set and all(created_by(layer, variable) for variable in named.values()):
             return None
         order = _built_order(layer)
         kept = {attribute for attribute in named if not listed_only(attribute)}
-        held = list(map(id, own_variables(layer)))
         if kept != set(order) or [id(named[attribute]) for attribute in order] == held:
             return None
         self._reordered.add(visit.inner_path)
@@ -230,6 +230,7 @@ def _is_too_much(saveable: Any, stored: Mapping[str, Any]) -> bool:
         and loads_as_keras(saveable)
         and len(stored) > len(own_variables(saveable))
         and all(map(str.isdigit, stored))
+        and not all(isinstance(value, keras.Variable) for value in stored.values())
     )
 
 
