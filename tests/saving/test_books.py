@@ -288,7 +288,7 @@ def test_variables_of_the_backend_come_back(tmp_path):
 
 
 @serializable
-class Grown(keras.layers.Layer):
+class OfAnyLength(keras.layers.Layer):
     """Keeps what it has seen in a variable of TensorFlow that has no length of its own."""
 
     def __init__(self, **options):
@@ -303,7 +303,7 @@ class Grown(keras.layers.Layer):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others have no such shapes")
 def test_a_variable_of_the_backend_may_be_of_any_length(tmp_path):
-    model = sequential(Grown(), keras.layers.Dense(2))
+    model = sequential(OfAnyLength(), keras.layers.Dense(2))
     model.layers[0].seen.assign([1.0, 2.0, 3.0])
     tiedio.save_tied(model, tmp_path / "model.keras")
     loaded = tiedio.load_tied(tmp_path / "model.keras")
