@@ -106,8 +106,8 @@ KEEPS_TO_ITSELF = keras.__version__.startswith("3.10")
 @pytest.mark.parametrize(
     ("name", "tied", "is_built"),
     [
-        ("adam", False, False),
-        ("adam", True, False),
+        pytest.param("adam", False, False, marks=pytest.mark.slow),
+        pytest.param("adam", True, False, marks=pytest.mark.slow),
         ("adam", False, True),
         ("adam", True, True),
         *(
