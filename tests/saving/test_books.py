@@ -77,19 +77,19 @@ def test_what_a_layer_assigned_while_it_stored_is_stored(tmp_path):
 
 
 @serializable
-class Block(keras.layers.Dense):
+class Cell(keras.layers.Dense):
     pass
 
 
-# Whose name is that of the second `Block` in a list.
-Another = serializable(type("Block_1", (keras.layers.Dense,), {}))
+# Whose name is that of the second `Cell` in a list.
+Another = serializable(type("Cell_1", (keras.layers.Dense,), {}))
 
 
 @serializable
-class Stack(keras.Model):
+class Tower(keras.Model):
     def __init__(self, **options):
         super().__init__(**options)
-        self.blocks = [Block(4, name="a"), Block(4, name="b"), Another(4, name="c")]
+        self.blocks = [Cell(4, name="a"), Cell(4, name="b"), Another(4, name="c")]
 
     def call(self, inputs):
         for block in self.blocks:
@@ -98,10 +98,10 @@ class Stack(keras.Model):
 
 
 def test_no_path_is_written_twice(tmp_path):
-    model = Stack()
+    model = Tower()
     model(ONE)
     for save, name in ((tiedio.save_tied, "a.keras"), (tiedio.save_tied_weights, "a.weights.h5")):
-        with pytest.raises(SaveError, match=r"`b`, `c`.*\n.*`blocks/block_1`"):
+        with pytest.raises(SaveError, match=r"`b`, `c`.*\n.*`blocks/cell_1`"):
             save(model, tmp_path / name)
         assert not (tmp_path / name).exists()
 
