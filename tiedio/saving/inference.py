@@ -120,12 +120,7 @@ def located(walk: Walk, weights: WeightsFile) -> Walk:
     found: list[Visit] = []
     moved: dict[str, str] = {}
     for visit in walk.visits:
-        parents = (p for p in moved if visit.inner_path.startswith(f"{p}/"))
-        parent = max(parents, key=len, default=None)
-        path = visit.inner_path
-        if parent is not None:
-            path = moved[parent] + path.removeprefix(parent)
-        candidates = [path, *visit.inner_paths[1:], *visit.views]
+        candidates = [_moved(visit.inner_path, moved), *visit.inner_paths[1:], *visit.views]
         stored = next((one for one in candidates if weights.names(one)), visit.inner_path)
         if stored != visit.inner_path:
             moved[visit.inner_path] = stored
