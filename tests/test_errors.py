@@ -462,7 +462,7 @@ def test_a_record_of_variables_the_model_does_not_have(saved):
     # `strict=False` loads what can be: the optimizer's slots cannot.
     with pytest.warns(tiedio.TiedioWarning) as warned:
         model = tiedio.load_tied(saved, strict=False)
-    assert str(warned[0].message) == text
+    assert str(warned[0].message) == text.replace(", or pass `strict=False`", "")
     assert tiedio.find_ties(model) == ()
 
 
@@ -598,7 +598,7 @@ def test_a_record_of_layers_the_model_does_not_have(saved):
     pin(error, errors.RecordError, text)
     with pytest.warns(tiedio.TiedioWarning) as warned:
         model = tiedio.load_tied(saved, strict=False)
-    assert str(warned[0].message) == text
+    assert str(warned[0].message) == text.replace(", or pass `strict=False`", "")
     assert len(tiedio.find_ties(model)) == 2
     assert len(model.layers[-1].variables) == 2
 

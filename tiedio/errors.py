@@ -27,6 +27,12 @@ from typing import Any
 class TiedioError(Exception):
     """Base class of every error and of nothing else."""
 
+    def or_pass(self, option: str) -> "TiedioError":
+        """Returns this error, its advice with an option that the caller has."""
+        error = type(self)(f"{str(self).removesuffix('.')}, or pass `{option}`.")
+        error.__cause__ = self.__cause__
+        return error
+
 
 class TieError(TiedioError, ValueError):
     """Variables cannot be tied, untied or retied."""

@@ -135,7 +135,7 @@ def test_what_a_class_does_otherwise_is_named(tmp_path, kind, names, expected, r
         f"Cannot compile `mine` as it was when saved: its class sets {names}.\n"
         f"Expected: {expected}. Received: {received}.\n"
         "Let the `compile_from_config` of its class use all that it is given, or pass "
-        "`strict=False`, and compile it yourself."
+        "`strict=False`."
     )
     with pytest.warns(tiedio.TiedioWarning, match="Cannot compile"):
         loaded = tiedio.load_tied(tmp_path / "x.keras", objects, strict=False)

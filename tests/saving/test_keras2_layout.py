@@ -529,8 +529,8 @@ def test_an_optimizer_that_does_not_fit(tmp_path):
         errors.LoadError,
         "Cannot resume `optimizer`: its variables are not those of the file.\n"
         "Expected: 14 of shapes [(), (4,), (4, 4)]. Received: 13 of shapes [(), (4,), (4, 4)].\n"
-        "The model may have had ties or flags that this format does not keep: pass "
-        "`strict=False` to start the optimizer anew, or `compile=False`.",
+        "The model may have had ties or flags that this format does not keep: load it with "
+        "`compile=False`, and compile it, or pass `strict=False`.",
     )
     with pytest.warns(errors.TiedioWarning, match="Cannot resume `optimizer`"):
         loaded = tiedio.load_tied(filepath, strict=False)

@@ -171,14 +171,14 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     containers = _Overlay(
         saving_api.saving_lib,
         save_model=save_tied,
-        load_model=load_tied,
+        load_model=functools.partial(load_tied, strict=False),
         save_weights_only=_save_weights,
         load_weights_only=_load_weights,
     )
     old_layout = _Overlay(
         saving_api.legacy_h5_format,
         save_model_to_hdf5=_save_hdf5,
-        load_model_from_hdf5=load_tied,
+        load_model_from_hdf5=functools.partial(load_tied, strict=False),
         load_weights_from_hdf5_group=_load_hdf5,
         load_weights_from_hdf5_group_by_name=functools.partial(_load_hdf5, by_name=True),
     )
@@ -198,7 +198,7 @@ def _save_weights(
 
 
 def _load_weights(*args: Any, **kwargs: Any) -> None:
-    weights.load_tied_weights(*args, **kwargs, **(_here.get() or {}))
+    weights.load_tied_weights(*args, **kwargs, strict=False, **(_here.get() or {}))
 
 
 def _save_hdf5(
@@ -211,7 +211,9 @@ def _save_hdf5(
 def _load_hdf5(
     file: Any, model: keras.Model, skip_mismatch: bool = False, by_name: bool = False
 ) -> None:
-    weights.load_tied_weights(model, file.file.filename, skip_mismatch, by_name=by_name)
+    weights.load_tied_weights(
+        model, file.file.filename, skip_mismatch, by_name=by_name, strict=False
+    )
 
 
 def _reduce(model: keras.Model) -> tuple[_Function, tuple[Any, ...]]:

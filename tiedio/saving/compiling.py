@@ -62,8 +62,7 @@ def difference(model: Any, expected: dict[str, Any]) -> LoadError | None:
     return LoadError(
         f"Cannot compile `{model.name}` as it was when saved: its class sets {listed(found)}.\n"
         f"Expected: {told[0]}. Received: {told[1]}.\n"
-        "Let the `compile_from_config` of its class use all that it is given, or pass "
-        "`strict=False`, and compile it yourself."
+        "Let the `compile_from_config` of its class use all that it is given."
     )
 
 

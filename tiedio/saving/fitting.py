@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from tiedio.errors import LoadError, listed
+from tiedio.errors import LoadError, RecordError, TiedioError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model.own_state import loads_as_keras
@@ -94,16 +94,26 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
         yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
 
 
-def check(record: Record, source: Opened, walk: Walk) -> Iterator[Exception]:
-    """Yields an error for all that does not fit, as far as can be told; nothing is changed."""
-    if error := nothing_stored(walk, record, source):
-        yield error
-    problems = retying.find_problems(walk, record)
-    problems.update(find_unfit(walk, record, source.weights))
-    if error := retying.error_of(problems):
-        yield error
-    if not source.is_by_position and (error := _mismatch(walk, record, source.weights)):
-        yield error
+def misfit(walk: Walk, record: Record) -> RecordError | None:
+    """The error for what the record describes, and the model has not; nothing is changed."""
+    return retying.error_of(retying.find_problems(walk, record) | dict(_lacking(walk, record)))
+
+
+def _lacking(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
+    """Finds the exact values that the model has no variable for."""
+    exact = {p for p in _exact_values(walk, record) if not listed_only(p.attribute)}
+    for place in exact.difference(walk.places, walk.raw):
+        # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
+        if not any(p in exact and p.inner_path == place.inner_path for p in walk.stored_places):
+            yield retying.name_of(place, walk, record), "no such variable"
+
+
+def mismatch(walk: Walk, record: Record, source: Opened) -> TiedioError | None:
+    """The error for values of other shapes than the model needs; nothing is changed."""
+    error = unfit(walk, record, source.weights)
+    if error or source.is_by_position:
+        return error
+    return _other_shapes(walk, record, source.weights)
 
 
 def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
@@ -144,22 +154,24 @@ def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadErro
     )
 
 
-def find_unfit(walk: Walk, record: Record, weights: WeightsFile) -> Iterator[tuple[str, str]]:
-    """Finds the exact values that the file has not, or the model has no variable or room for."""
-    here = dict.fromkeys(place for place in record.exact_values if place.inner_path in walk.layers)
-    exact = {place for place in here if not listed_only(place.attribute)}
-    for place in here:
+def unfit(walk: Walk, record: Record, weights: WeightsFile) -> RecordError | None:
+    """The error for exact values that the file has not, or the model has no room for."""
+    problems = {}
+    for place in _exact_values(walk, record):
         held = walk.places.get(place) or walk.raw.get(place)
-        if place.dataset_path and weights.address(place.dataset_path) is None:
-            yield retying.name_of(place, walk, record), "no such tensor in the file"
-        elif place not in exact:
+        if not place.dataset_path:
             continue
-        elif held is None:
-            # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
-            if not any(p in exact and p.inner_path == place.inner_path for p in walk.stored_places):
-                yield retying.name_of(place, walk, record), "no such variable"
-        elif place.dataset_path and not _fits(weights.shape(place.dataset_path), held.item.shape):
-            yield retying.name_of(place, walk, record), "another shape"
+        if weights.address(place.dataset_path) is None:
+            problems[retying.name_of(place, walk, record)] = "no such tensor in the file"
+        elif listed_only(place.attribute) or held is None:
+            continue
+        elif not _fits(weights.shape(place.dataset_path), held.item.shape):
+            problems[retying.name_of(place, walk, record)] = "another shape"
+    return retying.error_of(problems)
+
+
+def _exact_values(walk: Walk, record: Record) -> list[Place]:
+    return [place for place in record.exact_values if place.inner_path in walk.layers]
 
 
 def _fits(stored: tuple[int, ...], shape: Any) -> bool:
@@ -169,7 +181,7 @@ def _fits(stored: tuple[int, ...], shape: Any) -> bool:
     return stored == shape
 
 
-def _mismatch(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
+def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
     """Compares the shapes of what is stored with those of what is to be loaded."""
     by_record = read_by_record(record, walk)
     differing = {}
@@ -206,7 +218,7 @@ def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | No
 def unloadable(
     expected: Mapping[str, str],
     why: str,
-    advice: str = "Build the model as it was when saved, or pass `skip_mismatch=True`.",
+    advice: str = "Build the model as it was when saved.",
 ) -> LoadError | None:
     """The error for layers of which something else is expected than the file has, if any are."""
     if not expected:

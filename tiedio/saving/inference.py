@@ -143,7 +143,7 @@ def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> Record
         f"The record of `{weights.filepath}` does not say that these are tied: "
         f"{listed(str(place) for group in found for place in group.places)}.\n"
         "Expected: a tie group for tensors that hard links share. Received: none.\n"
-        "The file was changed after it was saved; save it again, or pass `strict=False`."
+        "The file was changed after it was saved; save it again."
     )
 
 

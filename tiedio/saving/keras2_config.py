@@ -32,7 +32,7 @@ class OldConfig:
                 f"Cannot load `{old.filepath}`: "
                 "its `hard_sigmoid` is another function in Keras 3.\n"
                 f"Expected: that of Keras 3. Received: that of Keras {old.keras_version}.\n"
-                "Migrate it, or pass `strict=False` to go on with the other function."
+                "Migrate it."
             )
         return None
 

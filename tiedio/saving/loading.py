@@ -14,7 +14,7 @@ what Keras itself does not store.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ class Loading:
     Args:
         source: The file.
         deferral: The variables of the model that have no value yet.
-        strict: Whether it is an error if ties or training state cannot be restored.
+        strict: Whether it is an error if ties cannot be restored, or, of a model that is built
+            for this, training state.
+        skip_mismatch: Whether values that do not fit are left out.
         skipped: Saveables that are left as they are.
 
     Attributes:
@@ -73,6 +75,7 @@ class Loading:
         deferral: Deferral,
         *,
         strict: bool,
+        skip_mismatch: bool = False,
         skipped: Sequence[Any] = (),
     ):
         self.model: Any = None
@@ -80,7 +83,8 @@ class Loading:
         self._source = source
         self._weights = source.weights
         self._deferral = deferral
-        self._strict = strict
+        self._strict = strict and not skip_mismatch
+        self._skip_mismatch = skip_mismatch
         self._skipped = skipped
         self._exists = False
         self._written: Record | None = None
@@ -89,6 +93,7 @@ class Loading:
         self._assets: Path | None = None
         self._unresumable: tuple[str, ...] = ()
         self._failed: dict[str, Exception] = {}
+        self._failed_to_resume: dict[str, Exception] = {}
         self._unreadable: FileFormatError | None = None
         self._unresumed: list[LoadError] = []
         self._moved: dict[str, str] = {}  # paths of the model, to those of the file
@@ -109,12 +114,26 @@ class Loading:
             return found
         return inference.located(inference.renamed(found, self._moved), self._weights)
 
-    def report(self, error: Exception | None) -> None:
-        """Raises, or with `strict=False` notes, that something cannot be restored."""
+    def report(self, error: TiedioError | None) -> None:
+        """Raises, or with `strict=False` notes, that what the file describes is not restored."""
         if error and self._strict:
-            raise error
+            raise error.or_pass("strict=False")
         if error:
             self.warnings.append(str(error))
+
+    def report_mismatch(self, error: TiedioError | None) -> None:
+        """Raises, or with `skip_mismatch=True` notes, that values do not fit."""
+        if error and not self._skip_mismatch:
+            raise error.or_pass("skip_mismatch=True") if self._exists and self._strict else error
+        if error:
+            self.warnings.append(str(error))
+
+    def report_training(self, error: TiedioError | None) -> None:
+        """Notes that training state is not restored; raises if all of the model is the file's."""
+        if error and self._exists:
+            self.warnings.append(str(error))
+        else:
+            self.report(error)
 
     def build(self, config: Config | OldConfig) -> None:
         """Builds the model of the file, uncompiled and without values."""
@@ -178,8 +197,10 @@ class Loading:
         if not by_position:
             self.report(unreached_error(self._everything, LoadError, "load"))
         self._record = fitting.fitted(described, self._walk, left_out)
-        for error in fitting.check(self._record, self._source, self._walk):
-            self.report(error)
+        self.report_mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
+        self.report(fitting.misfit(self._walk, self._record))
+        self.report_mismatch(fitting.mismatch(self._walk, self._record, self._source))
+        self.report_training(retying.generators_error(self._walk, self._record))
         self._check_values(described)
         if not by_position and (error := fitting.conflict(self._record, weights, self._walk)):
             raise error
@@ -189,7 +210,7 @@ class Loading:
             self._record, weights, self._walk, self._everything, bool(self._moved)
         )
         for error in unresumable.values():
-            self.report(error)
+            self.report_training(error)
         self._unresumable = tuple(f"{path}/" for path in unresumable)
         trained = self._record.optimizer_variables.items()
         resumable = {path: places for path, places in trained if path not in unresumable}
@@ -222,27 +243,27 @@ class Loading:
         by_position = self._source.is_by_position
         if not self._exists:
             self._check_values(record)
-            self.report(fitting.nothing_stored(found, record, self._source))
+            self.report_mismatch(fitting.nothing_stored(found, record, self._source))
             self.report(unreached_error(found, LoadError, "load"))
-            self.report(retying.error_of(dict(fitting.find_unfit(found, record, self._weights))))
+            self.report_mismatch(fitting.unfit(found, record, self._weights))
         self._assets = assets
         by_record = () if by_position else stored_places.read_by_record(record, found)
         for visit in found.parts:
-            with self._noting(found.label(visit.inner_path)):
+            with self._noting(found.label(visit.inner_path), self._failed):
                 is_read_later = by_position or visit.inner_path in by_record
                 self._load(visit, None if is_read_later else self._weights.store(visit.inner_path))
         self._assign_exact_values()
-        self.report(self._without_value())
+        self.report_mismatch(self._without_value())
         self._deferral.finish()
         if by_position:  # layers have not loaded themselves
             for layer in found.layers.values():
                 if hasattr(layer, "finalize_state") and layer.weights:
                     layer.finalize_state()
         for random_state in record.random_states:
-            place = random_state.places[0]
-            if place in found.generators:
-                with self._noting(str(found.place(place.inner_path, place.attribute))):
-                    found.generators[place].item.state.assign(np.array(random_state.state))
+            place = next((p for p in random_state.places if p in found.generators), None)
+            state = place and found.generators[place].item.state
+            if state is not None and retying.fits(random_state.state, state):
+                state.assign(np.array(random_state.state))
 
     def _without_value(self) -> LoadError | None:
         """The error for variables that were given no value, though their layers were read."""
@@ -269,7 +290,8 @@ class Loading:
                 continue
             if id(held.item) not in assigned:  # a shared one has equal values at all of its places
                 assigned.add(id(held.item))
-                with self._noting(str(found.place(place.inner_path, place.attribute))):
+                name = str(found.place(place.inner_path, place.attribute))
+                with self._noting(name, self._failed):
                     _assign(held.item, self._weights.read_once(place.dataset_path))
 
     def resume(self, compiled: bool = True) -> None:
@@ -293,13 +315,13 @@ class Loading:
             rebuilt, error = optimizers.match_optimizers(
                 self._walk, record, self._deferral, self._everything if self._exists else None
             )
-            self.report(error if compiled and not self._exists else None)
+            self.report_training(error if compiled and not self._exists else None)
             if rebuilt:
                 self._look()
         if self._exists:
             self.warnings += optimizers.decays_otherwise(self._walk, self._record, self._everything)
         else:
-            with self._noting("optimizer"):  # it may be code of its own
+            with self._noting("optimizer", self._failed_to_resume):  # it may be code of its own
                 optimizers.exclude_from_weight_decay(self._walk, self._record)
         reordered = {}
         if self._moved:
@@ -307,7 +329,7 @@ class Loading:
                 self._walk, self._record, self._everything, self._weights
             )
         for visit in self._walk.optimizer_parts:
-            with self._noting(visit.inner_path):
+            with self._noting(visit.inner_path, self._failed_to_resume):
                 self._resume(visit, reordered.get(visit.inner_path))
         self._deferral.finish()
 
@@ -340,8 +362,8 @@ class Loading:
             visit.saveable.load_assets(str(folder) if folder.exists() else None)
 
     @contextlib.contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
-        """Notes what fails inside, as there may be more."""
+    def _noting(self, name: str, failed: dict[str, Exception]) -> Iterator[None]:
+        """Notes in `failed` what fails inside, as there may be more."""
         try:
             yield
         except FileFormatError as error:  # a damaged tensor
@@ -349,7 +371,7 @@ class Loading:
         except TiedioError:
             raise
         except Exception as error:  # the code of layers may raise anything
-            self._failed[name] = error
+            failed[name] = error
 
     def finish(self) -> None:
         """Tells what failed, and renews what was compiled for other variables.
@@ -362,17 +384,10 @@ class Loading:
             if self._unreadable and len(names) < 2:
                 raise self._unreadable
             raise damaged(self._weights.filepath, names, "others") from self._unreadable
-        if self._failed:
-            first, cause = next(iter(self._failed.items()))
-            error = LoadError(
-                f"Cannot load the state of {listed(self._failed)}.\n"
-                f"Received, for `{first}`: {first_line(cause)}\n"
-                "Load the file with the same classes, in the version it was saved with."
-            )
-            error.__cause__ = cause
-            self.report(error)
+        self.report_mismatch(_failure(self._failed))
+        self.report_training(_failure(self._failed_to_resume))
         for error in self._unresumed:
-            self.report(error)
+            self.report_training(error)
         if self._written and not self._exists:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()
@@ -410,6 +425,20 @@ def _assign(item: Any, value: np.ndarray) -> None:
         item.assign(value)
     else:  # of torch, whose module must keep the object
         item.data.copy_(keras.ops.convert_to_tensor(value))
+
+
+def _failure(failed: Mapping[str, Exception]) -> LoadError | None:
+    """The error for what code of layers or optimizers raised."""
+    if not failed:
+        return None
+    first, cause = next(iter(failed.items()))
+    error = LoadError(
+        f"Cannot load the state of {listed(failed)}.\n"
+        f"Received, for `{first}`: {first_line(cause)}\n"
+        "Load the file with the same classes, in the version it was saved with."
+    )
+    error.__cause__ = cause
+    return error
 
 
 def _paths(found: Walk) -> set[str]:

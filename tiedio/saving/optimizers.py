@@ -63,7 +63,7 @@ def match_optimizers(
     return rebuilt, LoadError(
         f"Cannot resume {listed(missing)}: the model has no such optimizer.\n"
         "Expected: an optimizer. Received: none, as when the `compile` of a class is its own.\n"
-        "Give the class a `compile_from_config`, or pass `strict=False`."
+        "Give the class a `compile_from_config`."
     )
 
 
@@ -178,7 +178,7 @@ def _unordered(path: str, saved: list[Any], stored: int) -> LoadError:
         f"Cannot resume `{path}`: the layers of the model are in another order.\n"
         "Expected: an optimizer that keeps its variables in lists, one for each that it trains. "
         f"Received: {len(set(saved))} such variables of {len(saved)}, and {stored} stored.\n"
-        "Build the layers in the order of the file, or pass `strict=False`."
+        "Build the layers in the order of the file."
     )
 
 
@@ -245,8 +245,7 @@ def find_unresumable(
             found[inner_path] = LoadError(
                 f"Cannot resume `{inner_path}`: in the file it does not train {listed(left)}.\n"
                 f"Expected: it to train {len(trainable)} variables. Received: {len(known)}.\n"
-                "Freeze what was frozen, or leave the optimizer out, with "
-                "`objects_to_skip=[model.optimizer]` or `strict=False`."
+                "Freeze what was frozen."
             )
         elif error := _slots_error(inner_path, optimizer, known, store):
             found[inner_path] = error
@@ -278,7 +277,7 @@ def _slots_error(
             f"Cannot resume `{inner_path}`: {first_line(error)}\n"
             "Expected: an optimizer that can be built for other variables. "
             f"Received: {type(error).__name__}.\n"
-            "Leave it out, with `objects_to_skip=[model.optimizer]` or `strict=False`."
+            "Give its class a `build` that can be called again."
         )
     return _difference(inner_path, expected, store, is_by_position=False)
 
@@ -302,11 +301,11 @@ def _difference(
     received = store.shapes()
     if received == expected:
         return None
-    advice = "Load the file in the version it was saved with, or pass `strict=False`."
+    advice = "Load the file in the version it was saved with."
     if is_by_position:
         advice = (
-            "The model may have had ties or flags that this format does not keep: pass "
-            "`strict=False` to start the optimizer anew, or `compile=False`."
+            "The model may have had ties or flags that this format does not keep: load it with "
+            "`compile=False`, and compile it."
         )
     return LoadError(
         f"Cannot resume `{inner_path}`: its variables are not those of the file.\n"

@@ -62,7 +62,7 @@ def retie(
     shares_anew, unshared = _share_layers(found, record.shared_layers, weights)
     if shares_anew:
         found = again()
-    problems = unshared | find_problems(found, record)
+    problems = unshared | find_problems(found, record) | dict(_check_generators(found, record))
     for one in _separations(found, record):
         substitution.substitute(one.layer, one.old, one.new)
     _adopt_missing(found, record)
@@ -103,18 +103,26 @@ def error_of(problems: Problems) -> RecordError | None:
     return RecordError(
         f"Cannot restore {listed(problems)}: the model is not the one that was saved.\n"
         f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
-        "Load the file with the same classes, in the version it was saved with, or pass "
-        "`strict=False`."
+        "Load the file with the same classes, in the version it was saved with."
     )
 
 
 def find_problems(walk: Walk, record: Record) -> Problems:
     """Compares a model with what a record says of it; nothing is changed."""
     _, unfit = _plan(walk, record)
-    problems = dict(_check_layers(walk, record)) | dict(_check_generators(walk, record)) | unfit
+    problems = dict(_check_layers(walk, record)) | unfit
     for alias in _adoptable(walk, record):
         problems.pop(name_of(alias, walk, record), None)
     return problems
+
+
+def generators_error(walk: Walk, record: Record) -> RecordError | None:
+    """The error for seed generators that are of another kind in the model; it may lack some."""
+    here = tuple(
+        dataclasses.replace(state, places=tuple(p for p in state.places if p in walk.generators))
+        for state in record.random_states
+    )
+    return error_of(dict(_check_generators(walk, dataclasses.replace(record, random_states=here))))
 
 
 def name_of(place: Place, walk: Walk, record: Record) -> str:
@@ -201,7 +209,7 @@ def _check_generators(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
         for place in random_state.places:
             if place not in walk.generators:
                 yield name_of(place, walk, record), "no such seed generator"
-            elif not _fits(random_state.state, walk.generators[place].item.state):
+            elif not fits(random_state.state, walk.generators[place].item.state):
                 yield name_of(place, walk, record), "a state of another size"
 
 
@@ -217,7 +225,8 @@ def _share_generators(walk: Walk, record: Record) -> None:
                     substitution.substitute(layer, generator, shared)
 
 
-def _fits(words: Sequence[int], state: Any) -> bool:
+def fits(words: Sequence[int], state: Any) -> bool:
+    """Whether a seed generator of this kind may have had this state."""
     limits = np.iinfo(keras.backend.standardize_dtype(state.dtype))
     return (len(words),) == tuple(state.shape) and all(
         limits.min <= word <= limits.max for word in words

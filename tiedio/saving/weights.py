@@ -122,7 +122,9 @@ def load_tied_weights(
         objects_to_skip: Layers, or the optimizer, that are left as they are.
         by_name: Of a file in the layout of Keras 2, whether to go by the names of layers instead
             of by their order, and to leave out those that only one of the two has.
-        strict: Whether it is an error if ties or the optimizer state cannot be restored.
+        strict: Whether it is an error if the model has no place for what the file describes:
+            layers, variables, ties. Training state (of optimizers, of seed generators) that has
+            none is told by a `TiedioWarning` either way.
         verify: Whether to read all of the file first, and compare it with the digests in
             its record.
         random_state: Whether random numbers that are drawn without a seed go on as when the
@@ -160,7 +162,9 @@ def load_tied_weights(
         shown(f"Loading {place.label}", progress) as source.weights.advance,
         Deferral(source.weights.size) as deferral,
     ):
-        loading = Loading(source, deferral, strict=strict and not skip_mismatch, skipped=skipped)
+        loading = Loading(
+            source, deferral, strict=strict, skip_mismatch=skip_mismatch, skipped=skipped
+        )
         loading.into(model)
         _check_options(source, by_name, skipped)
         loading.describe(source.read_record(verify), by_name, skip_mismatch)
