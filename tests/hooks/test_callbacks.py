@@ -270,7 +270,7 @@ def test_the_backup_of_another_model_is_kept(tmp_path):
 
     train(use_bias=True)
     before = {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()}
-    with pytest.raises(LoadError, match="when saved.$"):  # `fit` has no option to name
+    with pytest.raises(LoadError, match=r"when saved\.$"):  # `fit` has no option to name
         train(use_bias=False)
     assert {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()} == before
     assert len(before) == 4

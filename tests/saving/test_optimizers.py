@@ -346,10 +346,12 @@ def test_a_class_that_cannot_be_built_again_changes_nothing(tmp_path):
     other.compile(OnlyOnce(0.1, name="mine"), "mse")
     train(other)
     before, slots = other.get_weights(), list(map(id, other.optimizer.variables))
-    with pytest.raises(errors.LoadError, match="Cannot resume `optimizer`: Cannot build the opt"):
-        tiedio.load_tied_weights(other, tmp_path / "x.weights.h5")
-    with pytest.raises(errors.TieError, match="Cannot build the optimizer `mine` for other"):
-        tiedio.tie(other.layers[1], to=other.layers[0])
+    for tie in (
+        lambda: tiedio.load_tied_weights(other, tmp_path / "x.weights.h5"),
+        lambda: tiedio.tie(other.layers[1], to=other.layers[0]),
+    ):
+        with pytest.raises(errors.TieError, match="Cannot build the optimizer `mine` for other"):
+            tie()
     assert not tiedio.find_ties(other)
     with pytest.raises(errors.TieError, match="no ties to check"):
         tiedio.assert_tied(other)
@@ -362,11 +364,11 @@ def test_what_does_not_fit_leaves_the_optimizer_as_it_is(tmp_path):
     model = compiled(True, "lists")
     train(model)
     tiedio.save_tied_weights(model, tmp_path / "x.weights.h5")
-    other = compiled(False, "accumulation")
+    other = compiled(True, "accumulation")
     train(other)
     before, attributes = scenarios.arrays_of(other.optimizer.variables), vars(other.optimizer)
     attributes = {name: id(value) for name, value in attributes.items()}
-    with pytest.raises(errors.LoadError, match="its variables are not those of the file"):
+    with pytest.warns(errors.TiedioWarning, match="its variables are not those of the file"):
         tiedio.load_tied_weights(other, tmp_path / "x.weights.h5")
     assert {name: id(value) for name, value in vars(other.optimizer).items()} == attributes
     assert all(map(np.array_equal, before, scenarios.arrays_of(other.optimizer.variables)))

@@ -184,12 +184,8 @@ def test_slots_of_another_optimizer(tied, tmp_path):
     filepath = save(tied, tmp_path, "one file")
     model = two_convolutions()
     model.compile("sgd", "mse")
-    before = values(model)
-    with pytest.raises(errors.LoadError, match="Cannot resume `optimizer`"):
-        tiedio.load_tied_weights(model, filepath)
-    assert values(model) == before
     with pytest.warns(tiedio.TiedioWarning, match="Cannot resume `optimizer`"):
-        tiedio.load_tied_weights(model, filepath, strict=False)
+        tiedio.load_tied_weights(model, filepath)
     assert values(model)[:4] == values(tied)[:4]
 
 
@@ -508,21 +504,6 @@ def trunk_and_head(frozen=False, head="head"):
     return model
 
 
-def test_an_optimizer_of_a_frozen_trunk(tmp_path):
-    frozen = trunk_and_head(frozen=True)
-    scenarios.train(frozen)
-    tiedio.save_tied_weights(frozen, tmp_path / "x.weights.h5")
-    model = trunk_and_head()
-    with pytest.raises(
-        errors.LoadError, match=r"in the file it does not train `.*/bias`, `.*/kernel`"
-    ):
-        tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
-    with pytest.warns(tiedio.TiedioWarning, match="Cannot resume `optimizer`"):
-        tiedio.load_tied_weights(model, tmp_path / "x.weights.h5", strict=False)
-    scenarios.train(model)
-    assert np.array_equal(frozen.layers[0].kernel, frozen.layers[1].kernel)
-
-
 @pytest.mark.parametrize("trained", [False, True])
 def test_an_optimizer_that_is_left_out_is_not_touched(tied, tmp_path, trained):
     filepath = save(tied, tmp_path, "one file")
@@ -698,7 +679,7 @@ def test_nothing_is_left_out_in_silence(tmp_path, stock, skip_mismatch):
     before = values(other)
     second, third = other.second.name, other.third.name
     if not skip_mismatch:
-        with pytest.raises(errors.LoadError, match="when saved.$"):
+        with pytest.raises(errors.LoadError, match=r"when saved\.$"):
             tiedio.load_tied_weights(other, filepath, strict=False)
         with pytest.raises(errors.LoadError) as error:
             tiedio.load_tied_weights(other, filepath)

@@ -376,6 +376,11 @@ class Store(Mapping[str, np.ndarray]):
         """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
         return Store(self._file, self._paths, self._file.read_once)
 
+    def renumbered(self, names: Sequence[str]) -> "Store":
+        """Returns arrays that are named by number, in the order of the names they have here."""
+        paths = {str(number): self._paths[name] for number, name in enumerate(names)}
+        return Store(self._file, paths, self._read)
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of arrays that are named by number, in their order."""
         names = sorted(self._paths, key=lambda name: (len(name), name))

@@ -36,12 +36,10 @@ def apply(
     pending = [one for one in substitutions if one.old is not one.new]
     if not pending:
         return []
-    replaced = {id(one.old) for one in pending}
     optimizers = _optimizers_of(models)
     stale = [
         (name, optimizer, Rebuilding(optimizer), _follows(optimizer, models))
-        for name, optimizer in optimizers
-        if any(id(v) in replaced for v in optimizer_variables(optimizer) or ())
+        for name, optimizer in _stale(optimizers, pending)
     ]
     for one in pending:
         substitute(one.layer, one.old, one.new)
@@ -67,6 +65,24 @@ def apply(
         f"The optimizer of {listed(trained)} was built for variables that are now others: "
         "it starts anew, with its slots and iterations at zero. "
         "Tie before training to keep them."
+    ]
+
+
+def check(substitutions: Sequence[Substitution], models: Sequence[keras.Model]) -> None:
+    """Raises the `TieError` of `apply`, if it will be raised; nothing is changed."""
+    for _, optimizer in _stale(_optimizers_of(models), substitutions):
+        Rebuilding(optimizer)
+
+
+def _stale(
+    optimizers: Iterable[tuple[str, Any]], substitutions: Iterable[Substitution]
+) -> list[tuple[str, Any]]:
+    """Lists the optimizers that were built for what is to be replaced."""
+    replaced = {id(one.old) for one in substitutions if one.old is not one.new}
+    return [
+        (name, optimizer)
+        for name, optimizer in optimizers
+        if any(id(v) in replaced for v in optimizer_variables(optimizer) or ())
     ]
 
 

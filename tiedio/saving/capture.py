@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,10 +46,14 @@ def capture(
     Raises:
         SaveError: If something would be lost: all is named.
     """
-    _check_books(everything or walk)
+    everything = everything or walk
+    _check_books(everything)
     found = _Capture(walk, assets)
+    left_out = taken_off(walk, everything)
+    state_left_out = tuple(f"{path}/" for path in left_out)
     for visit in walk.visits:
-        found.add(visit)
+        if not f"{visit.inner_path}/".startswith(state_left_out):
+            found.add(visit)
     found.check_loadable()
     found.link_layers(walk.shared_layers)
     # Before Keras 3.12, what is in a list in a list is stored where its holder shows it.
@@ -57,9 +61,8 @@ def capture(
         [(v.inner_path, *v.views) for v in walk.visits if "/container" in v.inner_path]
     )
     found.add_exact_values()
-    everything = everything or walk
     return found.layout, dataclasses.replace(
-        found.record(_optimizer_places(walk, everything)),
+        found.record(_optimizer_places(walk, everything, left_out)),
         excluded_from_weight_decay=_excluded_places(walk, everything),
     )
 
@@ -265,14 +268,38 @@ def _random_states(walk: Walk) -> tuple[RandomState, ...]:
     )
 
 
-def _optimizer_places(walk: Walk, everything: Walk) -> dict[str, tuple[Place, ...] | None]:
+def taken_off(walk: Walk, everything: Walk) -> dict[str, list[str]]:
+    """Finds the optimizers of a model that lost layers since, as by `Sequential.pop`.
+
+    Returns:
+        The paths of the variables of these, by the inner_path of the optimizer: there is no
+        place for their slots, and an optimizer without them would be another one.
+    """
+    found = {}
+    for inner_path, optimizer in walk.optimizers.items():
+        gone = _without_place(optimizer, everything)
+        layers = everything.layers.values()
+        if gone and not any(created_by(layer, variable) for layer in layers for variable in gone):
+            found[inner_path] = [variable.path for variable in gone]
+    return found
+
+
+def _without_place(optimizer: Any, everything: Walk) -> list[Any]:
+    trained = optimizer_variables(optimizer) or ()
+    return [variable for variable in trained if id(variable) not in everything.places_of]
+
+
+def _optimizer_places(
+    walk: Walk, everything: Walk, left_out: Collection[str]
+) -> dict[str, tuple[Place, ...] | None]:
     """Maps each optimizer to the places of the variables that it was built for."""
     places = everything.places_of
     found: dict[str, tuple[Place, ...] | None] = {}
     stale = set()
     for inner_path, optimizer in walk.optimizers.items():
-        trained = optimizer_variables(optimizer)
-        stale.update(v.path for v in trained or () if id(v) not in places)
+        trained = None if inner_path in left_out else optimizer_variables(optimizer)
+        if trained:
+            stale.update(v.path for v in _without_place(optimizer, everything))
         known = tuple(places[id(v)][0] for v in trained or () if id(v) in places)
         found[inner_path] = None if trained is None else known
     if stale:

@@ -126,7 +126,7 @@ class Config:
         return model
 
     def compile(self, model: keras.Model, deferral: Deferral) -> bool:
-        """Compiles the model if it was; its optimizer is left unbuilt if its class lets us."""
+        """Compiles the model if it was, and its class lets us; its optimizer is left unbuilt."""
         if not self._config.get("compile_config"):
             return False
         with explained(self._config, self._path):
@@ -138,8 +138,7 @@ class Config:
                 deferral.finish()  # it may build optimizers
                 compiling.compile_by_its_class(model, config)
                 self.difference = compiling.difference(model, config)
-        model.compiled = True
-        return True
+        return model.compiled
 
 
 def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:

@@ -44,6 +44,8 @@ def capture(
     stored = {id(t.source): (path, t) for path, t in layout.tensors.items() if t.source is not None}
     lists = _lists_once_built(model, about["model_config"]) or lists_of(model)
     optimizer = model.optimizer.variables if about.get("training_config") else []
+    if not any(id(variable) in stored for variable in optimizer):  # nothing of it is saved
+        optimizer = []
     listed_variables = [variable for one in (*lists.values(), optimizer) for variable in one]
     lost = {v.path for v in listed_variables if id(v) not in stored}
     lost |= {v.path for v in listed_variables if v.dtype == "bfloat16"}

@@ -80,6 +80,7 @@ class Loading:
     ):
         self.model: Any = None
         self.warnings: list[str] = []
+        self._not_restored: list[str] = []
         self._source = source
         self._weights = source.weights
         self._deferral = deferral
@@ -97,6 +98,7 @@ class Loading:
         self._unreadable: FileFormatError | None = None
         self._unresumed: list[LoadError] = []
         self._moved: dict[str, str] = {}  # paths of the model, to those of the file
+        self._stored_at: dict[str, str] = {}  # likewise, of optimizers
 
     def _look(self) -> Walk:
         """Walks over the saveables that are to be loaded, as they are now."""
@@ -128,12 +130,11 @@ class Loading:
         if error:
             self.warnings.append(str(error))
 
-    def report_training(self, error: TiedioError | None) -> None:
+    def report_training(self, *errors: TiedioError | None) -> None:
         """Notes that training state is not restored; raises if all of the model is the file's."""
-        if error and self._exists:
-            self.warnings.append(str(error))
-        else:
-            self.report(error)
+        self._not_restored += [str(error) for error in errors if error and self._exists]
+        for error in errors:
+            self.report(None if self._exists else error)
 
     def build(self, config: Config | OldConfig) -> None:
         """Builds the model of the file, uncompiled and without values."""
@@ -206,11 +207,16 @@ class Loading:
             raise error
         if self._written:
             self.report(inference.unrecorded_links(self._walk, weights, self._record))
+        retying.check_optimizers(self._walk, self._record)
+        self._find_optimizers()
         unresumable = optimizers.find_unresumable(
-            self._record, weights, self._walk, self._everything, bool(self._moved)
+            dataclasses.replace(self._record, layers=described.layers),  # with the flags of then
+            self._stored,
+            self._walk,
+            self._everything,
+            in_other_order=bool(self._moved),
         )
-        for error in unresumable.values():
-            self.report_training(error)
+        self.report_training(*unresumable.values())
         self._unresumable = tuple(f"{path}/" for path in unresumable)
         trained = self._record.optimizer_variables.items()
         resumable = {path: places for path, places in trained if path not in unresumable}
@@ -294,13 +300,16 @@ class Loading:
                 with self._noting(name, self._failed):
                     _assign(held.item, self._weights.read_once(place.dataset_path))
 
-    def resume(self, compiled: bool = True) -> None:
+    def resume(self, compiled: bool = True, wanted: bool = True) -> None:
         """Builds optimizers for the variables that are shared by now, and reads their state.
 
         Args:
-            compiled: Whether the model is compiled; it needs no optimizer if not.
+            compiled: Whether the model is compiled.
+            wanted: Whether it is wanted compiled; it needs no optimizer if not.
         """
         source, old = self._source, self._source.old_layout
+        if not self._exists:
+            self._find_optimizers()
         if old is None:
             trained = self._record.optimizer_variables or len(source.store("optimizer"))
             is_trained = not self._exists or trained
@@ -315,7 +324,10 @@ class Loading:
             rebuilt, error = optimizers.match_optimizers(
                 self._walk, record, self._deferral, self._everything if self._exists else None
             )
-            self.report_training(error if compiled and not self._exists else None)
+            if error and wanted and not compiled:  # as Keras leaves classes with their `compile`
+                self.warnings.append(str(error))
+            elif compiled and not self._exists:
+                self.report(error)
             if rebuilt:
                 self._look()
         if self._exists:
@@ -326,19 +338,34 @@ class Loading:
         reordered = {}
         if self._moved:
             reordered = optimizers.reordered(
-                self._walk, self._record, self._everything, self._weights
+                self._walk, self._record, self._everything, self._stored
             )
         for visit in self._walk.optimizer_parts:
             with self._noting(visit.inner_path, self._failed_to_resume):
                 self._resume(visit, reordered.get(visit.inner_path))
         self._deferral.finish()
 
+    def _find_optimizers(self) -> None:
+        """Finds where the file has each optimizer, and what it says of them."""
+        if self._source.is_by_position:
+            return
+        self._stored_at = optimizers.stored_at(self._walk, self._weights)
+        here = {stored: inner_path for inner_path, stored in self._stored_at.items()}
+        excluded = self._record.excluded_from_weight_decay
+        excluded = {here.get(path, path): places for path, places in excluded.items()}
+        self._record = dataclasses.replace(self._record, excluded_from_weight_decay=excluded)
+
+    def _stored(self, inner_path: str) -> Store:
+        """Returns what the file has for an optimizer."""
+        return self._source.store(self._stored_at.get(inner_path, inner_path))
+
     def _resume(self, visit: Visit, reordered: Store | LoadError | None) -> None:
-        path, store = visit.inner_path, self._source.store(visit.inner_path)
+        path, store = visit.inner_path, self._stored(visit.inner_path)
         by_position = self._source.is_by_position
         starts_anew = self._record.optimizer_variables.get(path, ()) is None
         if f"{path}/".startswith(self._unresumable) or (
-            not len(store) and (self._exists or by_position or starts_anew)
+            not len(store)
+            and (self._exists or by_position or starts_anew or path in self._stored_at)
         ):
             return
         error = None
@@ -385,9 +412,9 @@ class Loading:
                 raise self._unreadable
             raise damaged(self._weights.filepath, names, "others") from self._unreadable
         self.report_mismatch(_failure(self._failed))
-        self.report_training(_failure(self._failed_to_resume))
-        for error in self._unresumed:
-            self.report_training(error)
+        self.report_training(_failure(self._failed_to_resume), *self._unresumed)
+        if self._not_restored:
+            self.warnings.append("\n".join(self._not_restored))
         if self._written and not self._exists:
             self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
         self._deferral.finish()

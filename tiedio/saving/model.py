@@ -198,7 +198,7 @@ def load_tied(
             source.extract_assets(Path(folder))
             loading.read(Path(folder) / ASSETS)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
-            loading.resume(compiled)
+            loading.resume(compiled, compile)
             loading.finish()
     loading.go_on_drawing(random_state)
     warn(loading.warnings)

@@ -1,7 +1,7 @@
 """Let every optimizer of a model be built for the variables of the record, or say why not."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,7 +13,12 @@ from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import Record
+from tiedio.record.ties import Place
+from tiedio.saving import retying
 from tiedio.saving.deferral import Deferral
+
+# What a file has for an optimizer, by its inner_path.
+Stores = Callable[[str], Store]
 
 
 def match_optimizers(
@@ -63,7 +68,7 @@ def match_optimizers(
     return rebuilt, LoadError(
         f"Cannot resume {listed(missing)}: the model has no such optimizer.\n"
         "Expected: an optimizer. Received: none, as when the `compile` of a class is its own.\n"
-        "Give the class a `compile_from_config`."
+        "Compile the model, and call `tiedio.load_tied_weights` with the same file."
     )
 
 
@@ -128,10 +133,10 @@ def in_order_of_model(found: Walk, record: Record, everything: Walk) -> Record:
 
 
 def reordered(
-    found: Walk, record: Record, everything: Walk, weights: WeightsFile
+    found: Walk, record: Record, everything: Walk, stores: Stores
 ) -> dict[str, Store | LoadError]:
     """Maps optimizers that were saved in another order to what is stored, in that of now."""
-    stores: dict[str, Store | LoadError] = {}
+    put: dict[str, Store | LoadError] = {}
     for path, optimizer in found.optimizers.items():
         saved = record.optimizer_variables.get(path) or ()
         trained = [everything.places[place].item for place in saved if place in everything.places]
@@ -146,28 +151,25 @@ def reordered(
             if isinstance(visit.saveable, keras.optimizers.Optimizer):
                 part = f"{path}/{visit.inner_path}".rstrip("/")
                 then = saved_parts.get(visit.inner_path, [])
-                stores[part] = _reordered(part, then, _slots(visit.saveable), weights)
-    return stores
+                put[part] = _reordered(part, then, _slots(visit.saveable), stores(part))
+    return put
 
 
-def _reordered(
-    path: str, saved: list[Any], now: list[Any], weights: WeightsFile
-) -> Store | LoadError:
+def _reordered(path: str, saved: list[Any], now: list[Any], store: Store) -> Store | LoadError:
     names = {slot: str(number) for number, slot in enumerate(saved)}
-    stored = set(weights.store(path))
+    stored = set(store)
     if stored and names.keys() == set(now) and stored == set(names.values()):
-        paths = (f"{path}/vars/{names[slot]}" for slot in now)
-        return Store(weights, {str(number): one for number, one in enumerate(paths)})
+        return store.renumbered([names[slot] for slot in now])
     return _unordered(path, saved, len(stored))
 
 
 def _order_error(
-    inner_path: str, optimizer: Any, known: list[Any], weights: WeightsFile
+    inner_path: str, optimizer: Any, known: list[Any], stores: Stores
 ) -> LoadError | None:
     """The error for an optimizer whose slots cannot be told apart, and so not be reordered."""
     for part, saved in Rebuilding(optimizer).told(known, _slots_of_parts).items():
         path = f"{inner_path}/{part}".rstrip("/")
-        stored = len(weights.store(path))
+        stored = len(stores(path))
         if stored and not len(set(saved)) == len(saved) == stored:
             return _unordered(path, saved, stored)
     return None
@@ -202,14 +204,31 @@ def _slots(optimizer: Any) -> list[Any]:
     return [slots.get(id(variable)) for variable in optimizer.variables]
 
 
+def stored_at(walk: Walk, weights: WeightsFile) -> dict[str, str]:
+    """Maps optimizers to where a file has them that was saved with loss scaling, or without it.
+
+    Keras wraps the optimizer of a model that computes in float16. The scale itself starts anew.
+    """
+    found = {}
+    for path, optimizer in walk.optimizers.items():
+        inner = f"{path}/inner_optimizer"
+        is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        was_scaled = bool(weights.names(f"{inner}/vars"))
+        if is_scaled and not was_scaled:
+            found |= {path: inner, inner: path}
+        elif was_scaled and not hasattr(optimizer, "inner_optimizer"):
+            found[path] = inner
+    return found
+
+
 def find_unresumable(
-    record: Record, weights: WeightsFile, walk: Walk, everything: Walk, in_other_order: bool
+    record: Record, stores: Stores, walk: Walk, everything: Walk, in_other_order: bool
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
 
     Args:
-        record: The record of the file, in the attributes of the model.
-        weights: The file.
+        record: The record of the file, in the attributes of the model, with the flags of then.
+        stores: What the file has for each optimizer.
         walk: The saveables to be loaded.
         everything: All saveables of the model.
         in_other_order: Whether its layers are in another order than in the file.
@@ -222,42 +241,71 @@ def find_unresumable(
     places = everything.places
     by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
     owner_of = {
-        id(places[place].item): id(places[owner].item)
+        id(places[place].item): places[owner].item
         for place, owner in record.owners.items()
         if place in places and owner in places
     }
+
+    def tied(variables: Iterable[Any]) -> dict[int, Any]:
+        """Maps ids to what will be in the places of these, each once."""
+        instead = (owner_of.get(id(one), one) for one in variables)
+        return {id(one): one for one in instead}
+
     for inner_path, optimizer in walk.optimizers.items():
-        store = weights.store(inner_path)
-        trained = record.optimizer_variables.get(inner_path)
+        store, trained = stores(inner_path), record.optimizer_variables.get(inner_path)
         if trained is None and inner_path in record.optimizer_variables and optimizer.built:
             found[inner_path] = None
         if trained is None or not len(store) or renewal.keeps_to_itself(optimizer, trained):
             continue
-        known = [places[place].item for place in trained if place in places]
-        ids = {owner_of.get(id(v), id(v)) for v in known}
+        saved = tied(places[place].item for place in trained if place in places)
+        now = tied(optimizer_variables(optimizer) or ())
         holder: Any = by_path.get(inner_path.rpartition("/")[0])
-        trainable = []
-        goes_on = optimizer.built and _is_built_for(optimizer, known)
-        if not goes_on and renewal.compiles_as_keras(holder) and holder.optimizer is optimizer:
-            trainable = holder.trainable_variables
-        left = {v.path for v in trainable if owner_of.get(id(v), id(v)) not in ids}
-        if left:
-            found[inner_path] = LoadError(
-                f"Cannot resume `{inner_path}`: in the file it does not train {listed(left)}.\n"
-                f"Expected: it to train {len(trainable)} variables. Received: {len(known)}.\n"
-                "Freeze what was frozen."
-            )
-        elif error := _slots_error(inner_path, optimizer, known, store):
+        trains = [now] if optimizer.built else []
+        if renewal.compiles_as_keras(holder) and holder.optimizer is optimizer:
+            untrained = _untrained(record, trained)
+            trainable = {id(v): v for v in holder.trainable_variables}
+            left = [key for key in trainable if untrained.isdisjoint(everything.places_of[key])]
+            trains.append(tied(trainable[key] for key in left))
+        known = list(saved.values())
+        if trains and not any(saved.keys() == one.keys() for one in trains):
+            names = [retying.name_of(place, everything, record) for place in trained]
+            error = _other_variables(inner_path, names, trains[-1], everything)
+        else:
+            error = _slots_error(inner_path, optimizer, known, store)
+        if in_other_order and not error:
+            order = now or tied(getattr(holder, "trainable_variables", ()))
+            if [key for key in order if key in saved] != list(saved):
+                error = _order_error(inner_path, optimizer, known, stores)
+        if error:
             found[inner_path] = error
-        elif in_other_order:
-            now = optimizer_variables(optimizer) or getattr(holder, "trainable_variables", [])
-            order = {owner_of.get(id(v), id(v)): None for v in now}
-            wanted = [owner_of.get(id(v), id(v)) for v in known]
-            if [one for one in order if one in ids] != wanted and (
-                error := _order_error(inner_path, optimizer, known, weights)
-            ):
-                found[inner_path] = error
     return found
+
+
+def _untrained(record: Record, trained: Iterable[Place]) -> set[Place]:
+    """Finds what an optimizer did not train when saved, though nobody had frozen it."""
+    known = {record.owners.get(place, place) for place in trained}
+    trainable = [
+        Place(inner_path, held.attribute)
+        for inner_path, layer in record.layers.items()
+        for held in layer.variables
+        if held.listed_trainable and held.trainable
+    ]
+    return {place for place in trainable if record.owners.get(place, place) not in known}
+
+
+def _other_variables(
+    inner_path: str, trained: Iterable[str], now: Mapping[int, Any], everything: Walk
+) -> LoadError:
+    """The error for an optimizer that trained other variables when saved than it does now."""
+    saved = set(trained)
+    expected = {str(everything.places_of[key][0]) for key in now if key in everything.places_of}
+    told = [f"does not train {listed(expected - saved)}"] if expected - saved else []
+    told += [f"trains {listed(saved - expected)}"] if saved - expected else []
+    return LoadError(
+        f"Cannot resume `{inner_path}`: in the file it {', and it '.join(told)}.\n"
+        f"Expected: {len(expected)} variables, as in the model. Received: {len(saved)}.\n"
+        "It goes on as it is. To resume it, set `trainable` of layers as when the file was saved."
+    )
 
 
 def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
@@ -301,7 +349,7 @@ def _difference(
     received = store.shapes()
     if received == expected:
         return None
-    advice = "Load the file in the version it was saved with."
+    advice = "Compile with the optimizer that was saved, in the version of then."
     if is_by_position:
         advice = (
             "The model may have had ties or flags that this format does not keep: load it with "

@@ -71,7 +71,7 @@ def retie(
     problems |= unfit
     using = [layer for layer in found.layers.values() if isinstance(layer, keras.Model)]
     if in_use and substitutions:
-        using = renewal.models_with((one.layer for one in substitutions), live_layers())
+        using = _using(substitutions)
     resumed = [
         optimizer
         for path, optimizer in found.optimizers.items()
@@ -94,6 +94,17 @@ def retie(
         held.item for held in before.places.values() if id(held.item) not in found.places_of
     ]
     return Retied(error_of(problems), warnings, replaced)
+
+
+def check_optimizers(walk: Walk, record: Record) -> None:
+    """Raises a `TieError` if an optimizer in use cannot be built for what will be tied."""
+    substitutions, _ = _plan(walk, record)
+    renewal.check(substitutions, _using(substitutions))
+
+
+def _using(substitutions: Sequence[Substitution]) -> list[keras.Model]:
+    layers = [one.layer for one in substitutions if one.old is not one.new]
+    return renewal.models_with(layers, live_layers()) if layers else []
 
 
 def error_of(problems: Problems) -> RecordError | None:

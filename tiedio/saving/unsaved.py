@@ -6,6 +6,7 @@ from typing import Any
 from tiedio.errors import listed
 from tiedio.model.walk import Walk
 from tiedio.record.record import Record
+from tiedio.saving.capture import taken_off
 
 # What a layer asks of its variables when it makes them, and a script may set on them later.
 _WISHES = ("regularizer", "constraint")
@@ -19,6 +20,7 @@ def warnings_for(walk: Walk, record: Record, has_old_layout: bool) -> Iterator[s
         record: The record of the file.
         has_old_layout: Whether the file has the layout of Keras 2, which has no place for that.
     """
+    yield from taken_off_warnings(walk, walk)
     by_hand = sorted(_set_by_hand(walk))
     if by_hand:
         yield (
@@ -31,6 +33,16 @@ def warnings_for(walk: Walk, record: Record, has_old_layout: bool) -> Iterator[s
             "A file in the layout of Keras 2 does not say what "
             f"{listed(record.excluded_from_weight_decay)} excludes from weight decay: after "
             "loading, that decays all. Save to `.keras`."
+        )
+
+
+def taken_off_warnings(walk: Walk, everything: Walk) -> Iterator[str]:
+    """Yields a warning for optimizers of which nothing is saved."""
+    if optimizers := taken_off(walk, everything):
+        variables = {path for paths in optimizers.values() for path in paths}
+        yield (
+            f"The state of {listed(optimizers)} is not saved: it trained {listed(variables)}, "
+            "which were taken off the model since. After loading it starts anew."
         )
 
 

@@ -9,6 +9,7 @@ from tiedio.errors import LoadError, SaveError, warn
 from tiedio.formats import table
 from tiedio.formats.content import Content, Opened
 from tiedio.model.walk import walk
+from tiedio.saving import unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
@@ -92,6 +93,7 @@ def save_tied_weights(
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
     with shown(f"Saving {target.label}", progress) as advance:
         container.write(target, content, durable, advance)
+    warn(unsaved.taken_off_warnings(found, everything))
 
 
 def load_tied_weights(

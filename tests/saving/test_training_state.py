@@ -1,0 +1,258 @@
+"""Training state is restored where the model has a place for it; what is not, is told.
+
+Values and ties come back in any case: these are programs that Keras itself lets go on.
+"""
+
+import keras
+import numpy as np
+import pytest
+import scenarios
+
+import tiedio
+from tiedio.errors import TiedioWarning
+
+X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+
+
+def tied_layers(optimizer="adam", frozen=False, dtype=None):
+    """A frozen layer or not, and two that share their variables."""
+    layers = [keras.layers.Dense(4, name=name, dtype=dtype) for name in ("trunk", "a", "b")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    tiedio.tie(layers[2], to=layers[1])
+    layers[0].trainable = not frozen
+    model.compile(optimizer, "mse")
+    return model
+
+
+def fit(model, **options):
+    return model.fit(X, X, batch_size=8, shuffle=False, verbose=0, **options)
+
+
+def assert_as_saved(model, saved):
+    assert all(map(np.array_equal, model.get_weights(), saved.get_weights()))
+    assert model.get_layer("a").kernel is model.get_layer("b").kernel
+
+
+def load_directly(model, path):
+    tiedio.load_tied_weights(model, path)
+
+
+def load_patched(model, path):
+    with tiedio.patch():
+        model.load_weights(path)
+
+
+@pytest.fixture(params=[load_directly, load_patched])
+def load(request):
+    return request.param
+
+
+@pytest.mark.parametrize("was_frozen", [True, False], ids=["thawed", "frozen"])
+def test_another_phase_starts_its_optimizer_anew(tmp_path, load, was_frozen):
+    saved, path = tied_layers(frozen=was_frozen), tmp_path / "x.weights.h5"
+    fit(saved)
+    tiedio.save_tied_weights(saved, path)
+    model = tied_layers(keras.optimizers.Adam(1e-4), frozen=not was_frozen)
+    verb = "does not train" if was_frozen else "trains"
+    with pytest.warns(TiedioWarning) as caught:
+        load(model, path)
+    assert [str(one.message) for one in caught] == [
+        f"Cannot resume `optimizer`: in the file it {verb} `trunk/bias`, `trunk/kernel`.\n"
+        f"Expected: {4 if was_frozen else 2} variables, as in the model. "
+        f"Received: {2 if was_frozen else 4}.\n"
+        "It goes on as it is. To resume it, set `trainable` of layers as when the file was saved."
+    ]
+    assert_as_saved(model, saved)
+    assert int(model.optimizer.iterations) == 0
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)
+    fit(model)
+    assert int(model.optimizer.iterations) == 2
+
+
+@pytest.mark.parametrize("backup", [tiedio.TiedBackupAndRestore, keras.callbacks.BackupAndRestore])
+def test_one_backup_over_two_phases(tmp_path, backup):
+    def phase(epochs, frozen):
+        kept = backup(str(tmp_path / "backup"), delete_checkpoint=False)
+        return fit(tied_layers(frozen=frozen), epochs=epochs, callbacks=[kept]).epoch
+
+    with tiedio.patch():
+        assert phase(2, frozen=True) == [0, 1]
+        with pytest.warns(TiedioWarning, match="does not train `trunk/bias`, `trunk/kernel`"):
+            assert phase(4, frozen=False) == [2, 3]
+
+
+def test_an_optimizer_of_another_kind(tmp_path, load):
+    saved, path = tied_layers("adam"), tmp_path / "x.weights.h5"
+    fit(saved)
+    tiedio.save_tied_weights(saved, path)
+    model = tied_layers("sgd")
+    with pytest.warns(TiedioWarning, match="Compile with the optimizer that was saved") as caught:
+        load(model, path)
+    assert len(caught) == 1 and "strict" not in str(caught[0].message)
+    assert_as_saved(model, saved)
+    fit(model)
+
+
+def scaled():
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW())
+
+
+def inner(model):
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+@pytest.mark.parametrize("was_scaled", [True, False])
+def test_loss_scaling_then_or_now(tmp_path, load, was_scaled):
+    first, second = (scaled(), "adamw") if was_scaled else ("adamw", scaled())
+    saved, path = tied_layers(first), tmp_path / "x.weights.h5"
+    fit(saved)
+    tiedio.save_tied_weights(saved, path)
+    model = tied_layers(second)
+    fit(model, epochs=3)
+    load(model, path)
+    assert_as_saved(model, saved)
+    assert int(model.optimizer.iterations) == 2
+    slots = [scenarios.arrays_of(inner(one).variables) for one in (model, saved)]
+    assert all(map(np.array_equal, *slots))
+    fit(model)
+
+
+def test_a_model_under_another_policy(tmp_path):
+    saved, path = tied_layers("adamw"), tmp_path / "x.keras"
+    saved.optimizer.exclude_from_weight_decay(var_list=[saved.get_layer("a").bias])
+    fit(saved)
+    tiedio.save_tied(saved, path)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        loaded = tiedio.load_tied(path)
+        assert isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
+        fit(loaded)
+        tiedio.save_tied(loaded, path)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    fit(saved)
+    again = tiedio.load_tied(path)
+    assert_as_saved(again, loaded)
+    assert int(again.optimizer.iterations) == 4
+    decays = [inner(again)._use_weight_decay(v) for v in again.trainable_variables]
+    assert decays == [True, True, True, False]
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class CompiledByTheScript(keras.Model):
+    """Its `compile` is its own, and nothing reads that back, as in many guides."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.a, self.b = keras.layers.Dense(4, name="a"), keras.layers.Dense(4, name="b")
+
+    def build(self, input_shape):
+        self.a.build(input_shape)
+        self.b.build(input_shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.b(self.a(inputs))
+
+    def compile(self, first, second):
+        super().compile()
+        self.first, self.second = first, second
+
+    def learn(self):
+        for optimizer, layer in ((self.first, self.a), (self.second, self.b)):
+            trained = layer.trainable_variables
+            optimizer.apply([keras.ops.sin(5 * variable.value) for variable in trained], trained)
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_class_that_the_script_compiles(tmp_path, patched):
+    saved, path = CompiledByTheScript(), str(tmp_path / "x.keras")
+    saved.build((None, 4))
+    tiedio.tie(saved.b, to=saved.a, weights=["kernel"])
+    saved.compile(keras.optimizers.Adam(), keras.optimizers.RMSprop())
+    saved.learn()
+    tiedio.save_tied(saved, path)
+    with (
+        pytest.warns(UserWarning, match="`compile\\(\\)` was not called"),
+        pytest.warns(TiedioWarning, match="Compile the model, and call `tiedio.load_tied_weights`"),
+    ):
+        if patched:
+            with tiedio.patch():
+                loaded = keras.saving.load_model(path)
+        else:
+            loaded = tiedio.load_tied(path)
+    assert not loaded.compiled
+    assert_as_saved(loaded, saved)
+    loaded.compile(keras.optimizers.Adam(), keras.optimizers.RMSprop())
+    tiedio.load_tied_weights(loaded, path)
+    for model in (saved, loaded):
+        model.learn()
+    assert_as_saved(loaded, saved)
+    for one, other in ((saved.first, loaded.first), (saved.second, loaded.second)):
+        assert all(map(np.array_equal, *map(scenarios.arrays_of, (one.variables, other.variables))))
+
+
+@pytest.mark.parametrize("name", ["x.keras", "x.h5", "x.weights.h5"])
+def test_a_layer_that_was_taken_off(tmp_path, name):
+    saved, path = tied_layers(), tmp_path / name
+    saved.add(keras.layers.Dense(4, name="head"))
+    saved.compile("adam", "mse")
+    fit(saved)
+    saved.pop()
+    save = tiedio.save_tied_weights if "weights" in name else tiedio.save_tied
+    with pytest.warns(TiedioWarning, match=r"`optimizer` is not saved: .*/head/bias`, .*/kernel`"):
+        save(saved, path)
+    loaded = tied_layers()
+    if "weights" in name:
+        tiedio.load_tied_weights(loaded, path)
+    else:
+        loaded = tiedio.load_tied(path)
+    assert_as_saved(loaded, saved)
+    assert int(loaded.optimizer.iterations) == 0
+    fit(loaded)
+
+
+class Averaged(keras.Model):
+    """Its optimizer trains one part; the other is an average of it, that nobody froze."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.average = (tied_layers() for _ in range(2))
+
+    def call(self, inputs):
+        return self.average(inputs)
+
+    def learn(self):
+        trained = self.network.trainable_variables
+        self.optimizer.apply([keras.ops.sin(5 * one.value) for one in trained], trained)
+        for one, mean in zip(self.network.variables, self.average.variables, strict=True):
+            mean.assign(0.9 * mean + 0.1 * one)
+
+
+def test_an_optimizer_that_trains_a_part(tmp_path, load):
+    saved, model = Averaged(), Averaged()
+    for one in (saved, model):
+        one(X)
+        one.compile("adam")
+    saved.learn()
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    load(model, tmp_path / "x.weights.h5")
+    for one in (saved, model):
+        one.learn()
+    assert int(model.optimizer.iterations) == 2
+    assert all(map(np.array_equal, model.get_weights(), saved.get_weights()))
+
+
+def test_all_that_is_not_restored_is_told_at_once(tmp_path):
+    saved, model = Averaged(), Averaged()
+    for one in (saved, model):
+        one(X)
+        fit(one.network)
+        one.compile("adam" if one is saved else "sgd")
+    saved.learn()
+    model.network.compile("rmsprop", "mse")
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    with pytest.warns(TiedioWarning) as caught:
+        tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
+    (message,) = [str(one.message) for one in caught]
+    assert message.count("Cannot resume") == 2 and len(message.splitlines()) == 6
