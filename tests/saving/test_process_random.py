@@ -132,7 +132,8 @@ def test_a_load_leaves_them_alone_and_says_so(tmp_path):
         "Training does not resume exactly: random numbers that are drawn without a seed do not "
         f"go on as when `{filepath}` was saved.",
         "Expected: the state of `keras` there. Received: that of this process.",
-        "Pass `random_state=True` to take that of the file, or `random_state=False`.",
+        "`tiedio.load_tied` takes that of the file with `random_state=True`, and does without "
+        "with `random_state=False`.",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
