@@ -243,7 +243,8 @@ def test_an_optimizer_for_variables_that_are_gone(saved):
         "Cannot save the optimizer state of `conv2d_1/kernel`: no layer holds these variables.\n"
         "Expected: an optimizer built for the model's variables. Received: one built for "
         "variables that were replaced since.\n"
-        "Compile the model again after replacing variables, or use `tiedio.tie`.",
+        "Compile the model again after replacing variables, use `tiedio.tie`, or pass "
+        "`strict=False`.",
     )
 
 

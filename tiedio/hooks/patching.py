@@ -154,8 +154,8 @@ def _either(ours: _Function, stock: _Function) -> _Function:
             except NoModelError:  # a file of an optimizer, say
                 pass
             except SaveError:  # what could not resume; Keras saves it all the same, but untied
-                if any(map(_shares, saved)):
-                    raise
+                if any(map(_shares, saved)):  # what ties cost there is told by a warning
+                    return ours(*args, **kwargs, strict=False)
         return stock(*args, **kwargs)
 
     return either
@@ -190,10 +190,18 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
 
 
 def _save_weights(
-    model: keras.Model, filepath: Any, max_shard_size: Any = None, objects_to_skip: Any = None
+    model: keras.Model,
+    filepath: Any,
+    max_shard_size: Any = None,
+    objects_to_skip: Any = None,
+    strict: bool = True,
 ) -> None:
     weights.save_tied_weights(
-        model, filepath, max_shard_size=max_shard_size, objects_to_skip=objects_to_skip
+        model,
+        filepath,
+        max_shard_size=max_shard_size,
+        objects_to_skip=objects_to_skip,
+        strict=strict,
     )
 
 
@@ -202,10 +210,14 @@ def _load_weights(*args: Any, **kwargs: Any) -> None:
 
 
 def _save_hdf5(
-    model: keras.Model, filepath: Any, overwrite: bool = True, include_optimizer: bool = True
+    model: keras.Model,
+    filepath: Any,
+    overwrite: bool = True,
+    include_optimizer: bool = True,
+    strict: bool = True,
 ) -> None:
     # Keras has asked at the prompt already.
-    save_tied(model, filepath, include_optimizer=include_optimizer)
+    save_tied(model, filepath, include_optimizer=include_optimizer, strict=strict)
 
 
 def _load_hdf5(
@@ -216,10 +228,10 @@ def _load_hdf5(
     )
 
 
-def _reduce(model: keras.Model) -> tuple[_Function, tuple[Any, ...]]:
+def _reduce(model: keras.Model, strict: bool = True) -> tuple[_Function, tuple[Any, ...]]:
     """How a model is pickled, and deeply copied: as a file, which Keras would read without ties."""
     file = io.BytesIO()
-    save_tied(model, file)
+    save_tied(model, file, strict=strict)
     safe_mode = False  # as in Keras: a pickle can run any code as it is
     return load_tied, (file, None, True, safe_mode)
 

@@ -33,7 +33,7 @@ E = TypeVar("E", bound=TiedioError)
 
 
 def capture(
-    walk: Walk, assets: Path | None, everything: Walk | None = None
+    walk: Walk, assets: Path | None, everything: Walk | None = None, *, strict: bool = True
 ) -> tuple[hdf5_writer.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once.
 
@@ -42,14 +42,15 @@ def capture(
         assets: Folder for their assets, if these are saved.
         everything: All saveables of the model, if some are not to be saved: an optimizer may
             have been built for variables of theirs.
+        strict: Whether to raise where `unsaved.warnings_for` warns otherwise.
 
     Raises:
         SaveError: If something would be lost: all is named.
     """
     everything = everything or walk
-    _check_books(everything)
+    _check_books(everything, strict)
     found = _Capture(walk, assets)
-    left_out = taken_off(walk, everything)
+    left_out = find_unsaved(walk, everything, strict)
     state_left_out = tuple(f"{path}/" for path in left_out)
     for visit in walk.visits:
         if not f"{visit.inner_path}/".startswith(state_left_out):
@@ -200,7 +201,7 @@ class _Capture:
         return group.at(list(map(Place.stored_at, group.places, stored)))
 
 
-def _check_books(walk: Walk) -> None:
+def _check_books(walk: Walk, strict: bool) -> None:
     """Refuses to save a model of which something would be lost without a word."""
     if walk.colliding:
         names = [name for held in walk.colliding.values() for name in held]
@@ -209,8 +210,8 @@ def _check_books(walk: Walk) -> None:
             f"Expected: a path for each. Received: {listed(walk.colliding)}.\n"
             "Keep them in attributes of their own, or give their classes other names."
         )
-    if error := unreached_error(walk, SaveError, "save"):
-        raise error
+    if strict and (error := unreached_error(walk, SaveError, "save")):
+        raise error.or_pass("strict=False")
 
 
 def unreached_error(walk: Walk, kind: type[E], act: str) -> E | None:
@@ -268,18 +269,21 @@ def _random_states(walk: Walk) -> tuple[RandomState, ...]:
     )
 
 
-def taken_off(walk: Walk, everything: Walk) -> dict[str, list[str]]:
-    """Finds the optimizers of a model that lost layers since, as by `Sequential.pop`.
+def find_unsaved(walk: Walk, everything: Walk, strict: bool = True) -> dict[str, list[str]]:
+    """Finds the optimizers of which nothing is saved, as some slots would have no place.
+
+    Those of a model that lost layers since, as by `Sequential.pop`; unless strict, also those of
+    one whose variables were replaced.
 
     Returns:
-        The paths of the variables of these, by the inner_path of the optimizer: there is no
-        place for their slots, and an optimizer without them would be another one.
+        The paths of these variables, by the inner_path of the optimizer.
     """
     found = {}
     for inner_path, optimizer in walk.optimizers.items():
         gone = _without_place(optimizer, everything)
         layers = everything.layers.values()
-        if gone and not any(created_by(layer, variable) for layer in layers for variable in gone):
+        was_replaced = any(created_by(layer, one) for layer in layers for one in gone)
+        if gone and not (strict and was_replaced):
             found[inner_path] = [variable.path for variable in gone]
     return found
 
@@ -307,7 +311,8 @@ def _optimizer_places(
             f"Cannot save the optimizer state of {listed(stale)}: no layer holds these variables.\n"
             "Expected: an optimizer built for the model's variables. Received: one built for "
             "variables that were replaced since.\n"
-            "Compile the model again after replacing variables, or use `tiedio.tie`."
+            "Compile the model again after replacing variables, use `tiedio.tie`, or pass "
+            "`strict=False`."
         )
     return found
 

@@ -442,8 +442,8 @@ class Loading:
                 "Training does not resume exactly: random numbers that are drawn without a seed "
                 f"do not go on as when `{self._source.filepath}` was saved.\n"
                 f"Expected: the state of {listed(states)} there. Received: that of this process.\n"
-                f"`tiedio.{'load_tied_weights' if self._exists else 'load_tied'}` takes that of the "
-                "file with `random_state=True`, and does without with `random_state=False`."
+                f"`tiedio.load_tied{'_weights' * self._exists}` takes that of the file with "
+                "`random_state=True`, and does without with `random_state=False`."
             )
 
 

@@ -37,6 +37,7 @@ def save_tied(
     zipped: bool | None = None,
     *,
     include_optimizer: bool = True,
+    strict: bool = True,
     durable: bool = True,
     progress: bool = False,
 ) -> None:
@@ -58,6 +59,9 @@ def save_tied(
             Hugging Face Hub only.
         include_optimizer: Whether to save how the model, and models in it, were compiled, with
             their optimizers.
+        strict: Whether it is an error if training could not resume: an optimizer was built for
+            variables that were replaced since, or the model uses variables that saving does not
+            reach. Else these are left out, with a `TiedioWarning`.
         durable: Whether to wait until the file is on disk. Without, saving is quicker, and
             a crash of the process still leaves the old file or the new one, but after a
             power failure the file may be incomplete, or missing.
@@ -100,7 +104,7 @@ def save_tied(
     if not include_optimizer:
         found = Walk(found.parts)
     with tempfile.TemporaryDirectory() as assets:
-        layout, record = capture(found, Path(assets))
+        layout, record = capture(found, Path(assets), strict=strict)
         config = configs.write(model)
         if not include_optimizer:
             config = configs.uncompiled(config)
@@ -110,6 +114,7 @@ def save_tied(
             content = dataclasses.replace(content, old_layout=old)
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
+    warn(unsaved.warnings_for_weights(found, found, strict))
     warn(unsaved.warnings_for(found, record, container.has_old_layout))
 
 

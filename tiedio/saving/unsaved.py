@@ -1,12 +1,12 @@
-"""What training uses of a model, and no file of it says: told where the model is saved."""
+"""What training uses of a model, and its file does not say: told where the model is saved."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from tiedio.errors import listed
+from tiedio.errors import SaveError, listed
 from tiedio.model.walk import Walk
 from tiedio.record.record import Record
-from tiedio.saving.capture import taken_off
+from tiedio.saving.capture import find_unsaved, unreached_error
 
 # What a layer asks of its variables when it makes them, and a script may set on them later.
 _WISHES = ("regularizer", "constraint")
@@ -20,7 +20,6 @@ def warnings_for(walk: Walk, record: Record, has_old_layout: bool) -> Iterator[s
         record: The record of the file.
         has_old_layout: Whether the file has the layout of Keras 2, which has no place for that.
     """
-    yield from taken_off_warnings(walk, walk)
     by_hand = sorted(_set_by_hand(walk))
     if by_hand:
         yield (
@@ -36,14 +35,22 @@ def warnings_for(walk: Walk, record: Record, has_old_layout: bool) -> Iterator[s
         )
 
 
-def taken_off_warnings(walk: Walk, everything: Walk) -> Iterator[str]:
-    """Yields a warning for optimizers of which nothing is saved."""
-    if optimizers := taken_off(walk, everything):
+def warnings_for_weights(walk: Walk, everything: Walk, strict: bool) -> Iterator[str]:
+    """Yields a warning for each kind of it that would be among the weights.
+
+    Args:
+        walk: The saveables that were saved.
+        everything: All saveables of the model.
+        strict: Whether the rest was an error.
+    """
+    if optimizers := find_unsaved(walk, everything, strict):
         variables = {path for paths in optimizers.values() for path in paths}
         yield (
             f"The state of {listed(optimizers)} is not saved: it trained {listed(variables)}, "
-            "which were taken off the model since. After loading it starts anew."
+            "which the model does not hold any more. After loading it starts anew."
         )
+    if error := unreached_error(everything, SaveError, "save"):
+        yield str(error)
 
 
 def _set_by_hand(walk: Walk) -> Iterator[str]:

@@ -30,6 +30,7 @@ def save_tied_weights(
     max_shard_size: float | None = None,
     *,
     objects_to_skip: Iterable[Any] | None = None,
+    strict: bool = True,
     durable: bool = True,
     progress: bool = False,
 ) -> None:
@@ -47,6 +48,7 @@ def save_tied_weights(
         max_shard_size: How large one file may be, in GB (2**30 bytes). The tensors then lie
             in files beside the JSON, which says what is in which.
         objects_to_skip: Layers, or the optimizer, whose state is left out.
+        strict: Whether it is an error if training could not resume, as in `save_tied`.
         durable: Whether to wait until the files are on disk, as in `save_tied`.
         progress: Whether to show a progress bar, by bytes.
 
@@ -88,12 +90,12 @@ def save_tied_weights(
         return
     everything = walk(model)
     found = walk(model, objects_to_skip) if objects_to_skip else everything
-    layout, record = capture(found, None, everything)
+    layout, record = capture(found, None, everything, strict=strict)
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
     with shown(f"Saving {target.label}", progress) as advance:
         container.write(target, content, durable, advance)
-    warn(unsaved.taken_off_warnings(found, everything))
+    warn(unsaved.warnings_for_weights(found, everything, strict))
 
 
 def load_tied_weights(
