@@ -256,3 +256,51 @@ def test_all_that_is_not_restored_is_told_at_once(tmp_path):
         tiedio.load_tied_weights(model, tmp_path / "x.weights.h5")
     (message,) = [str(one.message) for one in caught]
     assert message.count("Cannot resume") == 2 and len(message.splitlines()) == 6
+
+
+def test_a_tie_by_hand_to_what_is_frozen(tmp_path, load):
+    """The model is built without the tie: its own kernel, which it would train, is given up."""
+
+    def built(tie):
+        layers = [keras.layers.Dense(4, name=name, trainable=name != "a") for name in "ab"]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        if tie:
+            scenarios.tie_by_hand(layers[1], layers[0], "_kernel")
+        model.compile("adam", "mse")
+        return model
+
+    saved, model = built(tie=True), built(tie=False)
+    fit(saved)
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    load(model, tmp_path / "x.weights.h5")
+    for one in (saved, model):
+        fit(one)
+    assert_as_saved(model, saved)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_a_discriminator_that_its_generator_freezes(tmp_path, load):
+    """Each trains with an optimizer of its own; the flag is toggled for each, as guides do."""
+
+    def adversaries():
+        generator, discriminator = tied_layers(), tied_layers()
+        discriminator.trainable = False
+        inputs = keras.Input((4,))
+        combined = keras.Model(inputs, discriminator(generator(inputs)))
+        combined.compile("adam", "mse")
+        return discriminator, combined
+
+    def train(discriminator, combined):
+        discriminator.trainable = True
+        discriminator.train_on_batch(X, X)
+        discriminator.trainable = False
+        combined.train_on_batch(X, X)
+
+    saved, resumed = adversaries(), adversaries()
+    train(*saved)
+    tiedio.save_tied_weights(saved[1], tmp_path / "x.weights.h5")
+    load(resumed[1], tmp_path / "x.weights.h5")
+    for pair in (saved, resumed):
+        train(*pair)
+    assert all(map(np.array_equal, resumed[1].get_weights(), saved[1].get_weights()))
+    assert [int(one.optimizer.iterations) for one in resumed] == [2, 2]

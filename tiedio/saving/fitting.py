@@ -73,6 +73,7 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
     """Yields the layers of a record as the model names and flags them, in the saved order."""
     owners = tied.owners
     layers = walk.layer_states
+    stored = walk.stored_places
     held = {
         Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
     }
@@ -89,8 +90,11 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
         listed = list(saved.variables)
         for one in own.variables if own else ():
             place = Place(path, one.attribute)
-            if one.attribute not in names and place in owners and place not in record.owners:
-                listed.append(one)  # tied in the model only
+            if one.attribute in names:
+                continue
+            # What is tied in the model only, or is not stored by its layer, as LoRA is not.
+            if place not in stored or (place in owners and place not in record.owners):
+                listed.append(one)
         yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
 
 
@@ -117,22 +121,47 @@ def mismatch(walk: Walk, record: Record, source: Opened) -> TiedioError | None:
 
 
 def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
-    """The error for variables that will be tied, and have different values in the file."""
+    """The error for variables that the model ties, and that have different values in the file."""
     stored = {place: place.dataset_path for place in stored_places(record, walk)}
-    groups = [group.places for group in walk.ties]
-    # Without LoRA, a merged kernel and its former alias are two values.
-    incomplete = find_incomplete(record, walk)
-    groups += [
-        group.places
-        for group in record.tie_groups
-        if any(place.inner_path in incomplete for place in group.places)
-    ]
-    aliases = {}
-    for places in groups:
-        paths = [path for place in places if (path := stored.get(place))]
-        first, *others = [path for path in paths if weights.address(path)] or [None]
-        aliases.update({other: first for other in others if first})
+    aliases: dict[str, str] = {}
+    for group in walk.ties:
+        aliases |= _aliases(group, stored, weights)
     return conflict_error(weights, aliases)
+
+
+def without_lora(
+    record: Record, weights: WeightsFile, walk: Walk
+) -> tuple[Record, LoadError | None]:
+    """Leaves out ties of kernels of which each has LoRA of its own, in a model without LoRA.
+
+    What the file has for layers without LoRA are kernels into which it was merged: several
+    values. An error names them.
+    """
+    incomplete = find_incomplete(record, walk)
+    stored = {place: place.dataset_path for place in stored_places(record, walk)}
+    kept, apart = [], []
+    for group in record.tie_groups:
+        is_merged = any(place.inner_path in incomplete for place in group.places)
+        differs = is_merged and weights.disagreements(_aliases(group, stored, weights))
+        (apart if differs else kept).append(group)
+    if not apart:
+        return record, None
+    names = {retying.name_of(place, walk, record) for group in apart for place in group.places}
+    error = LoadError(
+        f"Cannot tie {listed(names)}: in `{weights.filepath}` each has LoRA of its own.\n"
+        "Expected: layers with LoRA. Received: layers without, whose kernels it is merged into.\n"
+        "Call `enable_lora` on these layers before loading."
+    )
+    return dataclasses.replace(record, tie_groups=tuple(kept)), error
+
+
+def _aliases(
+    group: TieGroup, stored: Mapping[Place, str | None], weights: WeightsFile
+) -> dict[str, str]:
+    """Maps the dataset_paths of a group in the file to the first of them."""
+    paths = [path for place in group.places if (path := stored.get(place))]
+    first, *others = [path for path in paths if weights.address(path)] or [""]
+    return dict.fromkeys(others, first)
 
 
 def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadError | None:

@@ -203,6 +203,9 @@ class Loading:
         self.report_mismatch(fitting.mismatch(self._walk, self._record, self._source))
         self.report_training(retying.generators_error(self._walk, self._record))
         self._check_values(described)
+        if not by_position:
+            self._record, error = fitting.without_lora(self._record, weights, self._walk)
+            self.report(error)
         if not by_position and (error := fitting.conflict(self._record, weights, self._walk)):
             raise error
         if self._written:

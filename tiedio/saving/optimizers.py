@@ -12,7 +12,7 @@ from tiedio.model import renewal, weight_decay
 from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
 from tiedio.model.walk import Walk, walk
-from tiedio.record.record import Record
+from tiedio.record.record import LayerState, Record
 from tiedio.record.ties import Place
 from tiedio.saving import retying
 from tiedio.saving.deferral import Deferral
@@ -251,6 +251,7 @@ def find_unresumable(
         instead = (owner_of.get(id(one), one) for one in variables)
         return {id(one): one for one in instead}
 
+    as_then = _as_then(record, everything)
     for inner_path, optimizer in walk.optimizers.items():
         store, trained = stores(inner_path), record.optimizer_variables.get(inner_path)
         if trained is None and inner_path in record.optimizer_variables and optimizer.built:
@@ -262,14 +263,15 @@ def find_unresumable(
         holder: Any = by_path.get(inner_path.rpartition("/")[0])
         trains = [now] if optimizer.built else []
         if renewal.compiles_as_keras(holder) and holder.optimizer is optimizer:
-            untrained = _untrained(record, trained)
-            trainable = {id(v): v for v in holder.trainable_variables}
-            left = [key for key in trainable if untrained.isdisjoint(everything.places_of[key])]
-            trains.append(tied(trainable[key] for key in left))
+            trainable = tied(holder.trainable_variables)
+            trains.append({key: one for key, one in trainable.items() if one.trainable})
         known = list(saved.values())
-        if trains and not any(saved.keys() == one.keys() for one in trains):
+        expected = trains[-1] if trains else saved
+        is_lacking = any(place not in places for place in trained)
+        fits = any(saved.keys() == one.keys() for one in (*trains, expected))
+        if is_lacking or not (fits or as_then.issuperset({**saved, **expected})):
             names = [retying.name_of(place, everything, record) for place in trained]
-            error = _other_variables(inner_path, names, trains[-1], everything)
+            error = _other_variables(inner_path, names, expected, everything)
         else:
             error = _slots_error(inner_path, optimizer, known, store)
         if in_other_order and not error:
@@ -281,16 +283,27 @@ def find_unresumable(
     return found
 
 
-def _untrained(record: Record, trained: Iterable[Place]) -> set[Place]:
-    """Finds what an optimizer did not train when saved, though nobody had frozen it."""
-    known = {record.owners.get(place, place) for place in trained}
-    trainable = [
-        Place(inner_path, held.attribute)
-        for inner_path, layer in record.layers.items()
+def _as_then(record: Record, everything: Walk) -> set[int]:
+    """Finds the variables that are trainable if they were when saved, by their `id()`.
+
+    An optimizer of these trains what it did: it may leave some to another one, or train what its
+    model has frozen for another one.
+    """
+    places = everything.places
+    now = _flags(everything.layer_states)
+    return {
+        id(places[place].item)
+        for place, flag in _flags(record.layers).items()
+        if now.get(place) == flag and record.owners.get(place, place) == place
+    }
+
+
+def _flags(layers: Mapping[str, LayerState]) -> dict[Place, bool]:
+    return {
+        Place(inner_path, held.attribute): held.listed_trainable and held.trainable
+        for inner_path, layer in layers.items()
         for held in layer.variables
-        if held.listed_trainable and held.trainable
-    ]
-    return {place for place in trainable if record.owners.get(place, place) not in known}
+    }
 
 
 def _other_variables(
