@@ -9,8 +9,8 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.display.summary import summary as summary
     from tiedio.errors import TiedioError as TiedioError
     from tiedio.errors import TiedioWarning as TiedioWarning
+    from tiedio.hooks.backup import TiedBackupAndRestore as TiedBackupAndRestore
     from tiedio.hooks.callbacks import AssertTied as AssertTied
-    from tiedio.hooks.callbacks import TiedBackupAndRestore as TiedBackupAndRestore
     from tiedio.hooks.callbacks import TiedModelCheckpoint as TiedModelCheckpoint
     from tiedio.hooks.patching import patch as patch
     from tiedio.hooks.patching import unpatch as unpatch
@@ -35,7 +35,8 @@ _HOMES = {
         "display.plot": ("plot_ties",),
         "display.summary": ("summary",),
         "errors": ("TiedioError", "TiedioWarning"),
-        "hooks.callbacks": ("AssertTied", "TiedBackupAndRestore", "TiedModelCheckpoint"),
+        "hooks.backup": ("TiedBackupAndRestore",),
+        "hooks.callbacks": ("AssertTied", "TiedModelCheckpoint"),
         "hooks.patching": ("patch", "unpatch"),
         "model.tying": ("assert_tied", "find_ties", "tie", "untie"),
         "record.ties": ("Place", "TieGroup", "Ties"),

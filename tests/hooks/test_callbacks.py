@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import backed_up
@@ -200,14 +201,14 @@ def test_a_run_that_is_backed_up_by_batches_is_killed(training, kill, epoch, bat
 @posix
 @pytest.mark.slow
 def test_a_kill_before_keras_wrote_the_epoch(training):
-    """The backup before is taken: its weights, with its epoch."""
-    options = {"backup": {"double_checkpoint": True}}
+    """The file of the weights has it."""
+    options = {"backup": {}}
     assert training(metadata=3, **options) == -9
     half = (training.folder / "backup" / "training_metadata.json").read_text()
     with pytest.raises(json.JSONDecodeError):
         json.loads(half)
     epochs, state = training.finish(tie=False, **options)
-    assert epochs == [2, 3]
+    assert epochs == [3]
     assert bit_equal(state, uninterrupted())
 
 
@@ -227,6 +228,46 @@ def test_a_kill_leaves_the_old_checkpoint_or_the_new_one(training, checkpoint, s
     assert bit_equal(scenarios.state_of(model), uninterrupted(epochs))
 
 
+OTHERS = {"backup": {}, "others": 0, "epochs": 9}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A run with other callbacks that nothing killed: stopped after the sixth epoch."""
+    training = Training(tmp_path_factory.mktemp("judged"))
+    epochs, state = training.finish(**OTHERS)
+    assert epochs == [*range(6)]
+    return state, left_by(training.folder)
+
+
+def left_by(folder):
+    with zipfile.ZipFile(folder / "best.keras") as archive:
+        weights = archive.read("model.weights.h5")
+    return (folder / "log.csv").read_text(), weights
+
+
+@posix
+@pytest.mark.parametrize(
+    ("kill", "place", "epochs"),
+    [
+        ({"step": (3, 3)}, 0, [3, 4, 5]),  # with the best weights two epochs before
+        pytest.param({"step": (5, 3)}, 2, [5], marks=pytest.mark.slow),  # in the last one
+        # The log has the epoch, the backup does not; best.keras was the second save.
+        pytest.param({"save": (6, "writing")}, 5, [3, 4, 5], marks=pytest.mark.slow),
+        pytest.param({"save": (6, "renamed")}, 0, [4, 5], marks=pytest.mark.slow),
+        ({"end": True}, 3, []),  # when it had been stopped
+    ],
+)
+def test_a_killed_run_goes_on_with_its_callbacks(training, judged, kill, place, epochs):
+    options = {**OTHERS, "others": place}
+    assert training(**options, **kill) == -9
+    trained, state = training.finish(**options, tie=False)
+    assert trained == epochs
+    assert bit_equal(state, judged[0])
+    assert left_by(training.folder) == judged[1]
+    assert is_tied(tiedio.load_tied(training.folder / "best.keras"))
+
+
 # Damaged backups
 
 
@@ -234,6 +275,8 @@ def damage(filepath, how):
     content = bytearray(filepath.read_bytes())
     if how == "a flipped value":
         content[content.index(tied_kernel_in(filepath))] ^= 1
+    if how == "a changed state":
+        content[content.index(b'"epoch": 2') + len(b'"epoch": ')] ^= 1
     filepath.write_bytes(content[: len(content) // 2] if how == "cut short" else content)
 
 
@@ -244,15 +287,10 @@ def tied_kernel_in(filepath):
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        pytest.param("latest.weights.h5", "cut short", marks=pytest.mark.slow),
-        ("latest.weights.h5", "a flipped value"),
-        ("training_metadata.json", "cut short"),
-    ],
+    "how", [pytest.param("cut short", marks=pytest.mark.slow), "a flipped value", "a changed state"]
 )
-def test_the_backup_before_is_taken_if_the_newest_is_damaged(tmp_path, backup, name, how):
-    damage(backup / name, how)
+def test_the_backup_before_is_taken_if_the_newest_is_damaged(tmp_path, backup, how):
+    damage(backup / "latest.weights.h5", how)
     model, epochs = resumed(tmp_path, double_checkpoint=True)
     assert epochs == [1, 2, 3]
     assert bit_equal(scenarios.state_of(model), uninterrupted())
@@ -279,19 +317,29 @@ def test_the_backup_of_another_model_is_kept(tmp_path):
 def test_a_damaged_backup_with_none_before_it(tmp_path, backup):
     for before in backup.glob("*.bkp"):
         before.unlink()
-    damage(backup / "training_metadata.json", "cut short")
-    with pytest.raises(FileFormatError) as error:
-        resumed(tmp_path)
-    first, second, third = str(error.value).splitlines()
-    path = tiedio.TiedBackupAndRestore(str(backup))._training_metadata_path
-    assert first == f"`{path}` is damaged: it was not written to its end."
-    assert second.startswith('Expected: JSON that names the "epoch" to go on with. Received: ')
-    assert third == "Write it there, or remove the folder to begin anew."
-    (backup / "training_metadata.json").write_text('{"epoch": 2}')
+    damage(backup / "training_metadata.json", "cut short")  # the file of the weights has it, too
     assert resumed(tmp_path, delete_checkpoint=False)[1] == [2, 3]
     damage(backup / "latest.weights.h5", "cut short")
     with pytest.raises(FileFormatError, match="damaged"):
         resumed(tmp_path)
+
+
+def test_a_damaged_backup_of_keras(tmp_path):
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    build().save_weights(folder / "latest.weights.h5")
+    metadata = folder / "training_metadata.json"
+    metadata.write_text('{"epoch"')
+    with pytest.raises(FileFormatError) as error:
+        resumed(tmp_path, tie=True)
+    assert str(error.value).splitlines() == [
+        f"`{metadata}` is damaged: it was not written to its end.",
+        'Expected: JSON that names the "epoch" to go on with. '
+        "Received: Expecting ':' delimiter: line 1 column 9 (char 8).",
+        "Write it there, or remove the folder to begin anew.",
+    ]
+    metadata.write_text('{"epoch": 2}')
+    assert resumed(tmp_path, tie=True)[1] == [2, 3]
 
 
 # As those of Keras

@@ -55,6 +55,42 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Judge(keras.callbacks.Callback):
+    """Gives each epoch a score, the second the best one; counts, and keeps its count."""
+
+    seen = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen += epoch
+        logs["score"] = [3.0, 1.0, 2.0][min(epoch, 2)]
+        logs["seen"] = self.seen
+
+    def get_state(self):
+        return {"seen": np.int64(self.seen)}
+
+    def set_state(self, state):
+        self.seen = state["seen"]
+
+
+class DieAtEnd(keras.callbacks.Callback):
+    def on_train_end(self, logs=None):
+        die()
+
+
+def with_others(backup, folder, place):
+    """A backup among callbacks that have a state: from the fourth epoch on, the rate is lower."""
+    judged = {"monitor": "score", "mode": "min"}
+    callbacks = [
+        Judge(),
+        tiedio.TiedModelCheckpoint(folder / "best.keras", save_best_only=True, **judged),
+        keras.callbacks.EarlyStopping(patience=4, restore_best_weights=True, **judged),
+        keras.callbacks.ReduceLROnPlateau(patience=2, cooldown=1, **judged),
+        keras.callbacks.CSVLogger(folder / "log.csv", append=True),
+    ]
+    callbacks.insert(place, backup)
+    return callbacks
+
+
 class DieAtStep(keras.callbacks.Callback):
     def __init__(self, epoch, batch):
         super().__init__()
@@ -103,11 +139,26 @@ def die_in_metadata(filepath, number):
     json.dumps = dying
 
 
-def run(folder, tie=True, step=None, save=None, metadata=None, backup=None, checkpoint=None):
+def run(
+    folder,
+    tie=True,
+    step=None,
+    save=None,
+    metadata=None,
+    backup=None,
+    checkpoint=None,
+    others=None,
+    epochs=EPOCHS,
+    end=False,
+):
     """Trains with a callback, and writes what the model holds, unless it is killed before."""
     callbacks = []
     if backup is not None:
         callbacks.append(tiedio.TiedBackupAndRestore(str(folder / "backup"), **backup))
+    if others is not None:
+        callbacks = with_others(*callbacks, folder, others)
+    if end:
+        callbacks.append(DieAtEnd())
     if checkpoint is not None:
         callbacks.append(tiedio.TiedModelCheckpoint(folder / checkpoint))
     if step:
@@ -117,7 +168,7 @@ def run(folder, tie=True, step=None, save=None, metadata=None, backup=None, chec
     if metadata:
         die_in_metadata(folder / "backup" / "training_metadata.json", metadata)
     model = build(tie)
-    history = fit(model, callbacks)
+    history = fit(model, callbacks, epochs)
     np.savez(folder / "state.npz", *scenarios.state_of(model))
     (folder / "facts.json").write_text(json.dumps([history.epoch, is_tied(model)]))
 

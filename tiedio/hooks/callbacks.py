@@ -1,13 +1,12 @@
 """`keras.callbacks` that keep ties: they save them, bring them back, or tell when one breaks."""
 
-import json
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from tiedio.errors import FileFormatError, TiedioWarning, TieError
+from tiedio.errors import TiedioWarning, TieError
 from tiedio.hooks.patching import routed
 from tiedio.model.tying import assert_tied
 from tiedio.record.ties import TieGroup
@@ -55,23 +54,7 @@ class AssertTied(keras.callbacks.Callback):
             warnings.warn(f"Training stopped. {error}", TiedioWarning, stacklevel=2)
 
 
-class _Routed(keras.callbacks.Callback):
-    """Routes what a callback of Keras, the next base class, saves and loads in its hooks."""
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        with routed():
-            super().on_train_begin(logs)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        with routed():
-            super().on_train_batch_end(batch, logs)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        with routed():
-            super().on_epoch_end(epoch, logs)
-
-
-class TiedModelCheckpoint(_Routed, keras.callbacks.ModelCheckpoint):
+class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """Saves a model, with its shared variables, while it is trained.
 
     Takes the place of `keras.callbacks.ModelCheckpoint`, and has its arguments. Files are
@@ -98,53 +81,10 @@ class TiedModelCheckpoint(_Routed, keras.callbacks.ModelCheckpoint):
     Source: `keras.callbacks.ModelCheckpoint`.
     """
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        with routed():
+            super().on_train_batch_end(batch, logs)
 
-class TiedBackupAndRestore(_Routed, keras.callbacks.BackupAndRestore):
-    """Backs up a training run, and goes on with it where it was killed, with its ties.
-
-    Takes the place of `keras.callbacks.BackupAndRestore`, and has its arguments. A model that
-    is built without its ties gets them from the backup. Backups are files as of
-    `save_tied_weights`, with the state of the optimizer and of random generators, those of Keras
-    and torch for the whole process included: what was saved at the end of an epoch goes on as if
-    it had not stopped.
-
-    With `double_checkpoint=True`, the backup before is taken if a file of the newest one is
-    damaged: the weights, or the JSON beside them that says which epoch it was. That is written
-    after them: a run that is killed in between trains an epoch again, as with Keras.
-
-    Raises:
-        FileFormatError: From `fit`, if the backup is damaged, and there is none before it.
-        TiedioError: From `fit`, what `save_tied_weights` and `load_tied_weights` raise.
-
-    Example:
-
-    >>> import keras, numpy, tiedio
-    >>> def train(epochs, tie):
-    ...     layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
-    ...     model = keras.Sequential([keras.Input((2,)), *layers])
-    ...     if tie:
-    ...         tiedio.tie(layers[1], to=layers[0])
-    ...     model.compile(optimizer="adam", loss="mse")
-    ...     data = numpy.ones((4, 2))
-    ...     backup = tiedio.TiedBackupAndRestore("backup", delete_checkpoint=False)
-    ...     return model, model.fit(data, data, epochs=epochs, callbacks=[backup], verbose=0)
-    >>> _ = train(epochs=2, tie=True)
-    >>> model, history = train(epochs=3, tie=False)
-    >>> history.epoch, model.layers[0].kernel is model.layers[1].kernel
-    ([2], True)
-
-    Source: `keras.callbacks.BackupAndRestore`.
-    """
-
-    def _load_model(self) -> None:
-        try:
-            with routed(random_state=True):  # it is this process that goes on
-                super()._load_model()
-        except json.JSONDecodeError as error:
-            path = self._training_metadata_path
-            # Of the kind for which Keras takes the backup before, if it has one.
-            raise FileFormatError(
-                f"`{path}` is damaged: it was not written to its end.\n"
-                f'Expected: JSON that names the "epoch" to go on with. Received: {error}.\n'
-                "Write it there, or remove the folder to begin anew."
-            ) from error
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with routed():
+            super().on_epoch_end(epoch, logs)

@@ -19,7 +19,7 @@ from tiedio.errors import NoModelError, SaveError
 from tiedio.model.keras_internals import KerasSaveable, saving_api
 from tiedio.model.walk import walk
 from tiedio.record.ties import METADATA_KEY
-from tiedio.saving import weights
+from tiedio.saving import backup, weights
 from tiedio.saving.model import load_tied, save_tied
 
 _Function = Callable[..., Any]
@@ -27,7 +27,7 @@ _Function = Callable[..., Any]
 _lock = threading.Lock()
 _undo = contextlib.ExitStack()  # gives Keras its own back
 _uses: tuple["patch", ...] = ()  # what wants it replaced; others read it without the lock
-# What this thread loads weights with; `None` where it is not routed.
+# What this thread saves or loads weights with; `None` where it is not routed.
 _here: contextvars.ContextVar[dict[str, Any] | None]
 _here = contextvars.ContextVar("tiedio_routed", default=None)
 
@@ -108,7 +108,10 @@ def unpatch() -> None:
 
 
 class routed(patch):  # noqa: N801
-    """Routes what this thread saves and loads, and no other; weights with further options."""
+    """Routes what this thread saves and loads, and no other.
+
+    Weights with further options: those of `load_tied_weights`, or of `save_backup`.
+    """
 
     everywhere = False
 
@@ -196,6 +199,8 @@ def _save_weights(
     objects_to_skip: Any = None,
     strict: bool = True,
 ) -> None:
+    if options := _here.get():
+        return backup.save_backup(model, filepath, **options)
     weights.save_tied_weights(
         model,
         filepath,

@@ -4,6 +4,7 @@ Nothing else imports `keras.src`. `tests/model/test_keras_internals.py` says whi
 when a Keras version moves it.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,6 +73,26 @@ def global_seed_generator(make: bool) -> Any:
         # Keras' own function would draw a seed, from Python's generator.
         global_state.set_global_attribute(name, keras.random.SeedGenerator(seed=0))
     return global_state.get_global_attribute(name)
+
+
+def show_callbacks() -> None:
+    """Lets lists of callbacks show themselves to those in them that have a `see_callbacks`.
+
+    That is before training begins. Keras tells a callback of its model, and of no other callback.
+    """
+    kind: Any = keras.callbacks.CallbackList
+    begin = kind.on_train_begin
+
+    @functools.wraps(begin)
+    def on_train_begin(self: Any, logs: Any = None) -> None:
+        for callback in tuple(self.callbacks):
+            if hasattr(callback, "see_callbacks"):
+                callback.see_callbacks(self.callbacks)
+        begin(self, logs)
+
+    if not hasattr(begin, "shows_callbacks"):
+        on_train_begin.__dict__["shows_callbacks"] = True
+        kind.on_train_begin = on_train_begin
 
 
 class Uninitialized:

@@ -1,0 +1,153 @@
+"""`TiedBackupAndRestore`: a run that is killed goes on with its ties, and with its callbacks.
+
+A run is its model and its callbacks at one moment: all of them begin before any state is given
+back, and all have seen the end of an epoch before it is saved, in whatever order they are listed.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from tiedio.errors import FileFormatError, warn
+from tiedio.hooks import callback_states
+from tiedio.hooks.patching import routed
+from tiedio.model.keras_internals import show_callbacks
+from tiedio.record.json_fields import Fields
+from tiedio.saving.backup import Run, load_run
+
+
+class _Loads(keras.callbacks.Callback):
+    """Loads a model where its backup was listed: who comes after it sees what goes on."""
+
+    def __init__(self, load: Callable[[], None]):
+        super().__init__()
+        self.load = load
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.load()
+
+
+class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
+    """Backs up a training run, and goes on with it where it was killed, with its ties.
+
+    Takes the place of `keras.callbacks.BackupAndRestore`, and has its arguments. A model that
+    is built without its ties gets them from the backup. Backups are files as of
+    `save_tied_weights`, with the state of the optimizer and of random generators, those of Keras
+    and torch for the whole process included: what was saved at the end of an epoch goes on as if
+    it had not stopped.
+
+    The other callbacks go on, too, in whatever order all are listed: a backup is written when
+    they are done with an epoch, and what they know is in it, in one file with the weights.
+    `ModelCheckpoint` and `TiedModelCheckpoint` still know their best value, `EarlyStopping` and
+    `ReduceLROnPlateau` how long they wait, and for what, `EarlyStopping` its best weights,
+    `SwapEMAWeights` which ones it has swapped; `CSVLogger(append=True)` loses the rows of epochs
+    that are trained again. So does any callback with a `get_state()`, which returns what JSON can
+    say, and a `set_state(state)`, which is called once all callbacks have begun. Callbacks are
+    known by their class, `filepath`, `filename` and `monitor`, several alike by their order: one
+    that is new begins anew. Keras' own `BackupAndRestore` keeps none of this, also under `patch`.
+
+    With `double_checkpoint=True`, the backup before is taken if the newest one is damaged.
+
+    Raises:
+        FileFormatError: From `fit`, if the backup is damaged, and there is none before it.
+        TiedioError: From `fit`, what `save_tied_weights` and `load_tied_weights` raise.
+
+    Example:
+
+    >>> import keras, numpy, tiedio
+    >>> def train(epochs, tie):
+    ...     layers = [keras.layers.Dense(2), keras.layers.Dense(2)]
+    ...     model = keras.Sequential([keras.Input((2,)), *layers])
+    ...     if tie:
+    ...         tiedio.tie(layers[1], to=layers[0])
+    ...     model.compile(optimizer="adam", loss="mse")
+    ...     data = numpy.ones((4, 2))
+    ...     backup = tiedio.TiedBackupAndRestore("backup", delete_checkpoint=False)
+    ...     return model, model.fit(data, data, epochs=epochs, callbacks=[backup], verbose=0)
+    >>> _ = train(epochs=2, tie=True)
+    >>> model, history = train(epochs=3, tie=False)
+    >>> history.epoch, model.layers[0].kernel is model.layers[1].kernel
+    ([2], True)
+
+    Source: `keras.callbacks.BackupAndRestore`.
+    """
+
+    # The others of the run, where a list has shown them; then the run to go on with, if any.
+    _callbacks: Sequence[Any] = ()
+    _run: Run | None = None
+    _told: frozenset[str] = frozenset()  # names of those whose state is not kept
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        show_callbacks()
+
+    def see_callbacks(self, callbacks: list[Any]) -> None:
+        """Takes the last place in a list that is about to begin."""
+        if not any(getattr(callback, "load", None) == self._begin for callback in callbacks):
+            callbacks[callbacks.index(self)] = _Loads(self._begin)
+            callbacks.append(self)
+        self._callbacks = callbacks
+
+    def _begin(self) -> None:
+        self._run = None
+        super().on_train_begin()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self._callbacks:
+            self._begin()
+        elif self._run:
+            self._restore_callbacks(self._run)
+        self._run = None
+
+    def _restore_callbacks(self, run: Run) -> None:
+        fields = Fields(run.state, "a run")
+        states = fields.mapped("callbacks", lambda item: Fields(item, "the state of a callback"))
+        epoch = fields.get("epoch", int)
+        warn(callback_states.restore(self._callbacks, states, run.weights, epoch))
+        if callback_states.have_stopped(self._callbacks):
+            self._go_on_with((self.params or {}).get("epochs", epoch))
+
+    def _go_on_with(self, epoch: int) -> None:
+        model: Any = self.model
+        model._initial_epoch = epoch  # where Keras puts it, too
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._current_epoch = epoch  # Keras counts from 0, also where a run goes on
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        self._callbacks = ()
+
+    def _load_model(self) -> None:
+        damage = None
+        try:
+            with routed(random_state=True):  # it is this process that goes on
+                super()._load_model()
+        except json.JSONDecodeError as error:
+            damage = error
+        model: Any = self.model
+        self._run = load_run(model, self._weights_path)
+        if self._run:
+            self._go_on_with(Fields(self._run.state, "a run").get("epoch", int))
+        elif damage:  # a backup of Keras, which says the epoch there only
+            path = self._training_metadata_path
+            # Of the kind for which Keras takes the backup before, if it has one.
+            raise FileFormatError(
+                f"`{path}` is damaged: it was not written to its end.\n"
+                f'Expected: JSON that names the "epoch" to go on with. Received: {damage}.\n'
+                "Write it there, or remove the folder to begin anew."
+            ) from damage
+
+    def _save_model(self) -> None:
+        states, problems = callback_states.collect(self._callbacks)
+        warn(problem for name, problem in problems.items() if name not in self._told)
+        self._told |= problems.keys()
+        state = {
+            "epoch": self._current_epoch,
+            "batch": self._last_batch_seen,
+            "callbacks": states,
+        }
+        with routed(run=Run(state, callback_states.best_weights(self._callbacks))):
+            super()._save_model()

@@ -1,0 +1,106 @@
+"""A backup: the weights of a model, and in the same file where its training run is.
+
+One file, as it is replaced at once: whoever is killed leaves a run that is that of its weights.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tiedio.errors import MissingFileError
+from tiedio.formats import hdf5_writer, table
+from tiedio.formats.content import Content
+from tiedio.formats.hdf5_reader import WeightsFile, damaged
+from tiedio.model.own_state import to_numpy
+from tiedio.model.walk import walk
+from tiedio.record.json_fields import Fields, parse
+from tiedio.record.ties import Place
+from tiedio.saving import inference
+from tiedio.saving.capture import capture
+from tiedio.saving.model import metadata
+from tiedio.storage.locating import at
+
+# As tensors, not in the record: they have digests, and no layer has such a path.
+_RUN = "tiedio_run/state"
+_WEIGHTS = "tiedio_run/weights/{}/{}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a backup holds of a training run, beside the model.
+
+    Attributes:
+        state: What JSON can say.
+        weights: Further values for `model.weights`, in that order, by name: the best ones, say.
+    """
+
+    state: Mapping[str, Any]
+    weights: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
+
+
+def save_backup(model: keras.Model, filepath: Any, run: Run) -> None:
+    """Saves weights as `save_tied_weights` does, and a run.
+
+    Raises:
+        SaveError: As from `save_tied_weights`.
+    """
+    target = at(filepath)
+    found = walk(model)
+    layout, record = capture(found, None)
+    places = [found.places_of[id(v)][0].to_json() for v in model.weights] if run.weights else []
+    text = json.dumps({"state": run.state, "weights": list(run.weights), "places": places})
+    layout.tensors[_RUN] = hdf5_writer.Tensor.of(np.frombuffer(text.encode(), "uint8"))
+    for number, values in enumerate(run.weights.values()):
+        for index, value in enumerate(values):
+            path = _WEIGHTS.format(number, index)
+            layout.tensors[path] = hdf5_writer.Tensor.of(to_numpy(value))
+    container = table.format_to_save(target, holds_model=False)
+    content = Content(layout, record, metadata())
+    container.write(target, content, durable=True, advance=lambda done, of: None)
+
+
+def load_run(model: keras.Model, filepath: Any) -> Run | None:
+    """Returns the run in a backup that the model has just loaded, `None` if it has none.
+
+    Raises:
+        FileFormatError: If it is damaged, where `load_tied_weights` could not tell.
+    """
+    with contextlib.suppress(MissingFileError), table.reading(at(filepath)) as source:
+        record = source.read_record(verify=False)  # what was loaded has been
+        if record is None or source.weights.address(_RUN) is None:
+            return None
+        text = source.weights.read(_RUN).tobytes()
+        fields = Fields(parse(source.filepath, _RUN, text), "a run")
+        moved = inference.by_name(walk(model), record)
+        held = inference.located(inference.renamed(walk(model), moved), source.weights).places
+        # By their places: a model may list them in another order than that of the file.
+        numbers = {
+            id(held[place].item): number
+            for number, place in enumerate(fields.each("places", Place.from_json))
+            if place in held
+        }
+        weights = {
+            name: _values(model, source.weights, index, numbers)
+            for index, name in enumerate(fields.get("weights", list))
+        }
+        return Run(fields.get("state", dict), weights)
+    return None
+
+
+def _values(
+    model: keras.Model, file: WeightsFile, index: int, numbers: Mapping[int, int]
+) -> list[np.ndarray]:
+    paths = [_WEIGHTS.format(index, numbers.get(id(v))) for v in model.weights]
+    misfits = [
+        path
+        for path, variable in zip(paths, model.weights, strict=True)
+        if file.address(path) is None or file.shape(path) != tuple(variable.shape)
+    ]
+    if misfits:
+        raise damaged(file.filepath, misfits, "others, or none")
+    return list(map(file.read, paths))
