@@ -158,8 +158,7 @@ def test_best_weights_of_layers_in_another_order(train):
     def model_of(order):
         inputs = keras.Input((2,))
         layers = [keras.layers.Dense(2, name=name) for name in order]
-        called = {layer.name: layer(inputs) for layer in layers}
-        outputs = called["one"] - called["other"]
+        outputs = keras.layers.Average()([layer(inputs) for layer in layers])
         model = keras.Model(inputs, outputs)
         model.compile("sgd", "mse", run_eagerly=True)
         return model
@@ -170,7 +169,23 @@ def test_best_weights_of_layers_in_another_order(train):
     kernel, _, *others = first.best_weights
     assert np.array_equal(model.get_layer("one").kernel, kernel)
     assert np.array_equal(model.get_layer("other").kernel, others[0])
-    assert not np.array_equal(kernel, others[0])
+    assert model.layers[1].name == "other"
+
+
+def test_best_weights_of_a_model_that_has_more_by_now(train):
+    train(early(restore_best_weights=True), stop=(3,))
+    model = build(tie=False)
+    model.layers[1].enable_lora(1)
+    second = early(restore_best_weights=True)
+    with pytest.warns(tiedio.TiedioWarning) as warned:
+        assert train(second, model=model) == [3, 4]
+    said = str(warned[-1].message).splitlines()  # after what loading says
+    assert said == [
+        "The best weights of `EarlyStopping(monitor='score')` are not restored.",
+        "Expected: values of this model. Received: those of another one.",
+        "It begins anew.",
+    ]
+    assert (second.best, second.best_epoch) == (2.0, 3)
 
 
 def test_damaged_best_weights_are_told(train, tmp_path):
@@ -183,10 +198,12 @@ def test_damaged_best_weights_are_told(train, tmp_path):
         train(early(restore_best_weights=True))
 
 
-def test_a_run_that_was_stopped_stays_so_until_there_is_more_patience(train):
-    assert train(early(patience=2), epochs=8) == [0, 1, 2, 3]
-    assert train(early(patience=2), epochs=8) == []
-    assert train(early(patience=4), epochs=8) == [4, 5]
+def test_a_run_that_was_stopped_is_another_if_its_backup_is_kept(train):
+    """Otherwise there is a backup only of one that was killed: it has nothing more to do."""
+    assert train(early(patience=2), plateau(), epochs=8) == [0, 1, 2, 3]
+    begun_anew, goes_on = early(patience=2), plateau()
+    assert train(begun_anew, goes_on, epochs=6) == [4, 5]
+    assert (begun_anew.best, goes_on.best) == (2.0, 1.0)
 
 
 def test_states_that_are_none(train):

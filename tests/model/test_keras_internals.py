@@ -12,6 +12,7 @@ import scenarios
 from keras.src.saving import saving_lib
 
 import tiedio
+from tiedio.hooks import callback_states
 from tiedio.model import renewal, substitution
 from tiedio.model.keras_internals import (
     BOOKKEEPING,
@@ -25,6 +26,7 @@ from tiedio.model.keras_internals import (
     json_utils,
     keras_option_scope,
     saving_utils,
+    show_callbacks,
 )
 from tiedio.model.places import named_variables
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
@@ -282,8 +284,8 @@ def test_boxes_of_a_plot():
     assert label.index('color="white"') < label.index("<b>dense</b>")
 
 
-def test_where_a_backup_is_read(tmp_path):
-    """`BackupAndRestore._load_model`, `._training_metadata_path`."""
+def test_where_a_backup_is_read_and_written(tmp_path):
+    """`BackupAndRestore._load_model`, `._save_model`, and what they go by."""
     backup = keras.callbacks.BackupAndRestore(str(tmp_path))
     with open(backup._training_metadata_path, "w") as file:
         json.dump({"epoch": 2}, file)
@@ -291,3 +293,43 @@ def test_where_a_backup_is_read(tmp_path):
     backup.set_model(model)
     backup._load_model()
     assert model._initial_epoch == 2
+    backup._current_epoch = 3
+    backup._save_model()
+    with open(backup._training_metadata_path) as file:
+        assert json.load(file) == {"epoch": 3, "batch": backup._last_batch_seen}
+    assert h5py.is_hdf5(backup._weights_path)
+
+
+def test_lists_of_callbacks():
+    """`CallbackList.callbacks`, gone through in their order; the others of a list are as before."""
+    seen = []
+
+    class Sees(keras.callbacks.Callback):
+        def see_callbacks(self, callbacks):
+            seen.append(callbacks)
+
+        def on_train_begin(self, logs=None):
+            seen.append(self)
+
+    show_callbacks()
+    show_callbacks()
+    one, other = Sees(), keras.callbacks.Callback()
+    shown = keras.callbacks.CallbackList([other, one])
+    shown.on_train_begin()
+    assert seen == [shown.callbacks, one]
+    assert shown.callbacks == [other, one]
+
+
+def test_what_callbacks_know():
+    """The attributes that change in Keras' callbacks."""
+    made = [
+        keras.callbacks.ModelCheckpoint("best.keras"),
+        keras.callbacks.EarlyStopping(),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.SwapEMAWeights(),
+    ]
+    for callback in made:
+        callback.on_train_begin()
+        kept = callback_states._KEPT[type(callback)]
+        assert [name for name in kept if not hasattr(callback, name)] == []
+    assert made[1].best_weights is None

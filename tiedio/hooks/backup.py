@@ -46,7 +46,8 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     that are trained again. So does any callback with a `get_state()`, which returns what JSON can
     say, and a `set_state(state)`, which is called once all callbacks have begun. Callbacks are
     known by their class, `filepath`, `filename` and `monitor`, several alike by their order: one
-    that is new begins anew. Keras' own `BackupAndRestore` keeps none of this, also under `patch`.
+    that is new begins anew, and with `delete_checkpoint=False` an `EarlyStopping` that has
+    stopped the run. Keras' own `BackupAndRestore` keeps none of this, also under `patch`.
 
     With `double_checkpoint=True`, the backup before is taken if the newest one is damaged.
 
@@ -104,6 +105,8 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     def _restore_callbacks(self, run: Run) -> None:
         fields = Fields(run.state, "a run")
         states = fields.mapped("callbacks", lambda item: Fields(item, "the state of a callback"))
+        if not self.delete_checkpoint:  # that run has come to its end, and this is another
+            states = {n: s for n, s in states.items() if not callback_states.has_stopped(s)}
         epoch = fields.get("epoch", int)
         warn(callback_states.restore(self._callbacks, states, run.weights, epoch))
         if callback_states.have_stopped(self._callbacks):

@@ -52,7 +52,7 @@ def best_weights(callbacks: Iterable[Any]) -> dict[str, Sequence[np.ndarray]]:
 def restore(
     callbacks: Iterable[Any],
     states: Mapping[str, Fields],
-    best: Mapping[str, Sequence[np.ndarray]],
+    best: Mapping[str, Sequence[np.ndarray] | None],
     epoch: int,
 ) -> list[str]:
     """Gives callbacks the state that they had when `epoch` was the next, if they are still there.
@@ -62,12 +62,22 @@ def restore(
     """
     warnings = []
     for name, callback in _named(callbacks).items():
-        state = states.get(name, Fields({}, name))
+        if name not in states:
+            continue
+        weights = best.get(name, ())
+        if weights is None:
+            warnings.append(
+                f"The best weights of `{name}` are not restored.\n"
+                "Expected: values of this model. Received: those of another one.\n"
+                "It begins anew."
+            )
+            continue
+        state = states[name]
         kept = state.get("attributes", dict, missing={})
         for attribute in kept.keys() & set(_kept(callback)):
             setattr(callback, attribute, kept[attribute])
-        if name in best:
-            callback.best_weights = list(best[name])
+        if weights:
+            callback.best_weights = list(weights)
         if "size" in state.data and _appends(callback):
             _cut_rows(callback, state.get("size", int), epoch)
         if "own" in state.data and _has_own(callback):
@@ -79,24 +89,26 @@ def restore(
 
 
 def have_stopped(callbacks: Iterable[Any]) -> bool:
-    """Whether the run was stopped early, and would be with the patience that there is now."""
-    stopped = [
-        callback
-        for callback in callbacks
-        if isinstance(callback, keras.callbacks.EarlyStopping) and callback.stopped_epoch
-    ]
-    for callback in stopped:
-        if callback.wait < callback.patience:
-            callback.stopped_epoch = 0
-    return any(callback.stopped_epoch for callback in stopped)
+    """Whether an `EarlyStopping` has stopped the run."""
+    early = [one for one in callbacks if isinstance(one, keras.callbacks.EarlyStopping)]
+    return any(one.stopped_epoch for one in early)
+
+
+def has_stopped(state: Fields) -> bool:
+    """Whether it is that of an `EarlyStopping` which has stopped the run."""
+    return bool(state.get("attributes", dict, missing={}).get("stopped_epoch"))
 
 
 def _named(callbacks: Iterable[Any]) -> dict[str, Any]:
     """Names each callback by what it is and does; several alike by their order."""
     named: dict[str, Any] = {}
     for callback in callbacks:
-        telling = {name: getattr(callback, name) for name in _TELLING if hasattr(callback, name)}
-        about = ", ".join(f"{name}={value!r}" for name, value in telling.items())
+        telling = {name: getattr(callback, name, None) for name in _TELLING}
+        about = ", ".join(
+            f"{name}={os.fspath(value)!r}"
+            for name, value in telling.items()
+            if isinstance(value, (str, os.PathLike))
+        )
         alike = name = f"{type(callback).__name__}({about})"
         number = 1
         while name in named:

@@ -15,7 +15,7 @@ import numpy as np
 from tiedio.errors import MissingFileError
 from tiedio.formats import hdf5_writer, table
 from tiedio.formats.content import Content
-from tiedio.formats.hdf5_reader import WeightsFile, damaged
+from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model.own_state import to_numpy
 from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields, parse
@@ -37,10 +37,11 @@ class Run:
     Attributes:
         state: What JSON can say.
         weights: Further values for `model.weights`, in that order, by name: the best ones, say.
+            `None` where a file has others than those of the model.
     """
 
     state: Mapping[str, Any]
-    weights: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, Sequence[np.ndarray] | None]
 
 
 def save_backup(model: keras.Model, filepath: Any, run: Run) -> None:
@@ -56,7 +57,7 @@ def save_backup(model: keras.Model, filepath: Any, run: Run) -> None:
     text = json.dumps({"state": run.state, "weights": list(run.weights), "places": places})
     layout.tensors[_RUN] = hdf5_writer.Tensor.of(np.frombuffer(text.encode(), "uint8"))
     for number, values in enumerate(run.weights.values()):
-        for index, value in enumerate(values):
+        for index, value in enumerate(values or ()):
             path = _WEIGHTS.format(number, index)
             layout.tensors[path] = hdf5_writer.Tensor.of(to_numpy(value))
     container = table.format_to_save(target, holds_model=False)
@@ -94,13 +95,10 @@ def load_run(model: keras.Model, filepath: Any) -> Run | None:
 
 def _values(
     model: keras.Model, file: WeightsFile, index: int, numbers: Mapping[int, int]
-) -> list[np.ndarray]:
-    paths = [_WEIGHTS.format(index, numbers.get(id(v))) for v in model.weights]
-    misfits = [
-        path
+) -> list[np.ndarray] | None:
+    paths = [_WEIGHTS.format(index, numbers.get(id(variable))) for variable in model.weights]
+    fits = all(
+        file.address(path) and file.shape(path) == tuple(variable.shape)
         for path, variable in zip(paths, model.weights, strict=True)
-        if file.address(path) is None or file.shape(path) != tuple(variable.shape)
-    ]
-    if misfits:
-        raise damaged(file.filepath, misfits, "others, or none")
-    return list(map(file.read, paths))
+    )
+    return [*map(file.read, paths)] if fits else None
