@@ -86,8 +86,8 @@ def train(tmp_path):
         model = model or build()
         callbacks = [Judge(), *others]
         folder = tmp_path / "backup"
-        kept = tiedio.TiedBackupAndRestore(folder, delete_checkpoint=False, **(backup or {}))
-        callbacks.insert(place, kept)
+        options = {"delete_checkpoint": False, **(backup or {})}
+        callbacks.insert(place, tiedio.TiedBackupAndRestore(folder, **options))
         if stop:
             with pytest.raises(KeyboardInterrupt):
                 fit(model, [*callbacks, StopAt(*stop)], epochs)
@@ -202,11 +202,24 @@ def test_damaged_best_weights_are_told(train, tmp_path):
 
 
 def test_a_run_that_was_stopped_is_another_if_its_backup_is_kept(train):
-    """Otherwise there is a backup only of one that was killed: it has nothing more to do."""
     assert train(early(patience=2), plateau(), epochs=8) == [0, 1, 2, 3]
     begun_anew, goes_on = early(patience=2), plateau()
     assert train(begun_anew, goes_on, epochs=6) == [4, 5]
     assert (begun_anew.best, goes_on.best) == (2.0, 1.0)
+
+
+def test_a_run_that_was_killed_when_it_had_stopped_has_nothing_more_to_do(train):
+    class StopAtEnd(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            raise KeyboardInterrupt
+
+    deleted = {"delete_checkpoint": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(early(patience=2), StopAtEnd(), epochs=8, backup=deleted)
+    stopped = early(patience=2)
+    assert train(stopped, epochs=8, backup=deleted) == []
+    assert (stopped.best_epoch, stopped.stopped_epoch) == (1, 3)
+    assert train(early(patience=2), epochs=8, backup=deleted) == [0, 1, 2, 3]
 
 
 def test_states_that_are_none(train):

@@ -255,7 +255,7 @@ def left_by(folder):
         # The log has the epoch, the backup does not; best.keras was the second save.
         pytest.param({"save": (6, "writing")}, 5, [3, 4, 5], marks=pytest.mark.slow),
         pytest.param({"save": (6, "renamed")}, 0, [4, 5], marks=pytest.mark.slow),
-        ({"end": True}, 3, []),  # when it had been stopped
+        pytest.param({"end": True}, 3, [], marks=pytest.mark.slow),  # when it had been stopped
     ],
 )
 def test_a_killed_run_goes_on_with_its_callbacks(training, judged, kill, place, epochs):
