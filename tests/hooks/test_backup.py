@@ -317,3 +317,18 @@ def test_callbacks_that_are_called_one_by_one(tmp_path):
     assert model._initial_epoch == 4
     backup.on_train_end()
     assert not (tmp_path / "backup").exists()
+
+
+def test_a_tied_model_whose_optimizer_cannot_be_saved(tmp_path):
+    model = build(tie=False, optimizer="adam")
+    fit(model, [], epochs=1)
+    for attribute in ("_kernel", "bias"):
+        scenarios.tie_by_hand(model.layers[1], model.layers[0], attribute)
+    backup = tiedio.TiedBackupAndRestore(tmp_path / "backup")
+    backup.set_model(model)
+    with pytest.warns(tiedio.TiedioWarning, match="`optimizer` is not saved: it trained"):
+        backup.on_epoch_end(0)
+    resumed = build(tie=False)
+    backup.set_model(resumed)
+    backup.on_train_begin()
+    assert is_tied(resumed) and resumed._initial_epoch == 1

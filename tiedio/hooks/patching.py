@@ -200,7 +200,7 @@ def _save_weights(
     strict: bool = True,
 ) -> None:
     if options := _here.get():
-        return backup.save_backup(model, filepath, **options)
+        return backup.save_backup(model, filepath, strict=strict, **options)
     weights.save_tied_weights(
         model,
         filepath,

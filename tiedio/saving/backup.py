@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tiedio.errors import MissingFileError
+from tiedio.errors import MissingFileError, warn
 from tiedio.formats import hdf5_writer, table
 from tiedio.formats.content import Content
 from tiedio.formats.hdf5_reader import WeightsFile
@@ -20,7 +20,7 @@ from tiedio.model.own_state import to_numpy
 from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields, parse
 from tiedio.record.ties import Place
-from tiedio.saving import inference
+from tiedio.saving import inference, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.model import metadata
 from tiedio.storage.locating import at
@@ -44,7 +44,7 @@ class Run:
     weights: Mapping[str, Sequence[np.ndarray] | None]
 
 
-def save_backup(model: keras.Model, filepath: Any, run: Run) -> None:
+def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True) -> None:
     """Saves weights as `save_tied_weights` does, and a run.
 
     Raises:
@@ -52,17 +52,20 @@ def save_backup(model: keras.Model, filepath: Any, run: Run) -> None:
     """
     target = at(filepath)
     found = walk(model)
-    layout, record = capture(found, None)
-    places = [found.places_of[id(v)][0].to_json() for v in model.weights] if run.weights else []
+    layout, record = capture(found, None, strict=strict)
+    held = [found.places_of.get(id(variable), [])[:1] for variable in model.weights]
+    places = [place.to_json() for one in held for place in one]
     text = json.dumps({"state": run.state, "weights": list(run.weights), "places": places})
     layout.tensors[_RUN] = hdf5_writer.Tensor.of(np.frombuffer(text.encode(), "uint8"))
-    for number, values in enumerate(run.weights.values()):
-        for index, value in enumerate(values or ()):
-            path = _WEIGHTS.format(number, index)
+    for name, values in enumerate(run.weights.values()):
+        stored = [value for value, one in zip(values or (), held, strict=False) if one]
+        for number, value in enumerate(stored):
+            path = _WEIGHTS.format(name, number)
             layout.tensors[path] = hdf5_writer.Tensor.of(to_numpy(value))
     container = table.format_to_save(target, holds_model=False)
     content = Content(layout, record, metadata())
     container.write(target, content, durable=True, advance=lambda done, of: None)
+    warn(unsaved.warnings_for_weights(found, found, strict))
 
 
 def load_run(model: keras.Model, filepath: Any) -> Run | None:
