@@ -262,7 +262,8 @@ def find_unresumable(
         now = tied(optimizer_variables(optimizer) or ())
         holder: Any = by_path.get(inner_path.rpartition("/")[0])
         trains = [now] if optimizer.built else []
-        if renewal.compiles_as_keras(holder) and holder.optimizer is optimizer:
+        is_its_own = getattr(holder, "optimizer", None) is optimizer
+        if is_its_own and renewal.compiles_as_keras(holder):
             trainable = tied(holder.trainable_variables)
             trains.append({key: one for key, one in trainable.items() if one.trainable})
         known = list(saved.values())
