@@ -97,7 +97,7 @@ def test_layer_without_variables():
         errors.TieError,
         "Cannot tie `b` to `a`: they have no weights of equal name.\n"
         "Expected: `bias`, `kernel` (owner). Received: none.\n"
-        "Tie layers of the same kind.",
+        'Tie layers of the same kind, or pass a dict of names, as `{"kernel": "embeddings"}`.',
     )
 
 
@@ -109,7 +109,8 @@ def test_unknown_weight_names():
         errors.TieError,
         "Layer `b` has no weights `beta`, `gamma`.\n"
         "Expected: some of `bias`, `kernel`. Received: `beta`, `gamma`.\n"
-        "Pass names that both layers have.",
+        "Pass names that both layers have, or a dict from this layer's to the owner's, such as "
+        '`{"kernel": "recurrent_kernel"}`.',
     )
 
 
@@ -121,7 +122,8 @@ def test_weight_that_the_owner_lacks():
         errors.TieError,
         "Layer `a` has no weights `bias`.\n"
         "Expected: some of `kernel`. Received: `bias`.\n"
-        "Pass names that both layers have.",
+        "Pass names that both layers have, or a dict from this layer's to the owner's, such as "
+        '`{"kernel": "recurrent_kernel"}`.',
     )
 
 

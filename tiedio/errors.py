@@ -1,6 +1,7 @@
 """Every error tiedio raises, as one tree.
 
     TiedioError
+    ├── ArgumentError           (TypeError, ValueError)  something else was passed than is asked for
     ├── TieError                (ValueError)  variables cannot be tied, untied or retied
     ├── ModelNotBuiltError      (ValueError)  a layer or model has no variables yet
     ├── MissingFileError        (FileNotFoundError, ValueError)  no such file
@@ -18,9 +19,10 @@ message has at most three lines: what failed and for which variables (all of
 them, sorted); what was expected and received; what to do.
 """
 
+import errno
 import importlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -34,6 +36,10 @@ class TiedioError(Exception):
         return error
 
 
+class ArgumentError(TiedioError, TypeError, ValueError):
+    """A function was given something else than it asks for."""
+
+
 class TieError(TiedioError, ValueError):
     """Variables cannot be tied, untied or retied."""
 
@@ -43,7 +49,11 @@ class ModelNotBuiltError(TiedioError, ValueError):
 
 
 class MissingFileError(TiedioError, FileNotFoundError, ValueError):
-    """There is no file at the path (Keras raises `ValueError` for it)."""
+    """There is no file at the path (Keras raises `ValueError` for it), or no folder for it."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.errno = errno.ENOENT
 
 
 class FileFormatError(TiedioError, OSError, ValueError):
@@ -103,6 +113,46 @@ def listed(names: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """Returns what a message of Keras opens with; the rest may be pages of configs."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def unfit(given: Mapping[str, Any], expected: str, advice: str) -> ArgumentError:
+    """The error for arguments, by name, that are of another kind than a function asks for."""
+    received = ", ".join(_kind(given[name]) for name in sorted(given))
+    return ArgumentError(
+        f"Cannot use what was passed as {listed(given)}.\n"
+        f"Expected: {expected}. Received: {received}.\n"
+        f"{advice}"
+    )
+
+
+def texts(argument: str, given: Any, expected: str, advice: str, least: int = 0) -> list[str]:
+    """Lists the texts that were passed, which may be one by itself; `unfit` if it is no text."""
+    found = [given] if isinstance(given, str) else given
+    found = list(found) if isinstance(found, Iterable) else None
+    if found is None or len(found) < least or not all(isinstance(one, str) for one in found):
+        raise unfit({argument: given}, expected, advice)
+    return found
+
+
+def check_mapping(argument: str, given: Any, advice: str) -> None:
+    """Raises `unfit` if something was passed, and is no mapping."""
+    if not (given is None or isinstance(given, Mapping)):
+        raise unfit({argument: given}, "a dict", advice)
+
+
+def _kind(thing: Any) -> str:
+    """Tells what something is: a short text or a number as it is, others by their class."""
+    several = isinstance(thing, (list, tuple))
+    if isinstance(thing, (str, int, float, type(None))) or (several and not thing):
+        return repr(thing)
+    if isinstance(thing, type):
+        return f"the class {_name(thing)}"
+    return f"a {_name(type(thing))}" + (f" of {_name(type(thing[0]))}" if several else "")
+
+
+def _name(kind: type) -> str:
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
 
 
 def imported(package: str, what: str, extra: str) -> Any:

@@ -169,7 +169,7 @@ def test_layer_paths_open_the_paths_of_their_variables():
     layer = keras.layers.Dense(2, name="dense_of_mine")
     keras.Sequential([keras.Input((3,)), layer], name="outer")
     assert layer.kernel.path == f"{layer.path}/kernel"
-    assert substitution.copy_of(layer.kernel, layer).path == layer.kernel.path
+    assert substitution.copy_of(layer.kernel, layer, "_kernel").path == layer.kernel.path
 
 
 def test_the_optimizer_lists_its_variables():

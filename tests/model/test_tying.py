@@ -100,6 +100,74 @@ def test_weights_that_only_one_layer_has_stay():
     assert b.bias is bias
 
 
+def test_the_kernel_of_one_is_another_variable_of_the_owner():
+    gru, dense = built(keras.layers.GRUCell(4)), built(keras.layers.Dense(12))
+    kernel = gru.kernel
+    tiedio.tie(dense, to=gru, weights={"kernel": "recurrent_kernel"})
+    assert dense.kernel is gru.recurrent_kernel
+    assert gru.kernel is kernel and dense.bias is not gru.bias
+
+
+def bidirectional():
+    return built(keras.layers.Bidirectional(keras.layers.GRU(4)), (None, 3, 4))
+
+
+def test_other_names_go_by_sub_layers_and_what_there_is_once_wherever_it_is():
+    owner, both = bidirectional(), bidirectional()
+    cell, wrapped = (
+        built(keras.layers.GRUCell(4)),
+        keras.layers.TimeDistributed(built(keras.layers.Dense(12, use_bias=False))),
+    )
+    tiedio.tie(both, to=owner, weights={"kernel": "recurrent_kernel"})
+    for layer in ("forward_layer", "backward_layer"):
+        kernel = getattr(owner, layer).cell.recurrent_kernel
+        assert getattr(both, layer).cell.kernel is kernel
+    tiedio.tie(cell, to=owner, weights={"kernel": "backward_layer/cell/kernel"})
+    assert cell.kernel is owner.backward_layer.cell.kernel
+    tiedio.tie(wrapped, to=cell, weights="kernel", input_shape=(None, 3, 4))
+    assert wrapped.layer.kernel is cell.kernel
+
+
+def test_untied_from_another_name_it_is_regularised_as_its_own():
+    gru = built(keras.layers.GRUCell(4, recurrent_regularizer="l1"))
+    dense = built(keras.layers.Dense(12, kernel_regularizer="l2"))
+    tiedio.tie(dense, to=gru, weights={"kernel": "recurrent_kernel"})
+    tiedio.untie(dense, weights=("kernel",))
+    assert dense.kernel is not gru.recurrent_kernel
+    assert dense.kernel.name == "kernel"
+    assert isinstance(dense.kernel.regularizer, keras.regularizers.L2)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
+def test_ties_by_other_names_are_saved_and_resumed(tmp_path, name):
+    build = scenarios.SCENARIOS["by_other_names"]
+    model = build()
+    expected = {"depthwise_kernel": "kernel", "pointwise_kernel": "_kernel", "bias": "bias"}
+    groups = tiedio.find_ties(model)
+    assert {one.owner.attribute: one.aliases[0].attribute for one in groups} == expected
+    scenarios.train(model)
+    if "weights" in name:
+        tiedio.save_tied_weights(model, tmp_path / name)
+        loaded = build()
+        tiedio.untie(loaded.layers[1])
+        tiedio.load_tied_weights(loaded, tmp_path / name)
+    else:
+        tiedio.save_tied(model, tmp_path / name)
+        loaded = tiedio.load_tied(tmp_path / name)
+    assert tiedio.find_ties(loaded) == groups
+    tiedio.assert_tied(loaded)
+    for one in (model, loaded):
+        scenarios.train(one)
+    for a, b in zip(scenarios.state_of(model), scenarios.state_of(loaded), strict=True):
+        assert a.tobytes() == b.tobytes()
+    loaded.layers[1]._tracker.unlock()
+    loaded.layers[1].kernel = keras.Variable(np.zeros((3, 3, 2, 1), "float32"))
+    with pytest.raises(
+        TieError, match=r"/depthwise_kernel` and `depthwise_conv2d\w*/kernel` differ"
+    ):
+        tiedio.assert_tied(loaded)
+
+
 @pytest.mark.parametrize(
     "layers", [keras.layers.Dense, lambda _: keras.layers.LayerNormalization()]
 )

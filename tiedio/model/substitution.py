@@ -14,6 +14,7 @@ import numpy as np
 from tiedio.model.keras_internals import TRACKED, has_value, map_graph
 from tiedio.model.places import attributes_of
 from tiedio.record.record import LayerState
+from tiedio.record.ties import shown
 
 # What a layer asks of its variables, in attributes such as `kernel_regularizer`.
 _WISHES = ("regularizer", "constraint")
@@ -132,19 +133,22 @@ def adopt(layer: keras.Layer, attribute: str, variable: Any) -> None:
         layer._tracker.locked = locked
 
 
-def copy_of(variable: Any, layer: keras.Layer) -> Any:
-    """Makes a separate variable for `layer` with the value of `variable`."""
+def copy_of(variable: Any, layer: keras.Layer, attribute: str) -> Any:
+    """Makes a separate variable with the value of `variable` for an attribute of `layer`."""
+    # The owner's may be called otherwise, and what a layer wishes goes by its own names.
+    wished = any(hasattr(layer, f"{shown(attribute)}_{wish}") for wish in _WISHES)
+    name = shown(attribute) if wished else variable.name
     copy = variable_of(
         layer,
         np.array(keras.ops.convert_to_numpy(variable)),
-        variable.name,
+        name,
         dtype=variable.dtype,
         trainable=variable.trainable,
         autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
         aggregation=variable.aggregation,
     )
     for wish in _WISHES:
-        if not hasattr(layer, f"{variable.name}_{wish}"):
+        if not hasattr(layer, f"{name}_{wish}"):
             setattr(copy, wish, getattr(variable, wish))
     return copy
 

@@ -1,14 +1,17 @@
 """`tie`, `untie`, `find_ties`, `assert_tied`: what users say and ask of shared variables."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
 from tiedio.model import renewal, substitution, tie_memory
+from tiedio.model.arguments import check_built, check_layers, names_in, ties_in
 from tiedio.model.live_layers import live_layers
+from tiedio.model.pairing import Weight, Weights, check_kinds, pairs
 from tiedio.model.places import named_variables
 from tiedio.model.substitution import facts_of
 from tiedio.model.walk import Held, walk
@@ -17,16 +20,10 @@ from tiedio.record.ties import Place, TieGroup, Ties
 LayerT = TypeVar("LayerT", bound=keras.Layer)
 
 
-class _Weight(NamedTuple):
-    holder: keras.Layer
-    attribute: str
-    variable: Any
-
-
 def tie(
     layer: LayerT,
     to: keras.Layer,
-    weights: Iterable[str] | None = None,
+    weights: Iterable[str] | Mapping[str, str] | None = None,
     *,
     input_shape: Any = None,
 ) -> LayerT:
@@ -47,9 +44,10 @@ def tie(
         layer: The layer that gives up its own variables.
         to: The layer whose variables are used, the owner.
         weights: Names of the weights to tie, such as `("kernel",)`; in a layer
-            with sub-layers a name stands for all weights of that name. `None`
-            ties every weight that both layers have, kernel with kernel, bias
-            with bias.
+            with sub-layers a name stands for all weights of that name. A mapping, such
+            as `{"kernel": "recurrent_kernel"}`, says by which names the owner has them.
+            `None` ties every weight that both layers have, kernel with kernel, bias
+            with bias; each sub-layer must have its partner.
         input_shape: Shape to build unbuilt layers for, batch axis included. By
             default an unbuilt `layer` is built for the owner's shape.
 
@@ -57,10 +55,13 @@ def tie(
         `layer`.
 
     Raises:
+        ArgumentError: If something else is passed than layers, and names of weights.
         TieError: If both are the same layer, have no weights of equal name, lack one
-            of `weights`, weights differ in shape or dtype, or an optimizer cannot be
-            built again. Nothing is changed but that unbuilt layers may be built.
-        ModelNotBuiltError: If a layer is not built and cannot be.
+            of `weights`, weights differ in shape or dtype, sub-layers or the weights of
+            LoRA have no partner, or an optimizer cannot be built again. Nothing is changed
+            but that unbuilt layers may be built.
+        ModelNotBuiltError: If a layer is not built and cannot be; nothing is put off until
+            it is.
 
     Example:
 
@@ -69,49 +70,33 @@ def tie(
     >>> valid = tiedio.tie(keras.layers.Conv2D(8, 3), to=same, input_shape=(None, 28, 28, 1))
     >>> valid.kernel is same.kernel and valid.bias is same.bias
     True
+    >>> gru, dense = keras.layers.GRUCell(4), keras.layers.Dense(12)
+    >>> names = {"kernel": "recurrent_kernel"}
+    >>> dense = tiedio.tie(dense, to=gru, weights=names, input_shape=(None, 4))
+    >>> dense.kernel is gru.recurrent_kernel
+    True
 
     Source: a public way to share a variable has been asked for since
     [keras#18419](https://github.com/keras-team/keras/issues/18419).
     """
+    check_layers(layer=layer, to=to)
     if layer is to:
         raise TieError(
             f"Cannot tie `{layer.name}` to itself.\n"
             f"Expected: two layers. Received: one, twice.\n"
             "Pass the layer whose variables are to be used as `to`."
         )
+    if weights is None:
+        check_kinds(layer, to)
     # Nothing else can hold variables that do not exist yet.
     in_use = any(part.built for part in layer._flatten_layers())
     _build(to, input_shape)
     _build(layer, input_shape, like=to)
-    own, owned = _weights(layer), _weights(to)
-    names = _select(own, weights, layer)
-    if weights is None:
-        names = [name for name in names if name in owned]
-    elif missing := [name for name in names if name not in owned]:
-        raise _unknown(missing, to, owned)
-    if not names:
-        raise TieError(
-            f"Cannot tie `{layer.name}` to `{to.name}`: they have no weights of equal name.\n"
-            f"Expected: {listed(owned) or 'weights'} (owner). Received: {listed(own) or 'none'}.\n"
-            "Tie layers of the same kind."
-        )
-    differing = sorted(
-        (f"`{layer.name}/{name}` to `{to.name}/{name}`", expected, received)
-        for name in names
-        if (expected := facts_of(owned[name].variable))
-        != (received := facts_of(own[name].variable))
-    )
-    if differing:
-        pairs, expected, received = (", ".join(column) for column in zip(*differing, strict=True))
-        raise TieError(
-            f"Cannot tie {pairs}: shapes or dtypes differ.\n"
-            f"Expected: {expected} (owner). Received: {received}.\n"
-            "Tie only variables of equal shape and dtype."
-        )
-    replaced = [(own[name], owned[name].variable) for name in names]
+    tied = pairs(Weights(layer), Weights(to), weights)
+    replaced = [(own, owned.variable) for own, owned in tied]
     lost = _replace(replaced, live_layers() if in_use else [])
-    for name in names:
-        tie_memory.remember(weight[name][:2] for weight in (owned, own))
+    for own, owned in tied:
+        tie_memory.remember((weight.holder, weight.attribute) for weight in (owned, own))
     warn(lost)
     return layer
 
@@ -131,6 +116,7 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         `layer`.
 
     Raises:
+        ArgumentError: If something else is passed than a layer, and names of weights.
         TieError: If the layer lacks one of `weights`, shares none of them, or an optimizer
             cannot be built again; nothing is changed then.
         ModelNotBuiltError: If the layer is not built.
@@ -144,8 +130,13 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
     >>> b.kernel is a.kernel, b.bias is a.bias
     (True, False)
     """
-    _build(layer, None)
-    own = _weights(layer)
+    check_layers(layer=layer)
+    check_built(layer, "untying")
+    held = Weights(layer)
+    own = held.named
+    names: Iterable[str] = own
+    if weights is not None:
+        names = dict.fromkeys(chain.from_iterable(held.find(names_in(weights)).values()))
     inside = {id(weight.holder) for weight in own.values()}
     everywhere = live_layers()
     elsewhere = {
@@ -154,15 +145,17 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         if id(other) not in inside
         for variable in named_variables(other).values()
     }
-    names = [name for name in _select(own, weights, layer) if id(own[name].variable) in elsewhere]
-    if not names:
+    untied = [own[name] for name in names if id(own[name].variable) in elsewhere]
+    if not untied:
         raise TieError(
             f"Cannot untie `{layer.name}`: no other layer holds its weights.\n"
             f"Expected: a tied weight. Received: {listed(own) or 'no weights'}.\n"
             "Untie one of the layers that were tied, by the names of tied weights."
         )
-    untied = [own[name] for name in names]
-    copies = {id(one.variable): substitution.copy_of(one.variable, one.holder) for one in untied}
+    copies = {
+        id(one.variable): substitution.copy_of(one.variable, one.holder, one.attribute)
+        for one in untied
+    }
     lost = _replace([(one, copies[id(one.variable)]) for one in untied], everywhere)
     for one in untied:
         tie_memory.forget(one.holder, one.attribute)
@@ -191,6 +184,7 @@ def find_ties(model: keras.Layer) -> Ties:
     ...     print(group)
     encoder/kernel = decoder/kernel  (4, 4) float32
     """
+    check_layers(model=model)
     return walk(model).ties
 
 
@@ -222,8 +216,9 @@ def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> N
     ...     print("not tied")
     not tied
     """
+    check_layers(model=model)
     found = walk(model)
-    groups = tie_memory.remembered(found) if ties is None else [group.places for group in ties]
+    groups = tie_memory.remembered(found) if ties is None else [one.places for one in ties_in(ties)]
     if not groups and ties is None and not found.ties:
         raise TieError(
             f"Model `{model.name}` has no ties to check.\n"
@@ -264,34 +259,6 @@ def _difference(received: Any, expected: Any) -> str:
     return f"differ by up to {np.abs(a - b).max(initial=0.0):.3g}"
 
 
-def _weights(layer: keras.Layer) -> dict[str, _Weight]:
-    """Maps names such as `kernel`, or `cell/kernel`, to what they stand for."""
-    named = {}
-    for place, (holder, variable) in walk(layer).places.items():
-        name = f"{place.inner_path}/{place.attribute.lstrip('_')}".lstrip("/")
-        named[name] = _Weight(holder, place.attribute, variable)
-    return named
-
-
-def _select(own: dict[str, Any], weights: Iterable[str] | None, layer: keras.Layer) -> list[str]:
-    """Lists the names among `own` that `weights` stand for."""
-    if weights is None:
-        return list(own)
-    asked = [weights] if isinstance(weights, str) else list(weights)
-    found = {name: [n for n in own if f"/{n}".endswith(f"/{name}")] for name in asked}
-    if unknown := [name for name, names in found.items() if not names]:
-        raise _unknown(unknown, layer, own)
-    return list(dict.fromkeys(name for names in found.values() for name in names))
-
-
-def _unknown(names: Iterable[str], layer: keras.Layer, own: Iterable[str]) -> TieError:
-    return TieError(
-        f"Layer `{layer.name}` has no weights {listed(names)}.\n"
-        f"Expected: some of {listed(own) or 'none'}. Received: {listed(names)}.\n"
-        "Pass names that both layers have."
-    )
-
-
 def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None) -> None:
     """Builds `layer` if need be, for `input_shape` or for the shape of `like`."""
     if layer.built:
@@ -314,7 +281,7 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
 
 
 def _replace(
-    replaced: Sequence[tuple[_Weight, Any]], everywhere: Sequence[keras.Layer]
+    replaced: Sequence[tuple[Weight, Any]], everywhere: Sequence[keras.Layer]
 ) -> list[str]:
     """Puts other variables in the place of weights; returns warnings, as `renewal.apply`."""
     layers = [weight.holder for weight, _ in replaced]

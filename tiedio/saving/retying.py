@@ -259,7 +259,7 @@ def _separations(walk: Walk, record: Record) -> Iterator[Substitution]:
             if group != kept and group is not None:
                 layer, variable = walk.places[place]
                 if group not in copies:
-                    copies[group] = substitution.copy_of(variable, layer)
+                    copies[group] = substitution.copy_of(variable, layer, place.attribute)
                 yield Substitution(layer, variable, copies[group])
 
 

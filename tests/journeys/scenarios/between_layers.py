@@ -139,6 +139,18 @@ def recurrent_cells():
 
 
 @scenario
+def by_other_names():
+    """A separable convolution, and the same two steps as layers of their own."""
+    image = keras.Input((6, 6, 2))
+    both = keras.layers.SeparableConv2D(2, 3, padding="same")
+    depthwise, pointwise = keras.layers.DepthwiseConv2D(3), keras.layers.Conv2D(2, 1)
+    model = keras.Model(image, both(pointwise(depthwise(image))))
+    tiedio.tie(depthwise, to=both, weights={"kernel": "depthwise_kernel"})
+    tiedio.tie(pointwise, to=both, weights={"kernel": "pointwise_kernel", "bias": "bias"})
+    return compiled(model)
+
+
+@scenario
 def normalisation():
     inputs = keras.Input((4,))
     first, second = keras.layers.BatchNormalization(), keras.layers.BatchNormalization()

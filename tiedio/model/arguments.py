@@ -1,0 +1,88 @@
+"""What public functions are given where layers, names of weights or ties are meant.
+
+Paths are checked where they are followed, in `tiedio.storage.locating`.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from tiedio.errors import ModelNotBuiltError, texts, unfit
+from tiedio.model.keras_internals import KerasSaveable
+from tiedio.record.ties import TieGroup
+
+# What people pass instead of a layer or a model, and what they mean by it. The first that fits.
+_INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (
+        (str, bytes, os.PathLike),
+        "Pass the model itself, before the path: `model.get_layer` finds a layer by its name, "
+        "`tiedio.load_tied` loads a file.",
+    ),
+    (keras.Variable, 'Pass the layer that holds it; `weights=("kernel",)` names its variables.'),
+    (
+        keras.optimizers.Optimizer,
+        "Pass a `keras.Model` that holds the optimizer, and what it trains, as attributes.",
+    ),
+    (type, "Make a layer or a model of it, by calling the class."),
+    (
+        Iterable,
+        "Pass one at a time, or a `keras.Model` that holds all of them as attributes.",
+    ),
+    (object, "Pass a layer or a model of the package `keras`."),
+)
+
+
+def check_layers(**given: Any) -> None:
+    """Raises an error if some of what was given, by argument, is no layer and no model."""
+    wrong = {name: thing for name, thing in given.items() if not isinstance(thing, keras.Layer)}
+    for thing in wrong.values():
+        advice = next(text for kind, text in _INSTEAD if isinstance(thing, kind))
+        raise unfit(wrong, "a layer or a model of Keras", advice)
+
+
+def check_built(model: Any, what: str) -> None:
+    """Raises an error if a model has no variables yet, or is none."""
+    check_layers(model=model)
+    if not model.built:
+        kind = "Model" if isinstance(model, keras.Model) else "Layer"
+        raise ModelNotBuiltError(
+            f"{kind} `{model.name}` has no variables yet: it is not built.\n"
+            f"Expected: a built {kind.lower()}. Received: an unbuilt one.\n"
+            f"Build it, or call it on data, before {what}."
+        )
+
+
+def names_in(weights: Any) -> list[str]:
+    """Lists the names of weights that were given: one, or several."""
+    return texts(
+        "weights",
+        weights,
+        'names of weights, as in `("kernel",)`',
+        "Pass names only; tie several layers one by one, each to the same owner.",
+        least=1,
+    )
+
+
+def ties_in(ties: Any) -> tuple[TieGroup, ...]:
+    """Lists the tie groups that were given."""
+    groups = tuple(ties) if isinstance(ties, Iterable) else (ties,)
+    if not all(isinstance(group, TieGroup) for group in groups):
+        raise unfit(
+            {"ties": ties}, "tie groups", "Pass what `tiedio.find_ties` returns of a model."
+        )
+    return groups
+
+
+def saveables_in(objects_to_skip: Any) -> list[Any]:
+    """Lists the layers, optimizers, ... that were given, if any."""
+    given = () if objects_to_skip is None else objects_to_skip
+    found = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(one, KerasSaveable) for one in found):
+        raise unfit(
+            {"objects_to_skip": given},
+            "a list of layers, or of optimizers",
+            "Pass the objects, not their names, as in `[model.optimizer]`.",
+        )
+    return found
