@@ -4,7 +4,7 @@
     ├── ArgumentError           (TypeError, ValueError)  something else was passed than is asked for
     ├── TieError                (ValueError)  variables cannot be tied, untied or retied
     ├── ModelNotBuiltError      (ValueError)  a layer or model has no variables yet
-    ├── MissingFileError        (FileNotFoundError, ValueError)  no such file
+    ├── MissingFileError        (FileNotFoundError, ValueError)  no such file, or folder for it
     ├── FileFormatError  (OSError, ValueError)  not a file Keras wrote, or a damaged one
     ├── RecordError             (ValueError)  the record of a file cannot be honoured
     ├── MissingPackageError     (ImportError) an optional package is needed

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from tiedio.checkpoints.variables import StoredVariable
-from tiedio.errors import TieError
+from tiedio.errors import TieError, texts
 
 
 def parsed(ties: Iterable[str]) -> list[tuple[str, str]]:
@@ -16,7 +16,8 @@ def parsed(ties: Iterable[str]) -> list[tuple[str, str]]:
         TieError: If a text is not of this form.
     """
     pairs = []
-    for tie in ties:
+    advice = "Pass a list of such texts, as `decoder/kernel=encoder/kernel`."
+    for tie in texts("ties", ties, "ties as texts", advice):
         alias, _, owner = (part.strip() for part in tie.partition("="))
         if not (alias and owner):
             raise TieError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, tensorflow_walk
 from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.errors import check_mapping
 from tiedio.formats import damage, table
 from tiedio.keras_versions import config_translation
 from tiedio.storage.locating import at
@@ -29,6 +30,7 @@ def reading(
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
     """
+    check_mapping("config", config, "Pass what `json.loads` makes of the model's `to_json()`.")
     source = at(filepath)
     if saved := tensorflow_files.find(source):
         with tensorflow_files.explained(saved.name):

@@ -17,8 +17,9 @@ from typing import Any
 import keras
 
 from tiedio.errors import MissingPackageError, SaveError, imported
+from tiedio.model.arguments import check_built
 from tiedio.model.walk import walk
-from tiedio.saving.model import check_built
+from tiedio.storage.locating import path_of
 
 # The palette of Okabe and Ito, which all eyes can tell apart, with the letters that are best
 # read on each. More sets than colours are told apart by their numbers.
@@ -86,7 +87,7 @@ def plot_ties(
     >>> tiedio.plot_ties(model, "ties.dot")
     """
     check_built(model, "drawing")
-    target = Path(to_file)
+    target = Path(path_of(to_file))
     kind = target.suffix[1:].lower() or "png"
     pydot = imported("pydot", "`plot_ties`", "plot")
     program = shutil.which("dot")

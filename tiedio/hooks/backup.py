@@ -16,6 +16,7 @@ from tiedio.hooks.patching import routed
 from tiedio.model.keras_internals import show_callbacks
 from tiedio.record.json_fields import Fields
 from tiedio.saving.backup import Run, load_run
+from tiedio.storage.locating import path_of
 
 
 class _Loads(keras.callbacks.Callback):
@@ -79,6 +80,10 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     _callbacks: Sequence[Any] = ()
     _run: Run | None = None
     _told: frozenset[str] = frozenset()  # names of those whose state is not kept
+
+    def __init__(self, backup_dir: Any, *args: Any, **kwargs: Any):
+        path_of(backup_dir)
+        super().__init__(backup_dir, *args, **kwargs)
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)

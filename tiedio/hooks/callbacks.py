@@ -8,8 +8,10 @@ import keras
 
 from tiedio.errors import TiedioWarning, TieError
 from tiedio.hooks.patching import routed
+from tiedio.model.arguments import ties_in
 from tiedio.model.tying import assert_tied
 from tiedio.record.ties import TieGroup
+from tiedio.storage.locating import path_of
 
 
 class AssertTied(keras.callbacks.Callback):
@@ -39,7 +41,7 @@ class AssertTied(keras.callbacks.Callback):
 
     def __init__(self, ties: Iterable[TieGroup] | None = None):
         super().__init__()
-        self.ties = None if ties is None else tuple(ties)
+        self.ties = None if ties is None else ties_in(ties)
 
     def on_train_begin(self, logs: Any = None) -> None:
         model: Any = self.model
@@ -80,6 +82,10 @@ class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
 
     Source: `keras.callbacks.ModelCheckpoint`.
     """
+
+    def __init__(self, filepath: Any, *args: Any, **kwargs: Any):
+        path_of(filepath)  # of what is none, Keras tells no more than how it failed
+        super().__init__(filepath, *args, **kwargs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         with routed():

@@ -17,7 +17,7 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
-from tiedio.errors import MigrationError, listed
+from tiedio.errors import MigrationError, listed, texts
 from tiedio.formats import table
 from tiedio.migration.evidence import find
 from tiedio.storage.base import Storage
@@ -321,6 +321,7 @@ def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pro
     Raises:
         MigrationError: If some need an option that was not given.
     """
+    accept = texts("accept", accept, "`contents`, `none` or names", "Pass a list of these.")
     names = {name for one in planned.proposals for name in one.names}
     if unknown := set(accept) - names - {"contents", "none"}:
         raise MigrationError(

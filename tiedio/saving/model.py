@@ -16,9 +16,10 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import FileFormatError, ModelNotBuiltError, warn
+from tiedio.errors import FileFormatError, check_mapping, warn
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Content, Opened
+from tiedio.model.arguments import check_layers
 from tiedio.model.walk import Walk, walk
 from tiedio.saving import configs, keras2_config, keras2_layout, unsaved
 from tiedio.saving.capture import capture
@@ -68,10 +69,12 @@ def save_tied(
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
+        ArgumentError: If something else is passed than a model, and a path after it.
         SaveError: If the path names no format, an optimizer was built for variables that were
             replaced since, something that training uses would be lost, or HDF5 is asked for and
             cannot hold the model. All is named.
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written; `MissingFileError` if there is no such folder
+            (for `.h5` it is made, as by Keras).
 
     Example:
 
@@ -87,6 +90,7 @@ def save_tied(
     Source: the file format is that of `keras.saving.save_model`; for the record
     see `tiedio/record/record.py`.
     """
+    check_layers(model=model)
     target = at(filepath)
     if zipped is None:
         zipped = not isinstance(target, Hub)
@@ -110,6 +114,7 @@ def save_tied(
             config = configs.uncompiled(config)
         content = Content(layout, record, metadata(), config=config, assets=Path(assets))
         if container.has_old_layout:
+            target.make_folder()
             old = keras2_layout.capture(model, layout, include_optimizer)
             content = dataclasses.replace(content, old_layout=old)
         with shown(f"Saving {target.label}", progress) as advance:
@@ -156,6 +161,7 @@ def load_tied(
         The model.
 
     Raises:
+        ArgumentError: If something else is passed than a path, or a mapping of custom objects.
         MissingFileError: If there is no such file.
         FileFormatError: If the file is not a Keras file, or is damaged. All damaged
             variables are named.
@@ -182,6 +188,7 @@ def load_tied(
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
     place = at(filepath)
+    check_mapping("custom_objects", custom_objects, "Map names to the classes and functions.")
     with (
         table.reading(place) as source,
         configs.for_keras_2(source.keras_version),
@@ -231,16 +238,6 @@ def metadata() -> dict[str, Any]:
         "keras_version": keras.__version__,
         "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
     }
-
-
-def check_built(model: keras.Model, what: str) -> None:
-    """Raises an error if a model has no variables yet."""
-    if not model.built:
-        raise ModelNotBuiltError(
-            f"Model `{model.name}` has no variables yet: it is not built.\n"
-            "Expected: a built model. Received: an unbuilt one.\n"
-            f"Build it, or call it on data, before {what}."
-        )
 
 
 def may_replace(target: Storage, overwrite: bool) -> bool:

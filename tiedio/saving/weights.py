@@ -1,19 +1,21 @@
 """`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
 
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
-from tiedio.errors import LoadError, SaveError, warn
+from tiedio.errors import LoadError, SaveError, unfit, warn
 from tiedio.formats import table
 from tiedio.formats.content import Content, Opened
+from tiedio.model.arguments import check_built, saveables_in
 from tiedio.model.walk import walk
 from tiedio.saving import unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
-from tiedio.saving.model import check_built, may_replace, metadata
+from tiedio.saving.model import may_replace, metadata
 from tiedio.storage.locating import at
 from tiedio.storage.open_file import OpenFile
 from tiedio.storage.progress import shown
@@ -53,10 +55,11 @@ def save_tied_weights(
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
+        ArgumentError: If something else is passed than a model, a path and the like.
         ModelNotBuiltError: If the model has no variables yet.
         SaveError: If the path has another ending, a tensor is larger than a shard, or an
             optimizer was built for variables that were replaced since. All are named.
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written; `MissingFileError` if there is no such folder.
 
     Example:
 
@@ -73,6 +76,16 @@ def save_tied_weights(
     Source: the file formats are those of `keras.saving.save_weights`; for the record see
     `tiedio/record/record.py`.
     """
+    check_built(model, "saving")
+    skipped = saveables_in(objects_to_skip)
+    if max_shard_size is not None and not (
+        isinstance(max_shard_size, numbers.Real) and max_shard_size > 0
+    ):
+        raise unfit(
+            {"max_shard_size": max_shard_size},
+            "a number of GB, above 0",
+            "Pass such a number, or leave it out to write one file.",
+        )
     target = at(filepath)
     if isinstance(target, OpenFile) and (max_shard_size is not None or target.has_begun()):
         received = "a file with other content" if max_shard_size is None else "`max_shard_size`"
@@ -85,11 +98,10 @@ def save_tied_weights(
         target = target.sibling(target.label.removesuffix(_ONE_FILE) + _SHARDED)
         warn([f"`max_shard_size` needs a path ending in `{_SHARDED}`: saving to `{target.name}`."])
     container = table.format_to_save(target, holds_model=False)
-    check_built(model, "saving")
     if not may_replace(target, overwrite):
         return
     everything = walk(model)
-    found = walk(model, objects_to_skip) if objects_to_skip else everything
+    found = walk(model, skipped) if skipped else everything
     layout, record = capture(found, None, everything, strict=strict)
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
@@ -136,6 +148,7 @@ def load_tied_weights(
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
+        ArgumentError: If something else is passed than a model, a path and the like.
         ModelNotBuiltError: If the model has no variables yet.
         MissingFileError: If there is no such file, or shards are missing.
         FileFormatError: If the file is not a Keras file, or is damaged. All damaged
@@ -160,7 +173,7 @@ def load_tied_weights(
     """
     check_built(model, "loading its weights")
     place = at(filepath)
-    skipped = list(objects_to_skip or ())
+    skipped = saveables_in(objects_to_skip)
     with (
         table.reading(place) as source,
         shown(f"Loading {place.label}", progress) as source.weights.advance,

@@ -45,6 +45,10 @@ class Storage(abc.ABC):
                 "Pass another path, or `--overwrite`."
             )
 
+    def make_folder(self) -> None:
+        """Makes the folder that the file is to lie in, where a place has folders."""
+        return None
+
     def is_folder(self) -> bool:
         return False
 

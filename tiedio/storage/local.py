@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from tiedio.errors import MissingFileError
 from tiedio.storage import atomic
 from tiedio.storage.base import Storage
 
@@ -20,6 +21,9 @@ class Local(Storage):
 
     def exists(self) -> bool:
         return os.path.exists(self._path)  # which takes names that no file can have
+
+    def make_folder(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def is_folder(self) -> bool:
         return os.path.isdir(self._path)
@@ -40,6 +44,13 @@ class Local(Storage):
         return open(self._path, "rb")
 
     def replacing(self, durable: bool) -> AbstractContextManager[BinaryIO]:
+        folder = Path(os.path.realpath(self._path)).parent
+        if not folder.exists():
+            raise MissingFileError(
+                f"Cannot save `{self._path.name}`: there is no folder `{folder}`.\n"
+                "Expected: a folder. Received: nothing there.\n"
+                "Make the folder, or check the path."
+            )
         return atomic.replacing(self._path, durable)
 
     def sibling(self, name: str) -> "Local":
