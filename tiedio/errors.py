@@ -51,9 +51,12 @@ class ModelNotBuiltError(TiedioError, ValueError):
 class MissingFileError(TiedioError, FileNotFoundError, ValueError):
     """There is no file at the path (Keras raises `ValueError` for it), or no folder for it."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.errno = errno.ENOENT
+    def __init__(self, message: str, filename: str | None = None):
+        super().__init__(message)
+        self.errno, self.filename = errno.ENOENT, filename  # as the system says
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class FileFormatError(TiedioError, OSError, ValueError):

@@ -49,7 +49,8 @@ class Local(Storage):
             raise MissingFileError(
                 f"Cannot save `{self._path.name}`: there is no folder `{folder}`.\n"
                 "Expected: a folder. Received: nothing there.\n"
-                "Make the folder, or check the path."
+                "Make the folder, or check the path.",
+                self.name,
             )
         return atomic.replacing(self._path, durable)
 
