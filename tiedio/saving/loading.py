@@ -11,10 +11,9 @@ finish     what failed, and functions that were compiled for other variables
 what Keras itself does not store.
 """
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from tiedio.errors import (
     FileFormatError,
     LoadError,
     NoModelError,
-    TiedioError,
-    first_line,
     listed,
 )
 from tiedio.formats import damage
@@ -48,6 +45,7 @@ from tiedio.saving.capture import unreached_error
 from tiedio.saving.configs import Config
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.keras2_config import OldConfig
+from tiedio.saving.reports import Reports
 
 # Bytes that any tensor may have, however small the model's are.
 _ROOM = 1 << 20
@@ -59,33 +57,25 @@ class Loading:
     Args:
         source: The file.
         deferral: The variables of the model that have no value yet.
-        strict: Whether it is an error if ties cannot be restored, or, of a model that is built
-            for this, training state.
-        skip_mismatch: Whether values that do not fit are left out.
+        reports: What takes the errors.
         skipped: Saveables that are left as they are.
 
     Attributes:
         model: The model: built for this and not compiled, or one that exists.
-        warnings: What was given up, where it is no error.
     """
 
     def __init__(
         self,
         source: Opened,
         deferral: Deferral,
-        *,
-        strict: bool,
-        skip_mismatch: bool = False,
+        reports: Reports,
         skipped: Sequence[Any] = (),
     ):
         self.model: Any = None
-        self.warnings: list[str] = []
-        self._not_restored: list[str] = []
+        self._reports = reports
         self._source = source
         self._weights = source.weights
         self._deferral = deferral
-        self._strict = strict and not skip_mismatch
-        self._skip_mismatch = skip_mismatch
         self._skipped = skipped
         self._exists = False
         self._written: Record | None = None
@@ -93,10 +83,6 @@ class Loading:
         self._walk = Walk(())
         self._assets: Path | None = None
         self._unresumable: tuple[str, ...] = ()
-        self._failed: dict[str, Exception] = {}
-        self._failed_to_resume: dict[str, Exception] = {}
-        self._unreadable: FileFormatError | None = None
-        self._unresumed: list[LoadError] = []
         self._moved: dict[str, str] = {}  # paths of the model, to those of the file
         self._stored_at: dict[str, str] = {}  # likewise, of optimizers
 
@@ -116,29 +102,9 @@ class Loading:
             return found
         return inference.located(inference.renamed(found, self._moved), self._weights)
 
-    def report(self, error: TiedioError | None) -> None:
-        """Raises, or with `strict=False` notes, that what the file describes is not restored."""
-        if error and self._strict:
-            raise error.or_pass("strict=False")
-        if error:
-            self.warnings.append(str(error))
-
-    def report_mismatch(self, error: TiedioError | None) -> None:
-        """Raises, or with `skip_mismatch=True` notes, that values do not fit."""
-        if error and not self._skip_mismatch:
-            raise error.or_pass("skip_mismatch=True") if self._exists and self._strict else error
-        if error:
-            self.warnings.append(str(error))
-
-    def report_training(self, *errors: TiedioError | None) -> None:
-        """Notes that training state is not restored; raises if all of the model is the file's."""
-        self._not_restored += [str(error) for error in errors if error and self._exists]
-        for error in errors:
-            self.report(None if self._exists else error)
-
     def build(self, config: Config | OldConfig) -> None:
         """Builds the model of the file, uncompiled and without values."""
-        self.report(config.problem())
+        self._reports.described(config.problem())
         try:
             self.model = config.build(self._deferral)
         except NoModelError:
@@ -148,7 +114,7 @@ class Loading:
     def into(self, model: keras.Model) -> None:
         """Takes a model that exists."""
         self.model = model
-        self._exists = True
+        self._exists = self._reports.exists = True
 
     def describe(
         self, written: Record | None, by_name: bool = False, skip_mismatch: bool = False
@@ -170,7 +136,7 @@ class Loading:
             try:
                 added = list(damage.added(self._weights, written))
             except FileFormatError as error:  # raised once all that is damaged is known
-                self._unreadable = error
+                self._reports.unreadable = error
             else:
                 if error := damage.error_of(self._weights.filepath, added):
                     raise error
@@ -179,7 +145,7 @@ class Loading:
             self._record = inference.of_model(written, found, self._weights)
             return
         matches, left_out = keras2_record.fitting(self.model, old, by_name, skip_mismatch)
-        self.warnings += map(str, left_out)
+        self._reports.warnings += map(str, left_out)
         self._record = keras2_record.recorded(found, old, matches, self._weights)
         if self._exists:
             # Its optimizer is left alone, and may know variables by their order.
@@ -192,24 +158,24 @@ class Loading:
         also = [str(p.dataset_path) for p in described.exact_values] if by_position else []
         if paths := weights.find_damaged(also):
             raise damaged(weights.filepath, paths, "others")
-        if self._unreadable:
-            raise self._unreadable
+        if self._reports.unreadable:
+            raise self._reports.unreadable
         left_out = _paths(self._everything) - _paths(self._walk)
         if not by_position:
-            self.report(unreached_error(self._everything, LoadError, "load"))
+            self._reports.described(unreached_error(self._everything, LoadError, "load"))
         self._record = fitting.fitted(described, self._walk, left_out)
-        self.report_mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
-        self.report(fitting.misfit(self._walk, self._record))
-        self.report_mismatch(fitting.mismatch(self._walk, self._record, self._source))
-        self.report_training(retying.generators_error(self._walk, self._record))
+        self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
+        self._reports.described(fitting.misfit(self._walk, self._record))
+        self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
+        self._reports.training(retying.generators_error(self._walk, self._record))
         self._check_values(described)
         if not by_position:
             self._record, error = fitting.without_lora(self._record, weights, self._walk)
-            self.report(error)
+            self._reports.described(error)
         if not by_position and (error := fitting.conflict(self._record, weights, self._walk)):
             raise error
         if self._written:
-            self.report(inference.unrecorded_links(self._walk, weights, self._record))
+            self._reports.described(inference.unrecorded_links(self._walk, weights, self._record))
         retying.check_optimizers(self._walk, self._record)
         self._find_optimizers()
         unresumable = optimizers.find_unresumable(
@@ -219,7 +185,7 @@ class Loading:
             self._everything,
             in_other_order=bool(self._moved),
         )
-        self.report_training(*unresumable.values())
+        self._reports.training(*unresumable.values())
         self._unresumable = tuple(f"{path}/" for path in unresumable)
         trained = self._record.optimizer_variables.items()
         resumable = {path: places for path, places in trained if path not in unresumable}
@@ -238,9 +204,9 @@ class Loading:
             self._walk, self._look, self._record, weights=self._weights, in_use=self._exists
         )
         self._deferral.forget(retied.replaced)
-        self.warnings += retied.warnings
+        self._reports.warnings += retied.warnings
         if not self._exists:  # `fit` has told what does not fit, but for what only LoRA has
-            self.report(retied.error)
+            self._reports.described(retied.error)
 
     def read(self, assets: Path | None = None) -> None:
         """Reads the state of all but optimizers into place; every variable has a value then.
@@ -252,17 +218,17 @@ class Loading:
         by_position = self._source.is_by_position
         if not self._exists:
             self._check_values(record)
-            self.report_mismatch(fitting.nothing_stored(found, record, self._source))
-            self.report(unreached_error(found, LoadError, "load"))
-            self.report_mismatch(fitting.unfit(found, record, self._weights))
+            self._reports.mismatch(fitting.nothing_stored(found, record, self._source))
+            self._reports.described(unreached_error(found, LoadError, "load"))
+            self._reports.mismatch(fitting.unfit(found, record, self._weights))
         self._assets = assets
         by_record = () if by_position else stored_places.read_by_record(record, found)
         for visit in found.parts:
-            with self._noting(found.label(visit.inner_path), self._failed):
+            with self._reports.reading(found.label(visit.inner_path)):
                 is_read_later = by_position or visit.inner_path in by_record
                 self._load(visit, None if is_read_later else self._weights.store(visit.inner_path))
         self._assign_exact_values()
-        self.report_mismatch(self._without_value())
+        self._reports.mismatch(self._without_value())
         self._deferral.finish()
         if by_position:  # layers have not loaded themselves
             for layer in found.layers.values():
@@ -279,7 +245,7 @@ class Loading:
         unread = [
             str(place) for place, held in self._walk.places.items() if not has_value(held.item)
         ]
-        if not unread or self._failed or self._unreadable:
+        if not unread or self._reports.has_failed:
             return None
         return LoadError(
             f"Cannot load {listed(unread)}: their layers did not read them.\n"
@@ -300,7 +266,7 @@ class Loading:
             if id(held.item) not in assigned:  # a shared one has equal values at all of its places
                 assigned.add(id(held.item))
                 name = str(found.place(place.inner_path, place.attribute))
-                with self._noting(name, self._failed):
+                with self._reports.reading(name):
                     _assign(held.item, self._weights.read_once(place.dataset_path))
 
     def resume(self, compiled: bool = True, wanted: bool = True) -> None:
@@ -328,15 +294,17 @@ class Loading:
                 self._walk, record, self._deferral, self._everything if self._exists else None
             )
             if error and wanted and not compiled:  # as Keras leaves classes with their `compile`
-                self.warnings.append(str(error))
+                self._reports.note(error)
             elif compiled and not self._exists:
-                self.report(error)
+                self._reports.described(error)
             if rebuilt:
                 self._look()
         if self._exists:
-            self.warnings += optimizers.decays_otherwise(self._walk, self._record, self._everything)
+            self._reports.warnings += optimizers.decays_otherwise(
+                self._walk, self._record, self._everything
+            )
         else:
-            with self._noting("optimizer", self._failed_to_resume):  # it may be code of its own
+            with self._reports.reading("optimizer", training=True):  # it may be code of its own
                 optimizers.exclude_from_weight_decay(self._walk, self._record)
         reordered = {}
         if self._moved:
@@ -344,7 +312,7 @@ class Loading:
                 self._walk, self._record, self._everything, self._stored
             )
         for visit in self._walk.optimizer_parts:
-            with self._noting(visit.inner_path, self._failed_to_resume):
+            with self._reports.reading(visit.inner_path, training=True):
                 self._resume(visit, reordered.get(visit.inner_path))
         self._deferral.finish()
 
@@ -378,9 +346,9 @@ class Loading:
             store = store if reordered is None else reordered
             error = optimizers.slots_error(path, visit.saveable, store, by_position)
         if error and self._written and not self._written.tells_of(path):
-            self.warnings.append(str(error))
+            self._reports.note(error)
         elif error:
-            self._unresumed.append(error)
+            self._reports.training(error)
         self._load(visit, None if error else store)
 
     def _load(self, visit: Visit, store: Store | None) -> None:
@@ -391,35 +359,17 @@ class Loading:
             folder = self._assets / visit.inner_path
             visit.saveable.load_assets(str(folder) if folder.exists() else None)
 
-    @contextlib.contextmanager
-    def _noting(self, name: str, failed: dict[str, Exception]) -> Iterator[None]:
-        """Notes in `failed` what fails inside, as there may be more."""
-        try:
-            yield
-        except FileFormatError as error:  # a damaged tensor
-            self._unreadable = self._unreadable or error
-        except TiedioError:
-            raise
-        except Exception as error:  # the code of layers may raise anything
-            failed[name] = error
-
     def finish(self) -> None:
         """Tells what failed, and renews what was compiled for other variables.
 
         Raises:
             FileFormatError: If tensors are damaged; all are named.
         """
-        if self._weights.damaged or self._unreadable:
-            names = self._weights.find_damaged()
-            if self._unreadable and len(names) < 2:
-                raise self._unreadable
-            raise damaged(self._weights.filepath, names, "others") from self._unreadable
-        self.report_mismatch(_failure(self._failed))
-        self.report_training(_failure(self._failed_to_resume), *self._unresumed)
-        if self._not_restored:
-            self.warnings.append("\n".join(self._not_restored))
+        self._reports.finish(self._weights)
         if self._written and not self._exists:
-            self.report(inference.unrecorded_links(self._walk, self._weights, self._record))
+            self._reports.described(
+                inference.unrecorded_links(self._walk, self._weights, self._record)
+            )
         self._deferral.finish()
         renewal.renew_functions(self.model)
 
@@ -430,7 +380,7 @@ class Loading:
         if random_state:
             process_random.hold_while_looking(self.model)
             if missing := process_random.restore(states):
-                self.warnings.append(
+                self._reports.warnings.append(
                     f"Random numbers of {listed(missing)} do not go on as when "
                     f"`{self._source.filepath}` was saved: this process has no such generator."
                 )
@@ -441,7 +391,7 @@ class Loading:
             and int(optimizer.iterations) > 0
             and states != process_random.states(self._walk)
         ):
-            self.warnings.append(
+            self._reports.warnings.append(
                 "Training does not resume exactly: random numbers that are drawn without a seed "
                 f"do not go on as when `{self._source.filepath}` was saved.\n"
                 f"Expected: the state of {listed(states)} there. Received: that of this process.\n"
@@ -456,20 +406,6 @@ def _assign(item: Any, value: np.ndarray) -> None:
         item.assign(value)
     else:  # of torch, whose module must keep the object
         item.data.copy_(keras.ops.convert_to_tensor(value))
-
-
-def _failure(failed: Mapping[str, Exception]) -> LoadError | None:
-    """The error for what code of layers or optimizers raised."""
-    if not failed:
-        return None
-    first, cause = next(iter(failed.items()))
-    error = LoadError(
-        f"Cannot load the state of {listed(failed)}.\n"
-        f"Received, for `{first}`: {first_line(cause)}\n"
-        "Load the file with the same classes, in the version it was saved with."
-    )
-    error.__cause__ = cause
-    return error
 
 
 def _paths(found: Walk) -> set[str]:

@@ -25,6 +25,7 @@ from tiedio.saving import configs, keras2_config, keras2_layout, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
+from tiedio.saving.reports import Reports
 from tiedio.storage.base import Storage
 from tiedio.storage.hub import Hub
 from tiedio.storage.locating import at
@@ -201,19 +202,20 @@ def load_tied(
             configs.reading(custom_objects, safe_mode) as scopes,
         ):
             config = _config(source, scopes)
-            loading = Loading(source, deferral, strict=strict)
+            reports = Reports(strict=strict, skip_mismatch=False)
+            loading = Loading(source, deferral, reports)
             loading.build(config)
             loading.describe(record)
             loading.retie()
             compiled = compile and config.compile(loading.model, deferral)
-            loading.report(config.difference)
+            reports.described(config.difference)
             source.extract_assets(Path(folder))
             loading.read(Path(folder) / ASSETS)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
             loading.resume(compiled, compile)
             loading.finish()
     loading.go_on_drawing(random_state)
-    warn(loading.warnings)
+    warn(reports.warnings)
     return loading.model
 
 

@@ -16,6 +16,7 @@ from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
 from tiedio.saving.model import may_replace, metadata
+from tiedio.saving.reports import Reports
 from tiedio.storage.locating import at
 from tiedio.storage.open_file import OpenFile
 from tiedio.storage.progress import shown
@@ -179,9 +180,8 @@ def load_tied_weights(
         shown(f"Loading {place.label}", progress) as source.weights.advance,
         Deferral(source.weights.size) as deferral,
     ):
-        loading = Loading(
-            source, deferral, strict=strict, skip_mismatch=skip_mismatch, skipped=skipped
-        )
+        reports = Reports(strict=strict, skip_mismatch=skip_mismatch)
+        loading = Loading(source, deferral, reports, skipped)
         loading.into(model)
         _check_options(source, by_name, skipped)
         loading.describe(source.read_record(verify), by_name, skip_mismatch)
@@ -191,7 +191,7 @@ def load_tied_weights(
         loading.resume()
         loading.finish()
     loading.go_on_drawing(random_state)
-    warn(loading.warnings)
+    warn(reports.warnings)
 
 
 def _check_options(source: Opened, by_name: bool, skipped: Sequence[Any]) -> None:

@@ -1,0 +1,101 @@
+"""What a load cannot restore: which of it is an error, and which a warning."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from tiedio.errors import FileFormatError, LoadError, TiedioError, first_line, listed
+from tiedio.formats.hdf5_reader import WeightsFile, damaged
+
+
+class Reports:
+    """Errors on the way, which are raised, or noted as warnings.
+
+    Args:
+        strict: Whether it is an error if what the file describes cannot be restored.
+        skip_mismatch: Whether values that do not fit are left out.
+
+    Attributes:
+        exists: Whether the model is the caller's: what training needs is best effort then.
+        warnings: What was given up, where it is no error.
+        unreadable: The error for what is damaged, if something is.
+    """
+
+    def __init__(self, *, strict: bool, skip_mismatch: bool):
+        self.exists = False
+        self.warnings: list[str] = []
+        self.unreadable: FileFormatError | None = None
+        self._strict = strict and not skip_mismatch
+        self._skip_mismatch = skip_mismatch
+        self._failed: dict[str, Exception] = {}
+        self._failed_to_resume: dict[str, Exception] = {}
+        self._unresumed: list[TiedioError | None] = []
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether some values were not read, whatever the reason."""
+        return bool(self._failed or self.unreadable)
+
+    def note(self, error: TiedioError | None) -> None:
+        """Notes what is no error for anybody."""
+        if error:
+            self.warnings.append(str(error))
+
+    def described(self, error: TiedioError | None) -> None:
+        """Raises, or with `strict=False` notes, that what the file describes is not restored."""
+        if error and self._strict:
+            raise error.or_pass("strict=False")
+        self.note(error)
+
+    def mismatch(self, error: TiedioError | None) -> None:
+        """Raises, or with `skip_mismatch=True` notes, that values do not fit."""
+        if error and not self._skip_mismatch:
+            raise error.or_pass("skip_mismatch=True") if self.exists and self._strict else error
+        self.note(error)
+
+    def training(self, *errors: TiedioError | None) -> None:
+        """Keeps that training state is not restored, for the end."""
+        self._unresumed += errors
+
+    @contextlib.contextmanager
+    def reading(self, name: str, *, training: bool = False) -> Iterator[None]:
+        """Keeps what fails inside, as there may be more."""
+        try:
+            yield
+        except FileFormatError as error:  # a damaged tensor
+            self.unreadable = self.unreadable or error
+        except TiedioError:
+            raise
+        except Exception as error:  # the code of layers may raise anything
+            (self._failed_to_resume if training else self._failed)[name] = error
+
+    def finish(self, weights: WeightsFile) -> None:
+        """Tells what failed.
+
+        Raises:
+            FileFormatError: If tensors are damaged; all are named.
+        """
+        if weights.damaged or self.unreadable:
+            names = weights.find_damaged()
+            if self.unreadable and len(names) < 2:
+                raise self.unreadable
+            raise damaged(weights.filepath, names, "others") from self.unreadable
+        self.mismatch(_failure(self._failed))
+        unresumed = [e for e in (*self._unresumed, _failure(self._failed_to_resume)) if e]
+        if self.exists and unresumed:
+            self.warnings.append("\n".join(map(str, unresumed)))
+        for error in () if self.exists else unresumed:
+            self.described(error)
+
+
+def _failure(failed: Mapping[str, Exception]) -> LoadError | None:
+    """The error for what code of layers or optimizers raised."""
+    if not failed:
+        return None
+    first, cause = next(iter(failed.items()))
+    error = LoadError(
+        f"Cannot load the state of {listed(failed)}.\n"
+        f"Received, for `{first}`: {first_line(cause)}\n"
+        "Load the file with the same classes, in the version it was saved with."
+    )
+    error.__cause__ = cause
+    return error
