@@ -162,15 +162,19 @@ EVERY = list(all_fixtures())
 assert EVERY
 
 
-def marked(fixtures, stems=("",)):
-    """Marks most as slow: all but those of a writer whose names begin so."""
-    return [
-        pytest.param(
-            one,
-            id=str(one),
-            marks=() if one.writer in ALWAYS and one.name.startswith(stems) else pytest.mark.slow,
-        )
-        for one in fixtures
+TODAY = datetime.date.today().toordinal()
+
+
+def marked(fixtures, stems=("",), days=1):
+    """Marks most as slow: all but those of a writer whose names begin so.
+
+    In so many days, each of the slow ones is run on one of them.
+    """
+    fixtures = list(fixtures)
+    every = [one for one in fixtures if one.writer in ALWAYS and one.name.startswith(stems)]
+    slow = [one for one in fixtures if one not in every][TODAY % days :: days]
+    return [pytest.param(one, id=str(one)) for one in every] + [
+        pytest.param(one, id=str(one), marks=pytest.mark.slow) for one in slow
     ]
 
 
@@ -245,7 +249,7 @@ def test_what_was_tied_is_one_again(fixture, tmp_path):
         fixture.check_continued(model)
 
 
-@pytest.mark.parametrize("fixture", marked(EVERY, ("nested", "two_paddings.")))
+@pytest.mark.parametrize("fixture", marked(EVERY, ("nested", "two_paddings."), days=4))
 def test_weights_alone_load_into_the_model(fixture, tmp_path):
     """A file of a whole model may become one of weights; others have a whole one beside them."""
     model = tiedio.load_tied(migrated(whole_of(fixture), tmp_path, accept=["none"]).target)
@@ -286,6 +290,7 @@ LISTED_ANYHOW = ("twins", "sequential")
     marked(
         (o for o in WHOLE if o.name.endswith(".h5") and not o.name.startswith(LISTED_ANYHOW)),
         ("nested", "two_paddings"),
+        days=4,
     ),
 )
 def test_what_was_loaded_and_saved_again_loads(fixture, tmp_path):
@@ -352,7 +357,7 @@ def state_of(model):
 
 
 # All layers, and one: each in its turn, in eight days.
-OF_TODAY = datetime.date.today().toordinal() % 8
+OF_TODAY = TODAY % 8
 
 
 @pytest.mark.parametrize("which", [None, pytest.param(OF_TODAY, marks=pytest.mark.slow)])
