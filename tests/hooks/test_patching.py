@@ -342,6 +342,22 @@ def test_a_feature_space(tmp_path):
     assert np.array_equal(loaded(row), space(row))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it looks up with it")
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_a_lookup_that_learns_from_the_file(tmp_path, name):
+    """Until then, Keras cannot say what such a layer stores."""
+    import tensorflow as tf
+
+    words = keras.layers.TextVectorization(output_mode="tf_idf")
+    words.adapt(tf.constant([["a b"], ["b c"]]))
+    model = keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Dense(2)])
+    with tiedio.patch():
+        model.save(tmp_path / name)
+        loaded = load_model(tmp_path / name)
+    text = tf.constant([["a c"], ["b b"]])
+    assert np.array_equal(loaded(text), model(text))
+
+
 def test_keras_asks_once(model, tmp_path, monkeypatch):
     path, asked, answers = tmp_path / "m.h5", [], ["n", "y"]
     monkeypatch.setattr(builtins, "input", lambda text: asked.append(text) or answers.pop(0))

@@ -256,18 +256,22 @@ class Walk:
 
     @functools.cached_property
     def stored(self) -> dict[str, dict[str, Stored]]:
-        """What each saveable but optimizers stores, by inner_path; its own code is asked, once."""
-        return {
-            visit.inner_path: {
-                name: Stored(
-                    tuple(getattr(value, "shape", ())),
-                    value if isinstance(value, keras.Variable) else None,
-                )
-                for name, value in own_state(visit.saveable).items()
-            }
-            for visit in self.parts
-            if hasattr(visit.saveable, "save_own_variables")
-        }
+        """What each saveable but optimizers stores, by inner_path; its own code is asked, once.
+
+        One whose code fails is not in it, as a lookup that is to learn from the file.
+        """
+        found = {}
+        for visit in self.parts:
+            if hasattr(visit.saveable, "save_own_variables"):
+                with contextlib.suppress(Exception):  # the code of layers may raise anything
+                    found[visit.inner_path] = {
+                        name: Stored(
+                            tuple(getattr(value, "shape", ())),
+                            value if isinstance(value, keras.Variable) else None,
+                        )
+                        for name, value in own_state(visit.saveable).items()
+                    }
+        return found
 
     @functools.cached_property
     def stored_places(self) -> dict[Place, Any]:

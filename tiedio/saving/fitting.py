@@ -215,10 +215,11 @@ def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError
     by_record = read_by_record(record, walk)
     differing = {}
     for visit in walk.parts:
+        stored = walk.stored.get(visit.inner_path)
         # What other code stores, only it knows.
-        if visit.inner_path in by_record or not loads_as_keras(visit.saveable):
+        if stored is None or visit.inner_path in by_record or not loads_as_keras(visit.saveable):
             continue
-        expected = [stored.shape for stored in walk.stored.get(visit.inner_path, {}).values()]
+        expected = [one.shape for one in stored.values()]
         received = weights.store(visit.inner_path).shapes()
         if expected and not received:  # which is an error of its own
             continue
