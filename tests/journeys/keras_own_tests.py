@@ -28,6 +28,8 @@ _REPORT = "TIEDIO_TESTS_REPORT"
 # What a file of tests mentions if some of them may save or load. Those of applications download.
 _MENTIONED = re.compile("save|load_|pickle|deepcopy|ModelCheckpoint|BackupAndRestore")
 _LEFT_OUT = ("applications/",)
+# These take half of the time, and save as others do.
+_SLOW = re.compile("::test_quantize_(lora_integration|int)_")
 # Without TensorFlow, Keras itself cannot read what it takes for a remote file, and tiedio can.
 _NEEDS_TENSORFLOW = (
     "saving/saving_lib_test.py::SavingBattleTest::test_remove_weights_only_saving_and_loading"
@@ -196,17 +198,20 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="write down the outcomes of this Keras")
-    keep = parser.parse_args().keep
+    parser.add_argument("--all", action="store_true", help="run the slow ones too")
+    options = parser.parse_args()
     root = Path(keras.__file__).parent / "src"
     backend = keras.backend.backend()
     kept = _KEPT / f"{keras.__version__}-{backend}.json"
-    stock = find_tests(root) if keep or not kept.exists() else json.loads(kept.read_text())
+    stock = find_tests(root) if options.keep or not kept.exists() else json.loads(kept.read_text())
     print(f"Keras {keras.__version__} with {backend}: {len(stock)} tests that save or load")
     if not stock:
         raise SystemExit("This version of Keras comes without its tests.")
-    if keep:
+    if options.keep:
         kept.write_text(json.dumps(stock, indent=0, sort_keys=True) + "\n")
         return 0
+    if not options.all:
+        stock = {name: outcome for name, outcome in stock.items() if not _SLOW.search(name)}
     seen, output = run(root, sorted({name.partition("::")[0] for name in stock}), wanted=stock)
     patched, calls = seen["outcomes"], seen["calls"]
     problems = problems_of(stock, patched, calls, backend)
