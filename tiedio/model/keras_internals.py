@@ -38,6 +38,7 @@ from keras.src.saving.saving_lib import get_attr_skipset as get_attr_skipset
 # Re-exported for `saving`: a model is read and written inside these scopes.
 from keras.src.saving.serialization_lib import ObjectSharingScope as ObjectSharingScope
 from keras.src.saving.serialization_lib import SafeModeScope as SafeModeScope
+from keras.src.saving.serialization_lib import in_safe_mode
 from keras.src.utils.naming import to_snake_case as to_snake_case
 
 name_key = _name_key
@@ -61,6 +62,15 @@ def custom_object_scope(custom_objects: Mapping[str, Any] | None) -> Any:
     """Opens a scope of custom objects; Keras' own would hide those of the scope around it."""
     around = global_state.get_global_attribute("custom_objects_scope_dict") or {}
     return keras.saving.CustomObjectScope({**around, **(custom_objects or {})})
+
+
+def safe_mode_scope(safe_mode: bool) -> Any:
+    """Opens a scope of safe mode. As in Keras, one that is set already goes before.
+
+    So does `keras.config.enable_unsafe_deserialization`, which sets it for good.
+    """
+    around = in_safe_mode()
+    return SafeModeScope(safe_mode if around is None else around)
 
 
 def global_seed_generator(make: bool) -> Any:

@@ -21,7 +21,7 @@ from tiedio.errors import (
 )
 from tiedio.keras_versions import public_names
 from tiedio.model import renewal
-from tiedio.model.keras_internals import ObjectSharingScope, SafeModeScope, custom_object_scope
+from tiedio.model.keras_internals import ObjectSharingScope, custom_object_scope, safe_mode_scope
 from tiedio.saving import compiling
 from tiedio.saving.deferral import Deferral
 
@@ -78,7 +78,7 @@ def reading(
     """Opens the scopes in which Keras reads a config; yields what closes more of them."""
     with (
         contextlib.ExitStack() as scopes,
-        SafeModeScope(safe_mode),
+        safe_mode_scope(safe_mode),
         custom_object_scope(custom_objects),
     ):
         yield scopes

@@ -147,7 +147,8 @@ def load_tied(
             it is called; also a URL, an open file, or `hf://namespace/name`.
         custom_objects: Maps names to classes and functions of your own.
         compile: Whether to compile the model as it was.
-        safe_mode: Whether to refuse Python lambdas, which can run any code.
+        safe_mode: Whether to refuse Python lambdas, which can run any code. As in Keras,
+            `keras.config.enable_unsafe_deserialization` allows them in any case.
         strict: Whether it is an error if ties or optimizer state cannot be restored, or the
             model's class compiles it otherwise than it was; else it is a `TiedioWarning`.
         verify: Whether to compare what is read with the digests in the record; of a
