@@ -285,13 +285,16 @@ def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
     problems: Problems = {}
     substitutions = []
     for group in record.tie_groups:
-        expected = f"{group.shape} {group.dtype}"
+        # Values are cast, as by Keras; but one variable has one dtype.
+        dtypes = {walk.places[place].item.dtype for place in group.places if place in walk.places}
         unfit: Problems = {}
         for place in group.places:
             if place not in walk.places:
                 unfit[name_of(place, walk, record)] = "no such variable"
-            elif (received := facts_of(walk.places[place].item)) != expected:
-                unfit[name_of(place, walk, record)] = f"{received}, not {expected}"
+            elif tuple((variable := walk.places[place].item).shape) != group.shape:
+                unfit[name_of(place, walk, record)] = f"{facts_of(variable)}, not {group.shape}"
+            elif len(dtypes) > 1:
+                unfit[name_of(place, walk, record)] = f"{variable.dtype}, tied to another dtype"
         problems |= unfit
         if not unfit:
             owner = walk.places[group.owner].item
