@@ -112,6 +112,42 @@ def _lacking(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
             yield retying.name_of(place, walk, record), "no such variable"
 
 
+def without_state(
+    record: Record, weights: WeightsFile, walk: Walk
+) -> tuple[Record, LoadError | None]:
+    """Leaves out what layers keep beside the variables that they list, if its shape is another.
+
+    So an RNN's states, for another batch size. An error names them.
+    """
+    kept: list[Place] = []
+    problems = {}
+    for place in record.exact_values:
+        layer = record.layers.get(place.inner_path)
+        path, held = place.dataset_path, walk.places.get(place) or walk.raw.get(place)
+        if (
+            not layer
+            or not path
+            or any(one.attribute == place.attribute for one in layer.variables)
+        ):
+            kept.append(place)
+        elif held is None:
+            problems[retying.name_of(place, walk, record)] = "no such variable"
+        elif weights.address(path) and not _fits(weights.shape(path), held.item.shape):
+            shapes = f"{weights.shape(path)}, not {tuple(held.item.shape)}"
+            problems[retying.name_of(place, walk, record)] = shapes
+            kept.append(place.stored_at(None))
+        else:
+            kept.append(place)
+    if not problems:
+        return record, None
+    error = LoadError(
+        f"Cannot restore {listed(problems)}: layers keep this in another shape now.\n"
+        f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
+        "It stays as it is. To restore it, build the model for the batch size of then."
+    )
+    return dataclasses.replace(record, exact_values=tuple(kept)), error
+
+
 def mismatch(walk: Walk, record: Record, source: Opened) -> TiedioError | None:
     """The error for values of other shapes than the model needs; nothing is changed."""
     error = unfit(walk, record, source.weights)

@@ -164,6 +164,8 @@ class Loading:
         if not by_position:
             self._reports.described(unreached_error(self._everything, LoadError, "load"))
         self._record = fitting.fitted(described, self._walk, left_out)
+        self._record, error = fitting.without_state(self._record, weights, self._walk)
+        self._reports.training(error)
         self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
         self._reports.described(fitting.misfit(self._walk, self._record))
         self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
