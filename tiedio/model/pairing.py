@@ -9,6 +9,7 @@ import keras
 from tiedio.errors import TieError, listed
 from tiedio.model.arguments import names_in
 from tiedio.model.substitution import facts_of
+from tiedio.model.places import own_variables
 from tiedio.model.walk import walk
 
 # What to do where one of two layers has LoRA, or a table that the other one has transposed.
@@ -32,7 +33,9 @@ class Weight(NamedTuple):
 
 
 class Weights:
-    """The variables of a layer, by names such as `kernel`, or `cell/kernel`.
+    """The weights of a layer, by names such as `kernel`, or `cell/kernel`.
+
+    What a layer keeps and does not list, as an RNN what it saw last, is none of them.
 
     Attributes:
         layer: The layer.
@@ -46,6 +49,7 @@ class Weights:
                 holder, place.attribute, variable, place.inner_path
             )
             for place, (holder, variable) in walk(layer).places.items()
+            if any(variable is listed_here for listed_here in own_variables(holder))
         }
 
     def label(self, name: str) -> str:

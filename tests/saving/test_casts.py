@@ -1,0 +1,196 @@
+"""What differs from when a model was saved, and is loaded all the same, as stock Keras loads it."""
+
+import keras
+import numpy as np
+import pytest
+import scenarios
+
+import tiedio
+from tiedio.errors import RecordError, TiedioWarning
+from tiedio.model.keras_internals import SafeModeScope
+
+X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+
+
+def load_directly(model, path, **options):
+    tiedio.load_tied_weights(model, path, **options)
+
+
+def load_patched(model, path, **options):
+    with tiedio.patch():
+        model.load_weights(path, **options)
+
+
+@pytest.fixture(params=[load_directly, load_patched])
+def load(request):
+    return request.param
+
+
+def dense(names="ab", units=4, **options):
+    layers = [keras.layers.Dense(units, name=name, **options) for name in names]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def tied(dtype=None):
+    model = dense(dtype=dtype)
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    model.compile("adam", "mse")
+    return model
+
+
+def fit(model):
+    model.fit(X, X, batch_size=8, shuffle=False, verbose=0)
+
+
+def assert_equal(model, other):
+    pairs = zip(model.weights, other.weights, strict=True)
+    assert all(np.array_equal(*scenarios.arrays_of(pair)) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "then, now",
+    [
+        ("float32", "bfloat16"),
+        ("float32", "float16"),
+        ("bfloat16", "float32"),
+        ("mixed_float16", "float32"),
+    ],
+)
+def test_weights_of_another_dtype_are_cast_and_tied(tmp_path, load, then, now):
+    saved, path = tied(then), tmp_path / "x.weights.h5"
+    fit(saved)
+    tiedio.save_tied_weights(saved, path)
+    by_keras, model = tied(now), tied(now)
+    by_keras.load_weights(path)
+    load(model, path)
+    assert_equal(model, by_keras)
+    assert model.get_layer("a").kernel is model.get_layer("b").kernel
+    assert model.get_layer("a").kernel.dtype == now
+    assert int(model.optimizer.iterations) == 2
+    fit(model)
+    tiedio.save_tied_weights(model, path)
+    load(again := tied(now), path)
+    assert_equal(again, model)
+
+
+def test_variables_of_two_dtypes_cannot_be_one(tmp_path):
+    tiedio.save_tied_weights(tied(), path := tmp_path / "x.weights.h5")
+    model = dense("a")
+    model.add(keras.layers.Dense(4, name="b", dtype="bfloat16"))
+    before = scenarios.arrays_of(model.weights)
+    told = "`a/kernel`: float32, tied to another dtype; .*; `b/kernel`: bfloat16, tied to another"
+    with pytest.raises(RecordError, match=told):
+        load_directly(model, path)
+    assert all(map(np.array_equal, scenarios.arrays_of(model.weights), before))
+    with pytest.warns(TiedioWarning, match=told):
+        load_patched(model, path)
+    (by_keras := keras.models.clone_model(model)).load_weights(path)
+    assert_equal(model, by_keras)
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class OfThePolicy(keras.layers.Layer):
+    """Its config says nothing of its dtype."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.second = (keras.layers.Dense(4, name=name) for name in "ab")
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_model_that_is_built_by_another_policy(tmp_path, patched):
+    saved, path = keras.Sequential([keras.Input((4,)), OfThePolicy()]), str(tmp_path / "x.keras")
+    tiedio.tie(saved.layers[0].second, to=saved.layers[0].first)
+    saved.compile("adam", "mse")
+    fit(saved)
+    tiedio.save_tied(saved, path)
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        by_keras = keras.saving.load_model(path, compile=False)
+        if patched:
+            with tiedio.patch():
+                loaded = keras.saving.load_model(path)
+        else:
+            loaded = tiedio.load_tied(path)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    layer = loaded.layers[0]
+    assert layer.first.kernel is layer.second.kernel and layer.first.kernel.dtype == "bfloat16"
+    for one, other in zip(layer.first.weights, by_keras.layers[0].first.weights, strict=True):
+        assert np.array_equal(*scenarios.arrays_of([one, other]))
+    fit(loaded)
+    assert int(loaded.optimizer.iterations) == 4
+
+
+def recurrent(batch_size, stateful=True):
+    layers = [keras.layers.LSTM(4, name=n, stateful=stateful, return_sequences=True) for n in "ab"]
+    model = keras.Sequential([keras.Input((3, 4), batch_size=batch_size), *layers])
+    tiedio.tie(layers[1], to=layers[0])
+    return model
+
+
+def states(model):
+    return scenarios.arrays_of(state for layer in model.layers for state in layer.states)
+
+
+def test_states_of_another_batch_size(tmp_path, load):
+    saved, path = recurrent(8), tmp_path / "x.weights.h5"
+    assert saved.layers[0].states[0] is not saved.layers[1].states[0]  # which are no weights
+    saved.predict(np.ones((8, 3, 4)), verbose=0)
+    tiedio.save_tied_weights(saved, path)
+    load(equal := recurrent(8), path)
+    assert all(map(np.array_equal, states(equal), states(saved)))
+    for model, why in ((recurrent(1), r"\(8, 4\), not \(1, 4\)"), (recurrent(1, False), "no such")):
+        if other := model.layers[0].stateful:
+            model.predict(np.ones((1, 3, 4)), verbose=0)
+            before = states(model)
+        with pytest.warns(TiedioWarning, match=f"`a/states/0`: {why}.*`b/states/1`") as caught:
+            load(model, path)
+        assert len(caught) == 1
+        assert_equal(model, saved)
+        assert model.layers[0].cell.kernel is model.layers[1].cell.kernel
+        assert not other or all(map(np.array_equal, states(model), before))
+
+
+def test_a_serving_model_needs_no_seeds(tmp_path, load):
+    saved, path = tied(), tmp_path / "x.weights.h5"
+    layers = [*saved.layers, keras.layers.Dropout(0.5, name="c"), keras.layers.GaussianNoise(0.1)]
+    saved = keras.Sequential([keras.Input((4,)), *layers])
+    tiedio.save_tied_weights(saved, path)
+    load(model := dense(), path)
+    assert_equal(model, saved)
+    assert model.layers[0].kernel is model.layers[1].kernel
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_lambdas_are_allowed_as_in_keras(tmp_path, patched):
+    saved, path = tied(), str(tmp_path / "x.keras")
+    saved.add(keras.layers.Lambda(lambda x: 2 * x, output_shape=(4,)))
+    tiedio.save_tied(saved, path)
+
+    def loaded(**options):
+        if not patched:
+            return tiedio.load_tied(path, **options)
+        with tiedio.patch():
+            return keras.saving.load_model(path, **options)
+
+    with pytest.raises(ValueError, match="arbitrary code"):
+        loaded()
+    with SafeModeScope(None):  # which ends what is set inside
+        keras.config.enable_unsafe_deserialization()
+        assert np.array_equal(loaded()(X), saved(X))
+    with SafeModeScope(True), pytest.raises(ValueError, match="arbitrary code"):
+        loaded(safe_mode=False)
+    with pytest.raises(ValueError, match="arbitrary code"):
+        loaded()
+    assert np.array_equal(loaded(safe_mode=False)(X), saved(X))
