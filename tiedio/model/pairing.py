@@ -8,8 +8,8 @@ import keras
 
 from tiedio.errors import TieError, listed
 from tiedio.model.arguments import names_in
-from tiedio.model.substitution import facts_of
 from tiedio.model.places import own_variables
+from tiedio.model.substitution import facts_of
 from tiedio.model.walk import walk
 
 # What to do where one of two layers has LoRA, or a table that the other one has transposed.
