@@ -292,7 +292,8 @@ def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
             if place not in walk.places:
                 unfit[name_of(place, walk, record)] = "no such variable"
             elif tuple((variable := walk.places[place].item).shape) != group.shape:
-                unfit[name_of(place, walk, record)] = f"{facts_of(variable)}, not {group.shape}"
+                expected = f"{group.shape} {group.dtype}"
+                unfit[name_of(place, walk, record)] = f"{facts_of(variable)}, not {expected}"
             elif len(dtypes) > 1:
                 unfit[name_of(place, walk, record)] = f"{variable.dtype}, tied to another dtype"
         problems |= unfit
