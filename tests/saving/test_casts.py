@@ -194,3 +194,26 @@ def test_lambdas_are_allowed_as_in_keras(tmp_path, patched):
     with pytest.raises(ValueError, match="arbitrary code"):
         loaded()
     assert np.array_equal(loaded(safe_mode=False)(X), saved(X))
+
+
+def test_layers_by_name_from_a_file_that_tiedio_wrote(tmp_path, load):
+    """Of a layer with another input, Keras skips the kernel, and loads the bias."""
+    saved, path = dense(["a", "b", "c"]), tmp_path / "x.h5"
+    tiedio.tie(saved.layers[1], to=saved.layers[0])
+    saved.layers[2].bias.assign(X[0])
+    tiedio.save_tied(saved, path)
+
+    def other():
+        model = dense(["b", "new", "a"])
+        wide = keras.layers.Dense(4, name="c")(keras.layers.Concatenate()(model.outputs * 2))
+        return keras.Model(model.inputs, wide)
+
+    model = other()
+    (by_keras := other()).set_weights(model.get_weights())
+    by_keras.load_weights(path, by_name=True, skip_mismatch=True)
+    with pytest.warns(TiedioWarning, match="Cannot load the weights of `c`"):
+        load(model, path, by_name=True, skip_mismatch=True)
+    for layer, expected in zip(model.layers, by_keras.layers, strict=True):
+        assert all(map(np.array_equal, layer.get_weights(), expected.get_weights())), layer.name
+    assert np.array_equal(model.get_layer("c").bias, X[0])
+    assert model.get_layer("a").kernel is model.get_layer("b").kernel

@@ -6,6 +6,7 @@ layout of Keras 2, in which Keras reads it, is made of links to the same tensors
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -64,11 +65,14 @@ def reading(source: Storage) -> Iterator[Opened]:
                     except OSError as error:  # of a name that no file can have, say
                         raise damaged(source.name, first_line(error)) from error
 
-            yield Opened(
+            opened = Opened(
                 filepath=source.name,
                 record=None if record is None else parse(source.name, METADATA_KEY, record),
                 config=None if config is None else parse(source.name, CONFIG, config),
                 weights=weights,
                 extract_assets=extract_assets,
-                old_layout=keras2_layout.read(weights) if config is None else None,
+                read_lists=functools.partial(keras2_layout.read, weights),
             )
+            if config is None:
+                opened.go_by_lists()
+            yield opened

@@ -63,6 +63,14 @@ class Match:
         """Each variable, and what is stored for it."""
         return zip(self.variables, self.weights, strict=True)
 
+    def without_misfits(self) -> "Match":
+        """Returns the same with what fits: nothing, if their numbers differ."""
+        pairs = zip(self.variables, self.weights, strict=False)
+        fitting = [pair for pair in pairs if tuple(pair[0].shape) == pair[1].shape]
+        if len(self.variables) != len(self.weights):
+            fitting = []
+        return Match(self.name, self.group, [v for v, _ in fitting], [w for _, w in fitting])
+
     def problem(self) -> str | None:
         """What does not fit, if anything does not."""
         expected = [tuple(variable.shape) for variable in self.variables]
@@ -80,10 +88,10 @@ def fitting(
         old: What the file says.
         by_name: Whether to go by the names of layers, and leave out those that only one of
             the two has, instead of by their order.
-        skip_mismatch: Whether to leave out layers that do not fit.
+        skip_mismatch: Whether to leave out variables that do not fit.
 
     Returns:
-        The matches, and an error for the layers that are left out.
+        The matches, and an error for the layers of which some are left out.
 
     Raises:
         LoadError: If they do not fit. All layers that do not are named.
@@ -115,7 +123,7 @@ def fitting(
     )
     if error and not skip_mismatch:
         raise error
-    return [one for one in matches if not one.problem()], [error] if error else []
+    return [one.without_misfits() for one in matches], [error] if error else []
 
 
 def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: WeightsFile) -> Record:

@@ -146,6 +146,7 @@ class Loading:
             return
         matches, left_out = keras2_record.fitting(self.model, old, by_name, skip_mismatch)
         self._reports.warnings += map(str, left_out)
+        self._written = None  # whose paths are others
         self._record = keras2_record.recorded(found, old, matches, self._weights)
         if self._exists:
             # Its optimizer is left alone, and may know variables by their order.

@@ -137,8 +137,9 @@ def load_tied_weights(
         filepath: Path of a file in any format of Keras; also a URL, or an open file.
         skip_mismatch: Whether to leave out, with a `TiedioWarning`, what does not fit.
         objects_to_skip: Layers, or the optimizer, that are left as they are.
-        by_name: Of a file in the layout of Keras 2, whether to go by the names of layers instead
-            of by their order, and to leave out those that only one of the two has.
+        by_name: Of a file in the layout of Keras 2, as any `.h5` of a whole model, whether to go
+            by the names of layers instead of by their order, and to leave out those that only
+            one of the two has.
         strict: Whether it is an error if the model has no place for what the file describes:
             layers, variables, ties. Training state (of optimizers, of seed generators) that has
             none is told by a `TiedioWarning` either way.
@@ -183,6 +184,8 @@ def load_tied_weights(
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch)
         loading = Loading(source, deferral, reports, skipped)
         loading.into(model)
+        if by_name:
+            source.go_by_lists()
         _check_options(source, by_name, skipped)
         loading.describe(source.read_record(verify), by_name, skip_mismatch)
         loading.fit()
@@ -195,11 +198,11 @@ def load_tied_weights(
 
 
 def _check_options(source: Opened, by_name: bool, skipped: Sequence[Any]) -> None:
-    """Refuses what Keras takes for other files only."""
+    """Refuses what Keras, too, takes for other files only."""
     if source.is_by_position and skipped:
         option, files = "objects_to_skip", "other files"
     elif by_name and not source.is_by_position:
-        option, files = "by_name", "files of Keras itself in the layout of Keras 2"
+        option, files = "by_name", "files in the layout of Keras 2"
     else:
         return
     raise LoadError(
