@@ -381,11 +381,11 @@ class Store(Mapping[str, np.ndarray]):
         paths = {str(number): self._paths[name] for number, name in enumerate(names)}
         return Store(self._file, paths, self._read)
 
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Returns the shapes of arrays that are named by number, in their order."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each array by its name; those named by number in their order."""
         names = sorted(self._paths, key=lambda name: (len(name), name))
         try:
-            return [self._file.shape(self._paths[name]) for name in names]
+            return {name: self._file.shape(self._paths[name]) for name in names}
         except KeyError as error:
             raise self._file._error(f"has no array at `{error.args[0]}`", "a group") from error
 

@@ -360,7 +360,7 @@ def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
 def _difference(
     inner_path: str, expected: list[tuple[int, ...]], store: Store, is_by_position: bool
 ) -> LoadError | None:
-    received = store.shapes()
+    received = list(store.shapes().values())
     if received == expected:
         return None
     advice = "Compile with the optimizer that was saved, in the version of then."
