@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import NoModelError, SaveError
+from tiedio.errors import ModelNotBuiltError, NoModelError, SaveError
 from tiedio.model.keras_internals import KerasSaveable, saving_api
 from tiedio.model.walk import walk
 from tiedio.record.ties import METADATA_KEY
@@ -151,10 +151,10 @@ def _either(ours: _Function, stock: _Function) -> _Function:
     @functools.wraps(stock)
     def either(*args: Any, **kwargs: Any) -> Any:
         saved = [arg for arg in args if isinstance(arg, KerasSaveable)]
-        if _is_routed() and all(isinstance(one, keras.Model) and one.built for one in saved):
+        if _is_routed() and all(map(_is_saved, saved)):
             try:
                 return ours(*args, **kwargs)
-            except NoModelError:  # a file of an optimizer, say
+            except (NoModelError, ModelNotBuiltError):  # a file of an optimizer, say
                 pass
             except SaveError:  # what could not resume; Keras saves it all the same, but untied
                 if any(map(_shares, saved)):  # what ties cost there is told by a warning
@@ -162,6 +162,11 @@ def _either(ours: _Function, stock: _Function) -> _Function:
         return stock(*args, **kwargs)
 
     return either
+
+
+def _is_saved(model: Any) -> bool:
+    """Whether it is a model with variables: of one that is never called its parts may have some."""
+    return isinstance(model, keras.Model) and bool(model.built or model.weights)
 
 
 def _shares(model: Any) -> bool:

@@ -96,7 +96,7 @@ def save_tied(
     if zipped is None:
         zipped = not isinstance(target, Hub)
     container = table.format_to_save(target, holds_model=True, zipped=zipped)
-    if not model.built:
+    if not (model.built or model.weights):
         warn(
             [
                 f"Model `{model.name}` is saved without weights: it is not built yet. Build it, or "
