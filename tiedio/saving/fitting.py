@@ -248,12 +248,12 @@ def _fits(stored: tuple[int, ...], shape: Any) -> bool:
 
 def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
     """Compares the shapes of what is stored with those of what is to be loaded."""
-    by_record = read_by_record(record, walk)
+    left_out = read_by_record(record, walk) | find_unbuilt(walk)
     differing = {}
     for visit in walk.parts:
         stored = walk.stored.get(visit.inner_path)
         # What other code stores, only it knows.
-        if stored is None or visit.inner_path in by_record or not loads_as_keras(visit.saveable):
+        if stored is None or visit.inner_path in left_out or not loads_as_keras(visit.saveable):
             continue
         expected = {name: one.shape for name, one in stored.items()}
         received = weights.store(visit.inner_path).shapes()
@@ -266,6 +266,25 @@ def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError
         if not fits:
             differing[walk.label(visit.inner_path)] = f"{shapes[0]}, received {shapes[1]}"
     return unloadable(differing, ": their shapes must match the model")
+
+
+def find_unbuilt(walk: Walk) -> set[str]:
+    """Finds the layers of a model in use that have no variables yet, and load none, as in Keras."""
+    return {
+        path
+        for path, layer in walk.layers.items()
+        if not layer.built and walk.stored.get(path) == {} and loads_as_keras(layer)
+    }
+
+
+def unbuilt(walk: Walk, record: Record, source: Opened) -> LoadError | None:
+    """The error for layers that are not built, and stored in a file whose record says nothing."""
+    stored = {
+        walk.label(path): f"no variables, received {count} variables"
+        for path in find_unbuilt(walk).difference(record.layers)
+        if (count := len(source.store(path)))
+    }
+    return unloadable(stored, ": they are not built", "Build all layers of the model.")
 
 
 def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | None:

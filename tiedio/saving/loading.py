@@ -169,6 +169,7 @@ class Loading:
         self._reports.training(error)
         self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
         self._reports.described(fitting.misfit(self._walk, self._record))
+        self._reports.described(fitting.unbuilt(self._walk, self._record, self._source))
         self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
         self._reports.training(retying.generators_error(self._walk, self._record))
         self._check_values(described)
@@ -225,11 +226,13 @@ class Loading:
             self._reports.described(unreached_error(found, LoadError, "load"))
             self._reports.mismatch(fitting.unfit(found, record, self._weights))
         self._assets = assets
-        by_record = () if by_position else stored_places.read_by_record(record, found)
+        left_out = set() if by_position else stored_places.read_by_record(record, found)
+        if self._exists:
+            left_out |= fitting.find_unbuilt(found)
         for visit in found.parts:
             with self._reports.reading(found.label(visit.inner_path)):
-                is_read_later = by_position or visit.inner_path in by_record
-                self._load(visit, None if is_read_later else self._weights.store(visit.inner_path))
+                is_left_out = by_position or visit.inner_path in left_out
+                self._load(visit, None if is_left_out else self._weights.store(visit.inner_path))
         self._assign_exact_values()
         self._reports.mismatch(self._without_value())
         self._deferral.finish()
