@@ -6,7 +6,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio.errors import LoadError, RecordError, TiedioWarning
+from tiedio.errors import LoadError, RecordError, TiedioError, TiedioWarning
 from tiedio.model.keras_internals import SafeModeScope
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -239,3 +239,86 @@ def test_a_layer_that_stores_by_name(tmp_path, load, tied_file):
     model.layers[2].module[0] = torch.nn.Linear(4, 3, bias=False)
     with pytest.raises(LoadError, match=r"`torch_module_wrapper.*their shapes must match"):
         load(model, path)
+
+
+class WithAnotherHead(keras.Model):
+    """One of its layers is built only where it is used."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.a, self.b = (keras.layers.Dense(4, name=name) for name in "ab")
+        self.both = both
+
+    def build(self, shape):
+        for layer in (self.a, self.b)[: 1 + self.both]:
+            layer.build(shape)
+
+    def call(self, inputs):
+        return self.a(inputs) + (self.b(inputs) if self.both else 0)
+
+
+@pytest.mark.parametrize("save", [keras.Model.save_weights, tiedio.save_tied_weights])
+def test_a_layer_that_is_not_built(tmp_path, save):
+    saved, path = WithAnotherHead(both=True), tmp_path / "x.weights.h5"
+    saved.build((None, 4))
+    save(saved, path)
+    (model := WithAnotherHead(both=False)).build((None, 4))
+    with pytest.raises(TiedioError, match=r"Cannot (restore|load the weights of) `b"):
+        load_directly(model, path)
+    assert not np.array_equal(*scenarios.arrays_of([model.a.kernel, saved.a.kernel]))
+    with pytest.warns(TiedioWarning, match=r"Cannot (restore|load the weights of) `b") as caught:
+        load_patched(model, path)
+    assert len(caught) == 1
+    assert_equal(model.a, saved.a)
+    assert not model.b.built
+    with pytest.raises(ValueError, match="a model that has not yet been built"):
+        load_patched(WithAnotherHead(both=False), path)
+
+
+@keras.saving.register_keras_serializable("tiedio_tests")
+class NeverCalled(keras.Model):
+    """Its parts are built, and trained by code of its own, as in many guides."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = dense(), dense()
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_model_that_is_never_called(tmp_path, patched):
+    saved, path = NeverCalled(), tmp_path / "x.keras"
+    tiedio.tie(saved.decoder, to=saved.encoder)
+    saved.compile("adam")
+    trained = saved.trainable_variables
+    saved.optimizer.apply([keras.ops.ones_like(one) for one in trained], trained)
+    if patched:
+        with tiedio.patch():
+            saved.save(path)
+            loaded = keras.saving.load_model(path)
+    else:
+        tiedio.save_tied(saved, path)
+        loaded = tiedio.load_tied(path)
+    assert not saved.built and not loaded.built
+    assert_equal(loaded, saved)
+    assert loaded.encoder.layers[0].kernel is loaded.decoder.layers[0].kernel
+    assert int(loaded.optimizer.iterations) == 1
+
+
+def test_the_lists_of_an_h5_file_are_for_other_classes_too(tmp_path, load):
+    """Keras goes by their order, and knows no paths there."""
+
+    class Other(keras.layers.Dense):
+        pass
+
+    saved, path = tied(), tmp_path / "x.h5"
+    fit(saved)
+    tiedio.save_tied(saved, path)
+    model = keras.Sequential(
+        [keras.Input((4,)), Other(4), keras.layers.Activation("tanh"), Other(4)]
+    )
+    load(model, path)
+    assert np.array_equal(*scenarios.arrays_of([model.layers[0].kernel, saved.layers[0].kernel]))
+    assert model.layers[0].kernel is model.layers[2].kernel

@@ -78,7 +78,7 @@ class Opened:
         verify_weights: Compares the weights with a checksum of the container; `None` if it has
             none.
         extract_assets: Puts the assets below a folder, in the folder `assets`.
-        read_lists: Reads its lists in the layout of Keras 2; `None` if it has none.
+        read_lists: Reads its lists in the layout of Keras 2, if the format has some.
         old_layout: These lists, if it is read by them: if it has neither config nor record, or
             after `go_by_lists`.
     """
@@ -90,12 +90,13 @@ class Opened:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verify_weights: Callable[[], None] | None = None
     extract_assets: Callable[[Path], None] = lambda folder: None
-    read_lists: Callable[[], "OldLayout | None"] = lambda: None
+    read_lists: Callable[[], "OldLayout | None"] | None = None
     old_layout: "OldLayout | None" = None
 
     def go_by_lists(self) -> None:
         """Lets the file be read by its lists in the layout of Keras 2, if it has some."""
-        self.old_layout = self.old_layout or self.read_lists()
+        if self.read_lists and not self.old_layout:
+            self.old_layout = self.read_lists()
 
     @property
     def keras_version(self) -> str:

@@ -116,6 +116,12 @@ class Loading:
         self.model = model
         self._exists = self._reports.exists = True
 
+    def finds_all(self) -> bool:
+        """Whether the file has something for each layer by its path, or knows no other way."""
+        return not self._source.read_lists or all(
+            len(self._weights.store(path)) for path, held in walk(self.model).stored.items() if held
+        )
+
     def describe(
         self, written: Record | None, by_name: bool = False, skip_mismatch: bool = False
     ) -> None:

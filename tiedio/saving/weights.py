@@ -184,7 +184,7 @@ def load_tied_weights(
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch)
         loading = Loading(source, deferral, reports, skipped)
         loading.into(model)
-        if by_name:
+        if by_name or not (skip_mismatch or loading.finds_all()):
             source.go_by_lists()
         _check_options(source, by_name, skipped)
         loading.describe(source.read_record(verify), by_name, skip_mismatch)
