@@ -304,3 +304,27 @@ def test_a_discriminator_that_its_generator_freezes(tmp_path, load):
         train(*pair)
     assert all(map(np.array_equal, resumed[1].get_weights(), saved[1].get_weights()))
     assert [int(one.optimizer.iterations) for one in resumed] == [2, 2]
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_what_was_frozen_when_saved_can_be_thawed(tmp_path, patched):
+    """TensorFlow asks a variable of its own whether it is trained, and that once."""
+    saved = tied_layers()
+    saved.trainable = False
+    saved.compile("adam", "mse")
+    path = str(tmp_path / "x.keras")
+    tiedio.save_tied(saved, path)
+    if patched:
+        with tiedio.patch():
+            loaded = keras.saving.load_model(path)
+    else:
+        loaded = tiedio.load_tied(path)
+    tiedio.untie(saved.get_layer("b"), weights=["bias"])  # whose copy is frozen, too
+    tiedio.untie(loaded.get_layer("b"), weights=["bias"])
+    for one in (saved, loaded):
+        one.trainable = True
+        one.compile("adam", "mse")
+        before = one.get_weights()
+        fit(one)
+        assert not any(map(np.array_equal, one.get_weights(), before))
+    assert_as_saved(loaded, saved)

@@ -105,13 +105,20 @@ def show_callbacks() -> None:
         kind.on_train_begin = on_train_begin
 
 
+class _Made(list[Any]):
+    def append(self, variable: Any) -> None:
+        # TensorFlow takes the flag over with the first value, and never follows it.
+        variable._trainable_when_made = variable.trainable
+        super().append(variable)
+
+
 class Uninitialized:
     """A scope that lists the variables made without values inside it."""
 
     _ACCOUNT = "uninitialized_variables"
 
     def __enter__(self) -> "Uninitialized":
-        self.variables: list[keras.Variable] = []
+        self.variables = _Made()
         self._others = global_state.get_global_attribute(self._ACCOUNT)
         global_state.set_global_attribute(self._ACCOUNT, self.variables)
         return self
@@ -129,7 +136,10 @@ def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> 
     """Gives a variable its first value, by another initializer than its own if there is one."""
     if initializer:
         variable._initializer = initializer
+    trainable = variable.trainable
+    variable.trainable = vars(variable).pop("_trainable_when_made", trainable)
     variable._deferred_initialize()
+    variable.trainable = trainable
 
 
 def axis_order(variable: Any) -> tuple[int, ...] | None:

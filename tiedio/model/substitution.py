@@ -143,10 +143,12 @@ def copy_of(variable: Any, layer: keras.Layer, attribute: str) -> Any:
         np.array(keras.ops.convert_to_numpy(variable)),
         name,
         dtype=variable.dtype,
-        trainable=variable.trainable,
+        # Which TensorFlow may have otherwise, from when the variable was made.
+        trainable=getattr(variable.value, "trainable", variable.trainable),
         autocast=variable._autocast,  # said to `add_weight`, and nowhere else to be read
         aggregation=variable.aggregation,
     )
+    copy.trainable = variable.trainable
     for wish in _WISHES:
         if not hasattr(layer, f"{name}_{wish}"):
             setattr(copy, wish, getattr(variable, wish))

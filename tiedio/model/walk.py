@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -276,10 +276,14 @@ class Walk:
     @functools.cached_property
     def stored_places(self) -> dict[Place, Any]:
         """The variables that layers store as they are, by places that say where in a file."""
+        return self.places_in(self.stored)
+
+    def places_in(self, stored: Mapping[str, Mapping[str, Stored]]) -> dict[Place, Any]:
+        """Returns `stored_places` for what layers store by this mapping, one like `stored`."""
         found = {}
         for path in self.layers:
             attributes = attribute_of(self.named[path])
-            for name, (_, variable) in self.stored.get(path, {}).items():
+            for name, (_, variable) in stored.get(path, {}).items():
                 if variable is not None and id(variable) in attributes:
                     place = self.place(path, attributes[id(variable)])
                     dataset_path = f"{path}/vars/{name}".lstrip("/")

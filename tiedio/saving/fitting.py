@@ -18,7 +18,7 @@ from tiedio.record.record import HeldVariable, LayerState, Record
 from tiedio.record.ties import Place, TieGroup, merged
 from tiedio.saving import retying
 from tiedio.saving.capture import listed_only
-from tiedio.saving.stored_places import find_incomplete, read_by_record, stored_places
+from tiedio.saving.stored_places import as_saved, find_incomplete, read_by_record, stored_places
 
 
 def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record:
@@ -251,20 +251,15 @@ def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError
     left_out = read_by_record(record, walk) | find_unbuilt(walk)
     differing = {}
     for visit in walk.parts:
-        stored = walk.stored.get(visit.inner_path)
+        path = visit.inner_path
         # What other code stores, only it knows.
-        if stored is None or visit.inner_path in left_out or not loads_as_keras(visit.saveable):
+        if path not in walk.stored or path in left_out or not loads_as_keras(visit.saveable):
             continue
-        expected = {name: one.shape for name, one in stored.items()}
-        received = weights.store(visit.inner_path).shapes()
-        shapes = list(expected.values()), list(received.values())
-        if expected and not received:  # which is an error of its own
-            continue
-        fits = received == expected
-        if visit.inner_path in record.layers:  # which says in which order they are
-            fits = sorted(shapes[0]) == sorted(shapes[1])
-        if not fits:
-            differing[walk.label(visit.inner_path)] = f"{shapes[0]}, received {shapes[1]}"
+        expected = {name: one.shape for name, one in as_saved(record, walk, path).items()}
+        received = weights.store(path).shapes()
+        if received != expected and (received or not expected):  # else an error of its own
+            shapes = list(expected.values()), list(received.values())
+            differing[walk.label(path)] = f"{shapes[0]}, received {shapes[1]}"
     return unloadable(differing, ": their shapes must match the model")
 
 

@@ -201,11 +201,11 @@ def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
             place = Place(inner_path, attribute)
             if place not in record.owners and place not in record.exact_values:
                 yield name_of(place, walk, record), "no such variable"
-        for held in _unrecorded(walk, record, inner_path):
+        for held in unrecorded(walk, record, inner_path):
             yield str(walk.place(inner_path, held.attribute)), "not in the file"
 
 
-def _unrecorded(walk: Walk, record: Record, inner_path: str) -> list[HeldVariable]:
+def unrecorded(walk: Walk, record: Record, inner_path: str) -> list[HeldVariable]:
     """Lists the variables of a layer of which the record says nothing."""
     known = {held.attribute for held in record.layers[inner_path].variables}
     return [
@@ -331,9 +331,9 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
                 problems[str(walk.place(*key))] = "more than the file holds"
                 continue
             name = held.path.rpartition("/")[2]
-            options = {"dtype": str(value.dtype), "trainable": held.trainable}
+            options = {"dtype": str(value.dtype), "trainable": held.listed_trainable}
             named[held.attribute] = substitution.variable_of(layer, value, name, **options)
-        variables = (*saved.variables, *_unrecorded(walk, record, inner_path))
+        variables = (*saved.variables, *unrecorded(walk, record, inner_path))
         substitution.restore_layer(layer, dataclasses.replace(saved, variables=variables), named)
     return problems
 

@@ -1,19 +1,41 @@
 """Where a file has the variables of a model: where layers store them, or its record says."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tiedio.model.own_state import loads_as_keras
-from tiedio.model.walk import Walk
+from tiedio.model.places import own_variables
+from tiedio.model.walk import Stored, Walk
 from tiedio.record.record import Record
 from tiedio.record.ties import Place
 from tiedio.saving.capture import listed_only
+from tiedio.saving.retying import unrecorded
 
 
 def stored_places(record: Record, walk: Walk) -> dict[Place, Any]:
     """The variables that a file has, by places that say where in it."""
     by_record = read_by_record(record, walk)
     exact = {place: place for place in record.exact_values if place.inner_path in by_record}
-    return {exact.get(place, place): item for place, item in walk.stored_places.items()}
+    stored = {path: as_saved(record, walk, path) for path in walk.layers}
+    return {exact.get(place, place): item for place, item in walk.places_in(stored).items()}
+
+
+def as_saved(record: Record, walk: Walk, inner_path: str) -> Mapping[str, Stored]:
+    """What a layer stores once it lists its variables as the record says, which `retying` sees to.
+
+    One that was tied by hand lists them in another order, by which many layers store.
+    """
+    stored = walk.stored.get(inner_path, {})
+    if inner_path not in record.layers or inner_path not in walk.layers:
+        return stored
+    own = own_variables(walk.layers[inner_path])
+    listed = [*record.layers[inner_path].variables, *unrecorded(walk, record, inner_path)]
+    named = walk.named[inner_path]
+    is_by_position = list(map(id, own)) == [id(one.variable) for one in stored.values()]
+    if not is_by_position or not all(held.attribute in named for held in listed):
+        return stored
+    variables = [named[held.attribute] for held in listed]
+    return {str(key): Stored(tuple(one.shape), one) for key, one in enumerate(variables)}
 
 
 def read_by_record(record: Record, walk: Walk) -> set[str]:
