@@ -1,5 +1,7 @@
 """A model whose class has a say in how it is compiled goes on as it was compiled when saved."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -140,3 +142,10 @@ def test_what_a_class_does_otherwise_is_named(tmp_path, kind, names, expected, r
     with pytest.warns(tiedio.TiedioWarning, match="Cannot compile"):
         loaded = tiedio.load_tied(tmp_path / "x.keras", objects, strict=False)
     assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+    with (
+        tiedio.patch(),
+        keras.saving.custom_object_scope(objects),
+        pytest.warns(tiedio.TiedioWarning, match="Cannot compile"),
+    ):
+        copied = copy.deepcopy(model)  # which has no `strict`
+    assert all(map(np.array_equal, copied.get_weights(), model.get_weights()))

@@ -60,7 +60,7 @@ def test_another_phase_starts_its_optimizer_anew(tmp_path, load, was_frozen):
         f"Cannot resume `optimizer`: in the file it {verb} `trunk/bias`, `trunk/kernel`.\n"
         f"Expected: {4 if was_frozen else 2} variables, as in the model. "
         f"Received: {2 if was_frozen else 4}.\n"
-        "It goes on as it is. To resume it, set `trainable` of layers as when the file was saved."
+        "It keeps the state that it has here. To resume, let it train what it trained, and no more."
     ]
     assert_as_saved(model, saved)
     assert int(model.optimizer.iterations) == 0
@@ -328,3 +328,35 @@ def test_what_was_frozen_when_saved_can_be_thawed(tmp_path, patched):
         fit(one)
         assert not any(map(np.array_equal, one.get_weights(), before))
     assert_as_saved(loaded, saved)
+
+
+def dense_layers(names, tie=False):
+    layers = [keras.layers.Dense(4, name=name) for name in names]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    for layer in layers[1:] if tie else ():
+        tiedio.tie(layer, to=layers[0])
+    model.compile("adam", "mse")
+    return model
+
+
+def test_a_tie_of_which_the_model_lacks_a_layer(tmp_path):
+    saved, model = dense_layers("abc", tie=True), dense_layers("ab")
+    fit(saved)
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    with pytest.warns(TiedioWarning, match="Cannot restore `c`"):
+        load_patched(model, tmp_path / "x.weights.h5")
+    assert model.get_layer("a").kernel is model.get_layer("b").kernel
+    fit(model)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_layers_that_were_thawed_before_the_save(tmp_path, load):
+    """The optimizer was built for fewer, and its model would train more by now."""
+    saved, model = tied_layers(frozen=True), tied_layers()
+    fit(saved)
+    saved.get_layer("trunk").trainable = True
+    tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    with pytest.warns(TiedioWarning, match="does not train `trunk/bias`, `trunk/kernel`"):
+        load(model, tmp_path / "x.weights.h5")
+    fit(model)
+    assert int(model.optimizer.iterations) == 2

@@ -82,7 +82,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     _told: frozenset[str] = frozenset()  # names of those whose state is not kept
 
     def __init__(self, backup_dir: Any, *args: Any, **kwargs: Any):
-        path_of(backup_dir)
+        path_of(backup_dir, "backup_dir")
         super().__init__(backup_dir, *args, **kwargs)
 
     def set_model(self, model: Any) -> None:
@@ -91,7 +91,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def see_callbacks(self, callbacks: list[Any]) -> None:
         """Takes the last place in a list that is about to begin."""
-        if not any(getattr(callback, "load", None) == self._begin for callback in callbacks):
+        if not any(isinstance(one, _Loads) and one.load == self._begin for one in callbacks):
             callbacks[callbacks.index(self)] = _Loads(self._begin)
             callbacks.append(self)
         self._callbacks = callbacks
@@ -117,7 +117,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         if callback_states.have_stopped(self._callbacks):
             self._go_on_with((self.params or {}).get("epochs", epoch))
 
-    def _go_on_with(self, epoch: int) -> None:
+    def _go_on_with(self, epoch: int | None) -> None:
         model: Any = self.model
         model._initial_epoch = epoch  # where Keras puts it, too
 
@@ -126,6 +126,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
+        self._go_on_with(None)  # Keras would begin the next `fit` there, too
         self._callbacks = ()
 
     def _load_model(self) -> None:

@@ -45,7 +45,7 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
 
     What tiedio does not save goes on to Keras, with its checks and without ties: models that are
     not built, layers and optimizers that are not in a model, Orbax checkpoints, and models
-    without ties whose optimizer could not resume.
+    without ties that would not come back as they are.
 
     Raises:
         TiedioError: From Keras' functions, where those of tiedio raise it.
@@ -157,7 +157,9 @@ def _either(ours: _Function, stock: _Function) -> _Function:
             except (NoModelError, ModelNotBuiltError):  # a file of an optimizer, say
                 pass
             except SaveError:  # what could not resume; Keras saves it all the same, but untied
-                if any(map(_shares, saved)):  # what ties cost there is told by a warning
+                if _here.get() or any(
+                    map(_shares, saved)
+                ):  # what ties cost there is told by a warning
                     return ours(*args, **kwargs, strict=False)
         return stock(*args, **kwargs)
 
@@ -243,7 +245,7 @@ def _reduce(model: keras.Model, strict: bool = True) -> tuple[_Function, tuple[A
     file = io.BytesIO()
     save_tied(model, file, strict=strict)
     safe_mode = False  # as in Keras: a pickle can run any code as it is
-    return load_tied, (file, None, True, safe_mode)
+    return functools.partial(load_tied, strict=False), (file, None, True, safe_mode)
 
 
 def _without_record(initialize: _Function) -> _Function:
@@ -253,6 +255,7 @@ def _without_record(initialize: _Function) -> _Function:
     def init(editor: Any, *args: Any, **kwargs: Any) -> None:
         initialize(editor, *args, **kwargs)
         if _is_routed():
-            editor.weights_dict.pop(METADATA_KEY, None)
+            for name in (METADATA_KEY, backup.GROUP):
+                editor.weights_dict.pop(name, None)
 
     return init

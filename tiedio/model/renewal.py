@@ -152,6 +152,12 @@ def compiles_as_keras(model: Any) -> bool:
     )
 
 
+def trains_as_keras(model: Any) -> bool:
+    """Whether `fit` can train it, by Keras' own code: all that is trainable."""
+    is_own = getattr(type(model), "train_step", None) is keras.Model.train_step
+    return is_own and getattr(model, "loss", None) is not None
+
+
 def keeps_to_itself(optimizer: Any, trained: Sequence[Any]) -> bool:
     """Whether an optimizer does not say what it is built for: loss scaling in Keras 3.10."""
     return not trained and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

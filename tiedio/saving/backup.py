@@ -26,8 +26,9 @@ from tiedio.saving.model import metadata
 from tiedio.storage.locating import at
 
 # As tensors, not in the record: they have digests, and no layer has such a path.
-_RUN = "tiedio_run/state"
-_WEIGHTS = "tiedio_run/weights/{}/{}"
+GROUP = "tiedio_run"
+_RUN = f"{GROUP}/state"
+_WEIGHTS = GROUP + "/weights/{}/{}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,6 +176,7 @@ class Loading:
         self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
         self._reports.described(fitting.misfit(self._walk, self._record))
         self._reports.described(fitting.unbuilt(self._walk, self._record, self._source))
+        self._record = retying.restorable(self._walk, self._record)
         self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
         self._reports.training(retying.generators_error(self._walk, self._record))
         self._check_values(described)
@@ -189,10 +190,11 @@ class Loading:
         retying.check_optimizers(self._walk, self._record)
         self._find_optimizers()
         unresumable = optimizers.find_unresumable(
-            dataclasses.replace(self._record, layers=described.layers),  # with the flags of then
+            self._record,
             self._stored,
             self._walk,
             self._everything,
+            then=described,
             in_other_order=bool(self._moved),
         )
         self._reports.training(*unresumable.values())

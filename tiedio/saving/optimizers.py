@@ -222,15 +222,22 @@ def stored_at(walk: Walk, weights: WeightsFile) -> dict[str, str]:
 
 
 def find_unresumable(
-    record: Record, stores: Stores, walk: Walk, everything: Walk, in_other_order: bool
+    record: Record,
+    stores: Stores,
+    walk: Walk,
+    everything: Walk,
+    *,
+    then: Record,
+    in_other_order: bool,
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
 
     Args:
-        record: The record of the file, in the attributes of the model, with the flags of then.
+        record: The record of the file, fitted to the model.
         stores: What the file has for each optimizer.
         walk: The saveables to be loaded.
         everything: All saveables of the model.
+        then: The record of the file, with the flags and ties of then.
         in_other_order: Whether its layers are in another order than in the file.
 
     Returns:
@@ -251,7 +258,7 @@ def find_unresumable(
         instead = (owner_of.get(id(one), one) for one in variables)
         return {id(one): one for one in instead}
 
-    as_then = _as_then(record, everything)
+    as_then = _as_then(then, everything)
     for inner_path, optimizer in walk.optimizers.items():
         store, trained = stores(inner_path), record.optimizer_variables.get(inner_path)
         if trained is None and inner_path in record.optimizer_variables and optimizer.built:
@@ -270,7 +277,10 @@ def find_unresumable(
         expected = trains[-1] if trains else saved
         is_lacking = any(place not in places for place in trained)
         fits = any(saved.keys() == one.keys() for one in (*trains, expected))
-        if is_lacking or not (fits or as_then.issuperset({**saved, **expected})):
+        # What `fit` trains, its optimizer must know.
+        is_short = is_its_own and renewal.trains_as_keras(holder) and expected.keys() - saved
+        is_as_then = not is_short and as_then.issuperset({**saved, **expected})
+        if is_lacking or not (fits or is_as_then):
             names = [retying.name_of(place, everything, record) for place in trained]
             error = _other_variables(inner_path, names, expected, everything)
         else:
@@ -318,7 +328,7 @@ def _other_variables(
     return LoadError(
         f"Cannot resume `{inner_path}`: in the file it {', and it '.join(told)}.\n"
         f"Expected: {len(expected)} variables, as in the model. Received: {len(saved)}.\n"
-        "It goes on as it is. To resume it, set `trainable` of layers as when the file was saved."
+        "It keeps the state that it has here. To resume, let it train what it trained, and no more."
     )
 
 

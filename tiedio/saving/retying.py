@@ -18,7 +18,7 @@ from tiedio.model.live_layers import live_layers
 from tiedio.model.substitution import Substitution, facts_of
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import HeldVariable, Record
-from tiedio.record.ties import Place, shown
+from tiedio.record.ties import Place, TieGroup, shown
 from tiedio.saving.capture import listed_only
 
 # What does not fit, by the layer or the place that it is about.
@@ -125,6 +125,18 @@ def find_problems(walk: Walk, record: Record) -> Problems:
     for alias in _adoptable(walk, record):
         problems.pop(name_of(alias, walk, record), None)
     return problems
+
+
+def restorable(walk: Walk, record: Record) -> Record:
+    """Returns a record without the places of ties that do not fit the model; others are tied."""
+    adoptable = set(_adoptable(walk, record))
+    groups = [
+        group.at(
+            [place for place in group.places if place not in _unfit(walk, group).keys() - adoptable]
+        )
+        for group in record.tie_groups
+    ]
+    return dataclasses.replace(record, tie_groups=tuple(one for one in groups if one.aliases))
 
 
 def generators_error(walk: Walk, record: Record) -> RecordError | None:
@@ -285,24 +297,29 @@ def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
     problems: Problems = {}
     substitutions = []
     for group in record.tie_groups:
-        # Values are cast, as by Keras; but one variable has one dtype.
-        dtypes = {walk.places[place].item.dtype for place in group.places if place in walk.places}
-        unfit: Problems = {}
-        for place in group.places:
-            if place not in walk.places:
-                unfit[name_of(place, walk, record)] = "no such variable"
-            elif tuple((variable := walk.places[place].item).shape) != group.shape:
-                expected = f"{group.shape} {group.dtype}"
-                unfit[name_of(place, walk, record)] = f"{facts_of(variable)}, not {expected}"
-            elif len(dtypes) > 1:
-                unfit[name_of(place, walk, record)] = f"{variable.dtype}, tied to another dtype"
-        problems |= unfit
+        unfit = _unfit(walk, group)
+        problems |= {name_of(place, walk, record): why for place, why in unfit.items()}
         if not unfit:
             owner = walk.places[group.owner].item
             for alias in group.aliases:
                 layer, variable = walk.places[alias]
                 substitutions.append(Substitution(layer, variable, owner))
     return substitutions, problems
+
+
+def _unfit(walk: Walk, group: TieGroup) -> dict[Place, str]:
+    """Finds the places that cannot be tied, with what they hold instead."""
+    # Values are cast, as by Keras; but one variable has one dtype.
+    dtypes = {walk.places[place].item.dtype for place in group.places if place in walk.places}
+    unfit = {}
+    for place in group.places:
+        if place not in walk.places:
+            unfit[place] = "no such variable"
+        elif tuple((variable := walk.places[place].item).shape) != group.shape:
+            unfit[place] = f"{facts_of(variable)}, not {group.shape} {group.dtype}"
+        elif len(dtypes) > 1:
+            unfit[place] = f"{variable.dtype}, tied to another dtype"
+    return unfit
 
 
 def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problems:

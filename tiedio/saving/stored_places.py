@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from tiedio.model.own_state import loads_as_keras
-from tiedio.model.places import own_variables
 from tiedio.model.walk import Stored, Walk
 from tiedio.record.record import Record
 from tiedio.record.ties import Place
@@ -23,15 +24,16 @@ def stored_places(record: Record, walk: Walk) -> dict[Place, Any]:
 def as_saved(record: Record, walk: Walk, inner_path: str) -> Mapping[str, Stored]:
     """What a layer stores once it lists its variables as the record says, which `retying` sees to.
 
-    One that was tied by hand lists them in another order, by which many layers store.
+    One that was tied by hand lists them in another order, by which Keras' own code stores.
     """
     stored = walk.stored.get(inner_path, {})
     if inner_path not in record.layers or inner_path not in walk.layers:
         return stored
-    own = own_variables(walk.layers[inner_path])
+    layer = walk.layers[inner_path]
     listed = [*record.layers[inner_path].variables, *unrecorded(walk, record, inner_path)]
     named = walk.named[inner_path]
-    is_by_position = list(map(id, own)) == [id(one.variable) for one in stored.values()]
+    # Others may store in an order of their own.
+    is_by_position = type(layer).save_own_variables is keras.Layer.save_own_variables
     if not is_by_position or not all(held.attribute in named for held in listed):
         return stored
     variables = [named[held.attribute] for held in listed]

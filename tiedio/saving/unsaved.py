@@ -47,7 +47,7 @@ def warnings_for_weights(walk: Walk, everything: Walk, strict: bool) -> Iterator
         variables = {path for paths in optimizers.values() for path in paths}
         yield (
             f"The state of {listed(optimizers)} is not saved: it trained {listed(variables)}, "
-            "which the model does not hold any more. After loading it starts anew."
+            "which the model does not hold. After loading it starts anew."
         )
     if error := unreached_error(everything, SaveError, "save"):
         yield str(error)

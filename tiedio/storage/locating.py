@@ -12,13 +12,13 @@ from tiedio.storage.open_file import OpenFile
 from tiedio.storage.remote import Remote
 
 
-def path_of(filepath: Any) -> str:
+def path_of(filepath: Any, argument: str = "filepath") -> str:
     """Returns a path as text."""
     try:
         return os.fsdecode(filepath)
     except TypeError:
         raise unfit(
-            {"filepath": filepath},
+            {argument: filepath},
             "a path, a URL or an open file",
             "Pass a path; what takes a model as well takes that first, and one only.",
         ) from None
