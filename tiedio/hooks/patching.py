@@ -43,9 +43,9 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     end, otherwise until `unpatch`; several may hold at once. Arguments, prompts and messages
     about paths stay those of Keras.
 
-    What tiedio does not save goes on to Keras, with its checks and without ties: models that are
-    not built, layers and optimizers that are not in a model, Orbax checkpoints, and models
-    without ties that would not come back as they are.
+    What tiedio does not save goes on to Keras, with its checks and without ties: models without
+    variables, weights of models that are not built, layers and optimizers that are not in a
+    model, Orbax checkpoints, and models without ties that would not come back as they are.
 
     Raises:
         TiedioError: From Keras' functions, where those of tiedio raise it.
