@@ -3,15 +3,21 @@
 Run as `python -m tiedio.cli.demo METHOD FOLDER` it is the new process.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
-from tiedio.errors import MissingPackageError
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+
+import tiedio
 
 METHODS = ("stock", "tiedio")
 
@@ -21,15 +27,7 @@ def run() -> bool:
 
     Returns:
         Whether tiedio restored everything.
-
-    Raises:
-        MissingPackageError: If scikit-learn is not installed.
     """
-    if importlib.util.find_spec("sklearn") is None:
-        raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
-    # Keras and rich after the check: its answer should not take seconds.
-    from rich.console import Console
-
     console = Console(width=100)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,11 +44,7 @@ def run() -> bool:
 
 
 def _model() -> Any:
-    import keras
-
-    import tiedio
-
-    images = keras.Input((8, 8, 1))
+    images: Any = keras.Input((8, 8, 1))
     features = keras.layers.Conv2D(64, 3, padding="same", activation="relu")(images)
     same = keras.layers.Conv2D(64, 3, padding="same", activation="relu")
     valid = keras.layers.Conv2D(64, 3, padding="valid", activation="relu")
@@ -63,32 +57,22 @@ def _model() -> Any:
 
 
 def _fit(model: Any) -> float:
-    from sklearn.datasets import load_digits
-
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8, 1).astype("float32") / 16
     history = model.fit(images, labels, batch_size=64, epochs=3, shuffle=False, verbose=0)
     return history.history["accuracy"][-1]
 
 
-def _array(variable: Any) -> Any:
-    import keras
-    import numpy as np
-
-    return np.asarray(keras.ops.convert_to_numpy(variable))
+def _arrays(*variables: Any) -> list[Any]:
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
 def _state(model: Any) -> list[Any]:
-    return [_array(variable) for variable in [*model.variables, *model.optimizer.variables]]
+    return _arrays(*model.variables, *model.optimizer.variables)
 
 
 def _train(folder: Path) -> dict[str, Any]:
     """Trains and saves; then trains on, for the states the others must reach."""
-    import keras
-    import numpy as np
-
-    import tiedio
-
     keras.utils.set_random_seed(0)
     model = _model()
     accuracy = _fit(model)
@@ -106,19 +90,12 @@ def _train(folder: Path) -> dict[str, Any]:
 
 def _resume(method: str, folder: Path) -> dict[str, Any]:
     """Loads what `_train` saved, trains on, and reports."""
-    import warnings
-
-    import keras
-    import numpy as np
-
-    import tiedio
-
     load: Any = tiedio.load_tied if method == "tiedio" else keras.saving.load_model
     filepath = folder / f"{method}.keras"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = load(filepath)
-    same, valid = (layer for layer in model.layers[2:4])
+    same, valid = model.layers[2:4]
     report = {
         "bytes": filepath.stat().st_size,
         "parameters": model.count_params(),
@@ -127,9 +104,10 @@ def _resume(method: str, folder: Path) -> dict[str, Any]:
     }
     _fit(model)
     with np.load(folder / "uninterrupted.npz") as saved:
-        uninterrupted = [saved[name] for name in saved.files]
+        uninterrupted = [*saved.values()]
     state = _state(model)
-    report["drift"] = float(np.max(np.abs(_array(same.kernel) - _array(valid.kernel))))
+    one, other = _arrays(same.kernel, valid.kernel)
+    report["drift"] = float(np.max(np.abs(one - other)))
     report["bit_equal"] = len(state) == len(uninterrupted) and all(
         a.tobytes() == b.tobytes() for a, b in zip(state, uninterrupted, strict=True)
     )
@@ -159,8 +137,6 @@ def _answers(before: dict[str, Any], report: dict[str, Any]) -> list[tuple[str, 
 
 
 def _table(before: dict[str, Any], reports: dict[str, dict[str, Any]]) -> Any:
-    from rich.table import Table
-
     table = Table("", "stock Keras", "tiedio", title="Save, load in a new process, fine-tune")
     columns = [_answers(before, reports[method]) for method in METHODS]
     for answers in zip(*columns, strict=True):

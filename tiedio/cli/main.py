@@ -1,5 +1,6 @@
 """The command line: parse, call, print, exit code."""
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -201,7 +202,9 @@ def demo() -> None:
     Exit code: 0 if tiedio restored everything, 1 if not, 2 if a package that
     the demo needs is missing.
     """
-    # Imports Keras, which takes seconds that other commands do not need.
+    # Before Keras is imported: this answer should not take seconds.
+    if importlib.util.find_spec("sklearn") is None:
+        raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
     from tiedio.cli.demo import run
 
     raise SystemExit(0 if run() else 1)
