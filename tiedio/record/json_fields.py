@@ -1,9 +1,13 @@
-"""Read JSON by name and type; what is not as it should be is a `RecordError` that says so."""
+"""Write dataclasses as JSON, and read JSON by name and type.
+
+What is not as it should be is a `RecordError` that says so.
+"""
 
 import collections
+import dataclasses
 import json
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from tiedio.errors import RecordError, damaged, listed
@@ -24,6 +28,22 @@ def typed(value: Any, kind: Any, what: str) -> Any:
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise malformed(f"{what} as text", value)
     return value
+
+
+class Written:
+    """A dataclass whose JSON is an object of its fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        made: Any = self
+        return {one.name: _json(getattr(self, one.name)) for one in dataclasses.fields(made)}
+
+
+def _json(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: _json(one) for key, one in value.items()}
+    return [_json(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class Fields:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from tiedio.errors import RecordError
-from tiedio.record.json_fields import Fields, contradictory, malformed, typed, unreadable
+from tiedio.record.json_fields import Fields, Written, contradictory, malformed, typed, unreadable
 from tiedio.record.ties import VERSION, Place, TieGroup, layer_labels
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class HeldVariable:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerState:
+class LayerState(Written):
     """What Keras does not write of a layer that has no config of its own.
 
     Attributes:
@@ -65,14 +65,6 @@ class LayerState:
     trainable: bool
     variables: tuple[HeldVariable, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "path": self.path,
-            "trainable": self.trainable,
-            "variables": [variable.to_json() for variable in self.variables],
-        }
-
     @classmethod
     def from_json(cls, data: Any) -> "LayerState":
         fields = Fields(data, "a layer")
@@ -85,14 +77,11 @@ class LayerState:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomState:
+class RandomState(Written):
     """The state of a seed generator, and the places that hold it."""
 
     places: tuple[Place, ...]
     state: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"places": [place.to_json() for place in self.places], "state": list(self.state)}
 
     @classmethod
     def from_json(cls, data: Any) -> "RandomState":
@@ -104,7 +93,7 @@ class RandomState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Record(Written):
     """The tiedio metadata of a file: all that Keras itself does not write.
 
     Attributes:
@@ -167,29 +156,10 @@ class Record:
         return self.is_complete or optimizer in self.optimizer_variables
 
     def to_json(self) -> dict[str, Any]:
-        excluded = {
-            inner_path: [place.to_json() for place in places]
-            for inner_path, places in self.excluded_from_weight_decay.items()
-        }
-        states = {name: list(words) for name, words in self.process_random_states.items()}
-        return {
-            "version": VERSION,
-            "tie_groups": [group.to_json() for group in self.tie_groups],
-            "layers": {inner_path: layer.to_json() for inner_path, layer in self.layers.items()},
-            "shared_layers": [list(inner_paths) for inner_paths in self.shared_layers],
-            "exact_values": [place.to_json() for place in self.exact_values],
-            "optimizer_variables": {
-                inner_path: places and [place.to_json() for place in places]
-                for inner_path, places in self.optimizer_variables.items()
-            },
-            # Only where there are any: a file without is as older versions of tiedio wrote it.
-            **({"excluded_from_weight_decay": excluded} if excluded else {}),
-            "random_states": [state.to_json() for state in self.random_states],
-            "digests": dict(self.digests),
-            "axis_orders": {path: list(axes) for path, axes in self.axis_orders.items()},
-            # Few models leave their random numbers to the process.
-            **({"process_random_states": states} if states else {}),
-        }
+        # Few models have these: a file without is as older versions of tiedio wrote it.
+        rare = ("excluded_from_weight_decay", "process_random_states")
+        written = super().to_json().items()
+        return {"version": VERSION} | {k: held for k, held in written if held or k not in rare}
 
     @classmethod
     def from_json(cls, data: Any) -> "Record":

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tiedio.record import html
-from tiedio.record.json_fields import Fields, malformed, typed
+from tiedio.record.json_fields import Fields, Written, malformed, typed
 
 METADATA_KEY = "tiedio"
 VERSION = 1
@@ -68,7 +68,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class TieGroup:
+class TieGroup(Written):
     """The places that hold one and the same variable.
 
     Attributes:
@@ -111,15 +111,6 @@ class TieGroup:
     def _row(self) -> tuple[str, list[str], str, str, bool]:
         aliases = [str(alias) for alias in self.aliases]
         return str(self.owner), aliases, str(self.shape), self.dtype, self.trainable
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "owner": self.owner.to_json(),
-            "aliases": [alias.to_json() for alias in self.aliases],
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "trainable": self.trainable,
-        }
 
     @classmethod
     def from_json(cls, data: Any) -> "TieGroup":
