@@ -4,7 +4,6 @@ Each of them is replaced whole, or left as it was; what lies elsewhere is read f
 a copy on disk.
 """
 
-import abc
 import posixpath
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from tiedio.errors import MissingFileError, SaveError
 COPY_CHUNK = 1 << 22  # bytes
 
 
-class Storage(abc.ABC):
+class Storage:
     """A file, or a folder of files, which need not be there yet.
 
     Attributes:
@@ -60,17 +59,17 @@ class Storage(abc.ABC):
         """Whether the other one lies in this folder, or in one inside it."""
         return False
 
-    @abc.abstractmethod
     def reading(self) -> AbstractContextManager[BinaryIO]:
         """Opens the file, to be read in any order.
 
         Raises:
             MissingFileError: If there is no such file.
         """
+        raise self._missing()
 
-    @abc.abstractmethod
     def replacing(self, durable: bool) -> AbstractContextManager[BinaryIO]:
         """Opens a file that takes the place of this one once it is complete."""
+        raise self._unfit("a single file")
 
     def sibling(self, name: str) -> "Storage":
         """Returns a file of another name beside this one."""

@@ -3,9 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
 
 from tiedio.errors import FileFormatError, imported
 from tiedio.storage.base import Storage
@@ -37,12 +35,6 @@ class Hub(Storage):
 
     def is_folder(self) -> bool:
         return True
-
-    def reading(self) -> AbstractContextManager[BinaryIO]:
-        raise self._missing()
-
-    def replacing(self, durable: bool) -> AbstractContextManager[BinaryIO]:
-        raise self._unfit("a single file")
 
     @contextlib.contextmanager
     def reading_folder(self) -> Iterator[Path]:
