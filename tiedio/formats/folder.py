@@ -118,7 +118,11 @@ class _Folder:
             for name in self._names & _FILES
         }
         self._assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
-        _copy_assets(path, self._assets)
+        for asset in (path / ASSETS).rglob("*"):
+            if asset.is_file():
+                copy = self._assets / asset.relative_to(path)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(asset, copy)
 
     def names(self) -> set[str]:
         return self._names
@@ -133,12 +137,4 @@ class _Folder:
         yield Window(file, 0, file.seek(0, os.SEEK_END))
 
     def extract_assets(self, folder: Path) -> None:
-        _copy_assets(self._assets, folder)
-
-
-def _copy_assets(source: Path, target: Path) -> None:
-    for path in (source / ASSETS).rglob("*"):
-        if path.is_file():
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+        shutil.copytree(self._assets, folder, dirs_exist_ok=True)
