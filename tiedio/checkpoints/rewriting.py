@@ -44,6 +44,7 @@ def content(
     Returns:
         What is to be written, and what is to be said of it.
     """
+    old = checkpoint.old_layout
     groups = gathered(checkpoint.variables, joined(ties))
     layout, first = _variables(checkpoint, groups, reconcile)
     record = checkpoint.record or Record()
@@ -78,7 +79,7 @@ def content(
         metadata=_metadata(checkpoint),
         config=checkpoint.config if holds_model else None,
         assets=assets / ASSETS,
-        old_layout=_old_layout(checkpoint) if checkpoint.is_by_position else None,
+        old_layout=_of_weights_only(old) if old and checkpoint.is_by_position else None,
     )
     return written, notes
 
@@ -152,11 +153,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _old_layout(checkpoint: Checkpoint) -> OldLayout | None:
-    """Returns the lists of weights for a file of weights only."""
-    old = checkpoint.old_layout
-    if old is None:
-        return None
+def _of_weights_only(old: OldLayout) -> OldLayout:
+    """Returns the lists for a file of weights only."""
 
     def moved(weights: Sequence[Weight]) -> tuple[Weight, ...]:
         return tuple(
