@@ -162,14 +162,8 @@ class _Walk:
         key = self._graph.nodes[node].key
         if self._trained is not None:
             trainable = node in self._trained
-        return StoredVariable(
-            name=name,
-            source=key,
-            shape=self._tensors.shape(key),
-            dtype=self._tensors.dtype(key),
-            place=place,
-            trainable=trainable,
-        )
+        weight = Weight("", key, self._tensors.shape(key))
+        return StoredVariable.of(weight, self._tensors, name, place=place, trainable=trainable)
 
 
 def _located(graph: Graph, paths: Iterable[str]) -> dict[str, int]:
