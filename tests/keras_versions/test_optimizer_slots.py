@@ -517,7 +517,7 @@ def test_slots_of_other_versions(case):
 
 def test_what_is_not_stored_is_what_it_would_be():
     optimizer = {"class_name": "Nadam", "config": {"lr": 0.25}}
-    nothing = optimizer_slots.ordered(optimizer_slots.Slots((), (), (), {}), (), optimizer)
+    nothing = optimizer_slots.ordered(optimizer_slots.Slots((), (), {}), (), optimizer)
     assert nothing == [0, 0.25, 1]
     _, _, version, names, shapes, _, _ = OTHERS["keras_2_2_nadam_forgets_its_product"]
     read = optimizer_slots.read(optimizer, listed(names, shapes), version)
@@ -591,7 +591,7 @@ def test_those_are_understood_but_for_one_thing():
 
 
 def test_no_state_is_a_state():
-    assert optimizer_slots.read(adam(), [], "") == optimizer_slots.Slots((), (), (), {})
+    assert optimizer_slots.read(adam(), [], "") == optimizer_slots.Slots((), (), {})
     untrained = optimizer_slots.read(adam(), listed("0 1", [(), ()]), "3.15.0")
     assert untrained.variables == ()
     assert len(optimizer_slots.ordered(untrained, (), adam())) == 2

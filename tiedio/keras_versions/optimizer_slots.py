@@ -29,16 +29,14 @@ class Slots:
     """State of an optimizer.
 
     Attributes:
-        kinds: Names of the slots of each variable, in the terms of Keras 3. Adafactor's `r`
-            and `c` are missing for variables of less than two dimensions in Keras 2.
-        variables: The slots of each variable that has some, as stored: kind to array. The first
-            one has the variable's shape.
+        variables: The slots of each variable that has some, as stored: kind, in the terms of
+            Keras 3, to array. The first one has the variable's shape. Adafactor's `r` and `c` are
+            missing for variables of less than two dimensions in Keras 2.
         hints: What the names of these say of the variable's name, such as `conv1/kernel` in
             Keras 2 and `conv1_kernel` in Keras 3; empty where they say nothing.
         scalars: `iteration`, `learning_rate`, `u_product`, as far as stored.
     """
 
-    kinds: tuple[str, ...]
     variables: tuple[Mapping[str, Weight], ...]
     hints: tuple[str, ...]
     scalars: Mapping[str, Weight]
@@ -145,7 +143,7 @@ def read(
     if known is None:
         return None
     if not stored:
-        return Slots((), (), (), {})
+        return Slots((), (), {})
     class_name, config = known
     era = _era(stored[0].name, keras_version)
     if era is None or (era in _KERAS_3 and class_name != optimizer["class_name"]):
@@ -159,7 +157,6 @@ def read(
     if None in hints or not all(_fits(held, config) for held in variables):
         return None
     return Slots(
-        tuple(kind.name for kind in _kinds(parts)),
         tuple(
             {kind.name: one for kind, one in sorted(held.items(), key=_is_factor)}
             for held in variables

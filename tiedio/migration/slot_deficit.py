@@ -27,7 +27,7 @@ class SlotDeficit:
     def __init__(self, checkpoint: Checkpoint):
         self.notes: list[str] = []
         self._values = checkpoint.values
-        self._slots = checkpoint.slots if checkpoint.slots and checkpoint.slots.kinds else None
+        self._slots = checkpoint.slots
         self._per_use = checkpoint.version.is_multi_backend
         # The slots of each variable, where each use has its own, and none is missing.
         self._of_use: dict[str, Mapping[str, Weight]] = {}
