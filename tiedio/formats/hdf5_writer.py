@@ -191,9 +191,7 @@ def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
                 file.require_group(f"/{parent}").id,
                 name.encode(),
                 h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
-                h5py.h5s.create_simple(tensor.shape)
-                if tensor.shape
-                else h5py.h5s.create(h5py.h5s.SCALAR),
+                h5py.h5s.create_simple(tensor.shape),
                 creation,
             )
         )
