@@ -16,16 +16,17 @@ from tiedio.keras_versions import graph_calls, renames
 from tiedio.keras_versions.graph_calls import Graph
 from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.public_names import with_public_names
-from tiedio.keras_versions.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS
+from tiedio.keras_versions.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS, described
 
 _FUNCTIONAL = "keras.src.models.functional"
+_SCHEDULES = "keras.optimizers.schedules"
 # Values under these keys belong to one module, whichever class has them.
 _ROLES = {
     "initializer": "keras.initializers",
     "regularizer": "keras.regularizers",
     "constraint": "keras.constraints",
     "optimizer": OPTIMIZERS,
-    "rate": "keras.optimizers.schedules",
+    "rate": _SCHEDULES,
     "loss": LOSSES,
     "metrics": METRICS,
 }
@@ -70,7 +71,7 @@ def translated(
     translation = _Translation(version, of_keras_3)
     try:
         config = copy.deepcopy(config)
-        model = translation.of_layer(config)
+        model = translation.of_object(config, LAYERS)
         if compiled := translation.of_compile(training_config or config.get("compile_config")):
             model["compile_config"] = compiled
     except RecursionError:
@@ -98,11 +99,6 @@ class _Translation:
         self._is_multi_backend = version.is_multi_backend
         self.notes: list[str] = []
         self.untranslated: list[str] = []
-
-    def of_layer(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Translates a layer or a model."""
-        described = self._object(given, LAYERS)
-        return described if isinstance(described, dict) else dict(given)
 
     def of_compile(self, given: Any) -> dict[str, Any] | None:
         """Translates how a model was compiled; `None` if it cannot be compiled so."""
@@ -133,7 +129,7 @@ class _Translation:
             if _is_function(given):
                 return self._functions(given["config"], role)
             if "class_name" in given:
-                return self._object(given, role)
+                return self.of_object(given, role)
             return {name: self._functions(one, role) for name, one in given.items()}
         if role == LOSSES or not isinstance(given, str):
             return _function(given)
@@ -157,7 +153,7 @@ class _Translation:
         if _is_function(given):
             return given
         if isinstance(given.get("class_name"), str) and "config" in given:
-            return self._object(given, _ROLES.get(key.rpartition("_")[2]))
+            return self.of_object(given, _ROLES.get(key.rpartition("_")[2]))
         return {name: self._value(one, name) for name, one in given.items()}
 
     def _activation(self, name: Any) -> Any:
@@ -169,7 +165,8 @@ class _Translation:
             return copy.deepcopy(renames.HARD_SIGMOID)
         return _function(name)
 
-    def _object(self, given: Mapping[str, Any], role: str | None) -> Any:
+    def of_object(self, given: Mapping[str, Any], role: str | None) -> dict[str, Any]:
+        """Translates an object; `role` is its module, if only one is possible."""
         class_name, config = given.get("class_name"), given.get("config")
         if not isinstance(class_name, str) or class_name.startswith("__"):
             return dict(given)
@@ -181,10 +178,9 @@ class _Translation:
             and key not in ("build_config", "compile_config", "keras_version", "backend")
         }
         if name in ("Model", "Functional") and isinstance(config, dict) and "layers" in config:
-            described = self._described(_FUNCTIONAL, "Functional", self._graph(config))
-            return described | {"registered_name": "Functional"} | kept
+            return described(_FUNCTIONAL, "Functional", self._graph(config), "Functional") | kept
         if name == "Sequential":
-            return self._described("keras", name, self._sequence(config)) | kept
+            return described("keras", name, self._sequence(config)) | kept
         arguments: dict[str, Any] = {}
         if not self._of_keras_3:
             name, arguments = renames.CLASSES.get(name, (name, arguments))
@@ -198,10 +194,7 @@ class _Translation:
         config = {key: self._value(value, key) for key, value in config.items()} | arguments
         if not self._of_keras_3:
             self._rename(module, name, config)
-        return self._described(module, name, config) | kept
-
-    def _described(self, module: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
-        return {"module": module, "class_name": name, "config": config, "registered_name": None}
+        return described(module, name, config) | kept
 
     def _module(self, name: str, role: str | None) -> str | None:
         """Returns the module of Keras 3 that has a class; `None` if it is someone's own."""
@@ -224,14 +217,9 @@ class _Translation:
         if "layers" in config and "input_layers" in config:
             found |= self._graph(config)
         registered = given.get("registered_name")
+        registered = registered if isinstance(registered, str) else class_name
         built = {"build_config": given["build_config"]} if "build_config" in given else {}
-        return {
-            "module": given.get("module"),
-            "class_name": name,
-            "config": found,
-            "registered_name": registered if isinstance(registered, str) else class_name,
-            **built,
-        }
+        return described(given.get("module"), name, found, registered) | built
 
     def _rename(self, module: str, name: str, config: dict[str, Any]) -> None:
         """Applies the tables of renames to the config of an object."""
@@ -242,7 +230,8 @@ class _Translation:
                 if row.new:
                     config.setdefault(row.new, value)
                 elif row.harmless is not None and value not in row.harmless:
-                    self._lost(module, f"{label} ({name}) has `{row.old}={value!r}`: {row.why}.")
+                    lost = self.untranslated if module == LAYERS else self.notes
+                    lost.append(f"{label} ({name}) has `{row.old}={value!r}`: {row.why}.")
         for row in renames.VALUES:
             if row.role == module and name in (row.classes or (name,)):
                 value = config.get(row.argument, renames.ABSENT)
@@ -256,9 +245,6 @@ class _Translation:
             config.pop("fn", None)  # told by the class
         if module == LAYERS:
             self._adjust_layer(name, config)
-
-    def _lost(self, module: str, what: str) -> None:
-        (self.untranslated if module == LAYERS else self.notes).append(what)
 
     def _adjust_layer(self, name: str, config: dict[str, Any]) -> None:
         axis = config.get("axis")
@@ -285,9 +271,7 @@ class _Translation:
             self.notes.append("The optimizer has a `decay`, which Keras 3 does not know.")
             return
         schedule = {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay}
-        config["learning_rate"] = self._described(
-            "keras.optimizers.schedules", "InverseTimeDecay", schedule
-        )
+        config["learning_rate"] = described(_SCHEDULES, "InverseTimeDecay", schedule)
 
     def _function_of_lambda(self, config: dict[str, Any]) -> dict[str, Any]:
         """Describes the functions of a Lambda layer."""
@@ -318,7 +302,7 @@ class _Translation:
         given = found.get("layers")
         layers = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
         found.setdefault("name", "sequential")
-        found["layers"] = [*self._input(layers), *map(self.of_layer, layers)]
+        found["layers"] = [*self._input(layers), *(self.of_object(one, LAYERS) for one in layers)]
         return {key: _dtype(one) if key == "dtype" else one for key, one in found.items()}
 
     def _input(self, layers: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -332,12 +316,12 @@ class _Translation:
                 "dtype": dtype if isinstance(dtype, str) else "float32",
                 "name": f"{config.get('name')}_input",
             }
-            yield self._described(LAYERS, "InputLayer", found)
+            yield described(LAYERS, "InputLayer", found)
 
     def _graph(self, config: dict[str, Any]) -> dict[str, Any]:
         """Translates what a functional model consists of."""
         given = config["layers"] if isinstance(config["layers"], list) else []
-        layers = [self.of_layer(one) for one in given if isinstance(one, dict)]
+        layers = [self.of_object(one, LAYERS) for one in given if isinstance(one, dict)]
         for layer in layers:
             inner = layer.get("config")
             layer.setdefault("name", inner.get("name") if isinstance(inner, dict) else None)
@@ -364,8 +348,7 @@ def _public_function(name: Any) -> Any:
     if not isinstance(name, str):
         return name
     found = renames.FUNCTIONS.get(name, name)
-    described = {"class_name": "function", "config": found, "registered_name": found}
-    return {"module": METRICS, **described}
+    return described(METRICS, "function", found, found)
 
 
 def _dtype(given: Any) -> Any:
@@ -376,5 +359,4 @@ def _dtype(given: Any) -> Any:
         return given
     if name.startswith("_infer"):
         return "float32"
-    described = {"class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
-    return {"module": "keras", **described}
+    return described("keras", "DTypePolicy", {"name": name})

@@ -158,7 +158,7 @@ def read(
         return None
     return Slots(
         tuple(
-            {kind.name: one for kind, one in sorted(held.items(), key=_is_factor)}
+            {kind.name: held[kind] for kind in sorted(held, key=lambda one: one.name in _FACTORS)}
             for held in variables
         ),
         tuple(hint or "" for hint in hints),
@@ -337,10 +337,6 @@ def _collected(
         else:
             scalars[part] = one
     return scalars, variables
-
-
-def _is_factor(item: tuple[_Kind, Weight]) -> bool:
-    return item[0].name in _FACTORS
 
 
 def _fits(held: Mapping[_Kind, Weight], config: Mapping[str, Any]) -> bool:

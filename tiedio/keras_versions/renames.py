@@ -238,19 +238,19 @@ FUNCTIONS: dict[str, str] = {
 METRIC_FUNCTIONS = {**FUNCTIONS, "logcosh": "log_cosh_error", "log_cosh": "log_cosh_error"}
 
 
-def _serialized(module: str, class_name: str, **config: Any) -> dict[str, Any]:
-    return {"module": module, "class_name": class_name, "config": config, "registered_name": None}
+def described(
+    module: str | None, class_name: str, config: Any, registered_name: str | None = None
+) -> dict[str, Any]:
+    """Describes an object as Keras 3 does."""
+    about = {"config": config, "registered_name": registered_name}
+    return {"module": module, "class_name": class_name, **about}
 
 
 # Keras 2's hard_sigmoid is max(0, min(1, 0.2 x + 0.5)); Keras 3's has a slope of a sixth.
-HARD_SIGMOID = _serialized(
-    "keras",
-    "Sequential",
-    name="hard_sigmoid",
-    layers=[
-        _serialized(LAYERS, "Rescaling", name="slope", scale=0.2, offset=0.5),
-        _serialized(LAYERS, "ReLU", name="bounds", max_value=1.0),
-    ],
+_SLOPE = described(LAYERS, "Rescaling", {"name": "slope", "scale": 0.2, "offset": 0.5})
+_BOUNDS = described(LAYERS, "ReLU", {"name": "bounds", "max_value": 1.0})
+HARD_SIGMOID = described(
+    "keras", "Sequential", {"name": "hard_sigmoid", "layers": [_SLOPE, _BOUNDS]}
 )
 
 # What Keras 3 has, by module. (Classes that need no row above, but a module.)
