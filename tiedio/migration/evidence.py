@@ -64,18 +64,10 @@ def _check_given(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> No
             f"Expected: some of {listed(by_name)}. Received: {listed(unknown)}.\n"
             "Name variables as `tiedio plan` prints them, or layers."
         )
-    differing = {
-        alias: owner
-        for alias, owner in given
-        if (by_name[alias].shape, by_name[alias].dtype)
-        != (by_name[owner].shape, by_name[owner].dtype)
-    }
+    kinds = {name: f"{one.shape} {one.dtype}" for name, one in by_name.items()}
+    differing = {alias: owner for alias, owner in given if kinds[alias] != kinds[owner]}
     if differing:
-        facts = (
-            f"`{name}`: {by_name[name].shape} {by_name[name].dtype}"
-            for pair in differing.items()
-            for name in pair
-        )
+        facts = (f"`{name}`: {kinds[name]}" for pair in differing.items() for name in pair)
         raise TieError(
             f"Cannot tie {listed(differing)}: shapes or dtypes differ.\n"
             f"Expected: equal ones. Received: {'; '.join(dict.fromkeys(facts))}.\n"
