@@ -19,13 +19,14 @@ from tiedio.formats.content import CONFIG, VALUES, WEIGHTS
 from tiedio.formats.folder import SAVED_MODEL
 from tiedio.migration import planning
 from tiedio.migration.planning import Plan
+from tiedio.record.json_fields import Written
 from tiedio.storage.progress import shown
 
 _SHARD = re.compile(r"_\d{5}\.weights\.h5$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(Written):
     """The outcome of one file's migration.
 
     Attributes:
@@ -39,9 +40,6 @@ class Outcome:
     plan: Plan | None
     error: str = ""
     needs_option: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def is_many(source: str) -> bool:

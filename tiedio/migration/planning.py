@@ -20,6 +20,7 @@ from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import MigrationError, listed, texts
 from tiedio.formats import table
 from tiedio.migration.evidence import find
+from tiedio.record.json_fields import Written
 from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
@@ -31,7 +32,7 @@ RECONCILE = ("error", "owner", "mean")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Proposal:
+class Proposal(Written):
     """Variables to tie, and the evidence.
 
     Attributes:
@@ -65,7 +66,7 @@ class Proposal:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Written):
     """The plan of a migration, or its outcome.
 
     Attributes:
@@ -85,9 +86,6 @@ class Plan:
     forbidden: tuple[Proposal, ...]
     notes: tuple[str, ...]
     target: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> Plan:

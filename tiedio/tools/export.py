@@ -21,7 +21,7 @@ from tiedio.formats import safetensors_file, table
 from tiedio.formats.content import ASSETS, Content
 from tiedio.formats.hdf5_writer import Advance, Layout, Tensor
 from tiedio.formats.safetensors_file import SUFFIX
-from tiedio.record.json_fields import parse
+from tiedio.record.json_fields import Written, parse
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY, VERSION
 from tiedio.storage.base import Storage
@@ -30,7 +30,7 @@ from tiedio.storage.progress import shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(Written):
     """The outcome of an export.
 
     Attributes:
@@ -46,9 +46,6 @@ class Export:
     tensors: int
     aliases: Mapping[str, str]
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def export(

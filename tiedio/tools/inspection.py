@@ -13,11 +13,12 @@ from tiedio.checkpoints import opening
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence, gathered
 from tiedio.checkpoints.variables import StoredVariable
+from tiedio.record.json_fields import Written
 from tiedio.record.ties import VERSION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
+class Group(Written):
     """Variables of one value.
 
     Attributes:
@@ -38,7 +39,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspection:
+class Inspection(Written):
     """A description of a file.
 
     Attributes:
@@ -71,9 +72,6 @@ class Inspection:
     bytes_wasted: int
     optimizer: str
     notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def inspect(filepath: Any) -> Inspection:
