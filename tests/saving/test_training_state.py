@@ -356,7 +356,12 @@ def test_layers_that_were_thawed_before_the_save(tmp_path, load):
     fit(saved)
     saved.get_layer("trunk").trainable = True
     tiedio.save_tied_weights(saved, tmp_path / "x.weights.h5")
+    tiedio.save_tied(saved, tmp_path / "x.keras")
     with pytest.warns(TiedioWarning, match="does not train `trunk/bias`, `trunk/kernel`"):
         load(model, tmp_path / "x.weights.h5")
-    fit(model)
-    assert int(model.optimizer.iterations) == 2
+    with tiedio.patch(), pytest.warns(TiedioWarning, match="does not train `trunk/bias`"):
+        loaded = keras.saving.load_model(tmp_path / "x.keras")
+    for one in (model, loaded):
+        fit(one)
+        assert int(one.optimizer.iterations) == 2
+    assert int(tiedio.load_tied(tmp_path / "x.keras").optimizer.iterations) == 2  # as it was

@@ -37,7 +37,8 @@ _INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
 def check_layers(**given: Any) -> None:
     """Raises an error if some of what was given, by argument, is no layer and no model."""
     wrong = {name: thing for name, thing in given.items() if not isinstance(thing, keras.Layer)}
-    for thing in wrong.values():
+    if wrong:
+        thing = next(iter(wrong.values()))
         advice = next(text for kind, text in _INSTEAD if isinstance(thing, kind))
         raise unfit(wrong, "a layer or a model of Keras", advice)
 

@@ -268,7 +268,7 @@ def find_unbuilt(walk: Walk) -> set[str]:
     return {
         path
         for path, layer in walk.layers.items()
-        if not layer.built and walk.stored.get(path) == {} and loads_as_keras(layer)
+        if not (layer.built or walk.named[path]) and loads_as_keras(layer)
     }
 
 

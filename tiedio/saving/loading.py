@@ -13,7 +13,7 @@ what Keras itself does not store.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, damaged
 from tiedio.model import process_random, renewal
 from tiedio.model.keras_internals import has_value
+from tiedio.model.own_state import own_state
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
 from tiedio.saving import (
@@ -114,12 +115,15 @@ class Loading:
     def into(self, model: keras.Model) -> None:
         """Takes a model that exists."""
         self.model = model
-        self._exists = self._reports.exists = True
+        self._exists = True
 
     def finds_all(self) -> bool:
         """Whether the file has something for each layer by its path, or knows no other way."""
+        found = walk(self.model)
         return not self._source.read_lists or all(
-            len(self._weights.store(path)) for path, held in walk(self.model).stored.items() if held
+            len(self._weights.store(path)) or not own_state(found.layers[path])
+            for path, held in found.named.items()
+            if held
         )
 
     def describe(
@@ -172,13 +176,12 @@ class Loading:
             self._reports.described(unreached_error(self._everything, LoadError, "load"))
         self._record = fitting.fitted(described, self._walk, left_out)
         self._record, error = fitting.without_state(self._record, weights, self._walk)
-        self._reports.training(error)
+        self._reports.unresumed(error)
         self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
         self._reports.described(fitting.misfit(self._walk, self._record))
         self._reports.described(fitting.unbuilt(self._walk, self._record, self._source))
-        self._record = retying.restorable(self._walk, self._record)
         self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
-        self._reports.training(retying.generators_error(self._walk, self._record))
+        self._reports.unresumed(retying.generators_error(self._walk, self._record))
         self._check_values(described)
         if not by_position:
             self._record, error = fitting.without_lora(self._record, weights, self._walk)
@@ -187,6 +190,7 @@ class Loading:
             raise error
         if self._written:
             self._reports.described(inference.unrecorded_links(self._walk, weights, self._record))
+        self._record = retying.restorable(self._walk, self._record)
         retying.check_optimizers(self._walk, self._record)
         self._find_optimizers()
         unresumable = optimizers.find_unresumable(
@@ -197,7 +201,11 @@ class Loading:
             then=described,
             in_other_order=bool(self._moved),
         )
-        self._reports.training(*unresumable.values())
+        self._leave(unresumable)
+
+    def _leave(self, unresumable: Mapping[str, LoadError | None]) -> None:
+        """Leaves optimizers as they are that cannot go on as the file says."""
+        self._reports.unresumed(*unresumable.values())
         self._unresumable = tuple(f"{path}/" for path in unresumable)
         trained = self._record.optimizer_variables.items()
         resumable = {path: places for path, places in trained if path not in unresumable}
@@ -293,6 +301,8 @@ class Loading:
         source, old = self._source, self._source.old_layout
         if not self._exists:
             self._find_optimizers()
+            if not self._reports.strict:  # otherwise training stops where it had stopped
+                self._leave(optimizers.find_outgrown(self._walk, self._record))
         if old is None:
             trained = self._record.optimizer_variables or len(source.store("optimizer"))
             is_trained = not self._exists or trained
@@ -362,7 +372,7 @@ class Loading:
         if error and self._written and not self._written.tells_of(path):
             self._reports.note(error)
         elif error:
-            self._reports.training(error)
+            self._reports.unresumed(error)
         self._load(visit, None if error else store)
 
     def _load(self, visit: Visit, store: Store | None) -> None:

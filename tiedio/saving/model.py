@@ -203,7 +203,7 @@ def load_tied(
             configs.reading(custom_objects, safe_mode) as scopes,
         ):
             config = _config(source, scopes)
-            reports = Reports(strict=strict, skip_mismatch=False)
+            reports = Reports(strict=strict)
             loading = Loading(source, deferral, reports)
             loading.build(config)
             loading.describe(record)

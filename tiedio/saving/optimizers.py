@@ -294,6 +294,19 @@ def find_unresumable(
     return found
 
 
+def find_outgrown(walk: Walk, record: Record) -> dict[str, LoadError | None]:
+    """Finds the optimizer of a model of which `fit` would train more than it knows."""
+    model, trained = walk.layers[""], record.optimizer_variables.get("optimizer")
+    if not (trained and renewal.compiles_as_keras(model) and renewal.trains_as_keras(model)):
+        return {}
+    saved = {id(walk.places[place].item) for place in trained if place in walk.places}
+    now = {id(variable): variable for variable in model.trainable_variables}
+    if now.keys() <= saved:
+        return {}
+    names = [retying.name_of(place, walk, record) for place in trained]
+    return {"optimizer": _other_variables("optimizer", names, now, walk)}
+
+
 def _as_then(record: Record, everything: Walk) -> set[int]:
     """Finds the variables that are trainable if they were when saved, by their `id()`.
 

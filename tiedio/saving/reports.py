@@ -13,18 +13,19 @@ class Reports:
     Args:
         strict: Whether it is an error if what the file describes cannot be restored.
         skip_mismatch: Whether values that do not fit are left out.
+        exists: Whether the model is the caller's: what training needs is best effort then.
 
     Attributes:
-        exists: Whether the model is the caller's: what training needs is best effort then.
+        strict: Whether it is an error, as passed, and nothing may be left out.
         warnings: What was given up, where it is no error.
         unreadable: The error for what is damaged, if something is.
     """
 
-    def __init__(self, *, strict: bool, skip_mismatch: bool):
-        self.exists = False
+    def __init__(self, *, strict: bool, skip_mismatch: bool = False, exists: bool = False):
         self.warnings: list[str] = []
         self.unreadable: FileFormatError | None = None
-        self._strict = strict and not skip_mismatch
+        self.strict = strict and not skip_mismatch
+        self._exists = exists
         self._skip_mismatch = skip_mismatch
         self._failed: dict[str, Exception] = {}
         self._failed_to_resume: dict[str, Exception] = {}
@@ -42,17 +43,17 @@ class Reports:
 
     def described(self, error: TiedioError | None) -> None:
         """Raises, or with `strict=False` notes, that what the file describes is not restored."""
-        if error and self._strict:
+        if error and self.strict:
             raise error.or_pass("strict=False")
         self.note(error)
 
     def mismatch(self, error: TiedioError | None) -> None:
         """Raises, or with `skip_mismatch=True` notes, that values do not fit."""
         if error and not self._skip_mismatch:
-            raise error.or_pass("skip_mismatch=True") if self.exists and self._strict else error
+            raise error.or_pass("skip_mismatch=True") if self._exists and self.strict else error
         self.note(error)
 
-    def training(self, *errors: TiedioError | None) -> None:
+    def unresumed(self, *errors: TiedioError | None) -> None:
         """Keeps that training state is not restored, for the end."""
         self._unresumed += errors
 
@@ -81,9 +82,9 @@ class Reports:
             raise damaged(weights.filepath, names, "others") from self.unreadable
         self.mismatch(_failure(self._failed))
         unresumed = [e for e in (*self._unresumed, _failure(self._failed_to_resume)) if e]
-        if self.exists and unresumed:
+        if self._exists and unresumed:
             self.warnings.append("\n".join(map(str, unresumed)))
-        for error in () if self.exists else unresumed:
+        for error in () if self._exists else unresumed:
             self.described(error)
 
 

@@ -181,7 +181,7 @@ def load_tied_weights(
         shown(f"Loading {place.label}", progress) as source.weights.advance,
         Deferral(source.weights.size) as deferral,
     ):
-        reports = Reports(strict=strict, skip_mismatch=skip_mismatch)
+        reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)
         loading = Loading(source, deferral, reports, skipped)
         loading.into(model)
         if by_name or not (skip_mismatch or loading.finds_all()):
