@@ -170,7 +170,7 @@ KILLS = {
 @pytest.mark.parametrize(
     ("tie", "kill"),
     [
-        (False, "in the middle of an epoch"),
+        pytest.param(False, "in the middle of an epoch", marks=pytest.mark.slow),
         pytest.param(True, "in the middle of an epoch", marks=pytest.mark.slow),
         pytest.param(False, "in the middle of a save", marks=pytest.mark.slow),
         pytest.param(True, "in the middle of the first save", marks=pytest.mark.slow),

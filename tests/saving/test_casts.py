@@ -21,7 +21,7 @@ def load_patched(model, path, **options):
         model.load_weights(path, **options)
 
 
-@pytest.fixture(params=[load_directly, load_patched])
+@pytest.fixture(params=[pytest.param(load_directly, marks=pytest.mark.slow), load_patched])
 def load(request):
     return request.param
 

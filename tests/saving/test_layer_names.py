@@ -93,7 +93,7 @@ OPTIMIZERS = {
     "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     "accumulated": lambda: keras.optimizers.Adam(gradient_accumulation_steps=3),
 }
-SLOW = ("sgd", "muon", "accumulated")
+SLOW = ("sgd", "muon", "accumulated", "adafactor")
 IN_VAIN = {
     "muon": not hasattr(keras.optimizers, "Muon"),
     # Keras cannot go on after `fit` there, saved or not.

@@ -42,7 +42,7 @@ def load_patched(model, path):
         model.load_weights(path)
 
 
-@pytest.fixture(params=[load_directly, load_patched])
+@pytest.fixture(params=[pytest.param(load_directly, marks=pytest.mark.slow), load_patched])
 def load(request):
     return request.param
 

@@ -112,6 +112,7 @@ def stage_of(filepath, reported):
     return "between saves" if savers.load(filepath)[1] == reported else "renamed"
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(filepath, start):
     moments = random.Random(1)  # noqa: S311 (to be the same each time)
     stages = collections.Counter()
