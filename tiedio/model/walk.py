@@ -264,13 +264,7 @@ class Walk:
         for visit in self.parts:
             if hasattr(visit.saveable, "save_own_variables"):
                 with contextlib.suppress(Exception):  # the code of layers may raise anything
-                    found[visit.inner_path] = {
-                        name: Stored(
-                            tuple(getattr(value, "shape", ())),
-                            value if isinstance(value, keras.Variable) else None,
-                        )
-                        for name, value in own_state(visit.saveable).items()
-                    }
+                    found[visit.inner_path] = stored_by(visit.saveable)
         return found
 
     @functools.cached_property
@@ -414,6 +408,17 @@ def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup
         dtype=str(variable.dtype),
         trainable=bool(variable.trainable),
     )
+
+
+def stored_by(saveable: Any) -> dict[str, Stored]:
+    """Asks a saveable what it stores, by name."""
+    return {
+        name: Stored(
+            tuple(getattr(value, "shape", ())),
+            value if isinstance(value, keras.Variable) else None,
+        )
+        for name, value in own_state(saveable).items()
+    }
 
 
 def created_by(layer: keras.Layer, variable: Any) -> int:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import keras
-
+from tiedio.model.keras_internals import TRACKED
 from tiedio.model.own_state import loads_as_keras
-from tiedio.model.walk import Stored, Walk
+from tiedio.model.walk import Stored, Walk, stored_by
 from tiedio.record.record import Record
 from tiedio.record.ties import Place
 from tiedio.saving.capture import listed_only
@@ -24,20 +23,25 @@ def stored_places(record: Record, walk: Walk) -> dict[Place, Any]:
 def as_saved(record: Record, walk: Walk, inner_path: str) -> Mapping[str, Stored]:
     """What a layer stores once it lists its variables as the record says, which `retying` sees to.
 
-    One that was tied by hand lists them in another order, by which Keras' own code stores.
+    One that was tied by hand lists them in another order. Only its code knows whether it stores
+    in that order: a likeness of the layer, with these lists, is asked.
     """
     stored = walk.stored.get(inner_path, {})
-    if inner_path not in record.layers or inner_path not in walk.layers:
+    if not stored or inner_path not in record.layers or inner_path not in walk.layers:
         return stored
-    layer = walk.layers[inner_path]
+    layer, named = walk.layers[inner_path], walk.named[inner_path]
     listed = [*record.layers[inner_path].variables, *unrecorded(walk, record, inner_path)]
-    named = walk.named[inner_path]
-    # Others may store in an order of their own.
-    is_by_position = type(layer).save_own_variables is keras.Layer.save_own_variables
-    if not is_by_position or not all(held.attribute in named for held in listed):
+    if not all(held.attribute in named for held in listed):
         return stored
-    variables = [named[held.attribute] for held in listed]
-    return {str(key): Stored(tuple(one.shape), one) for key, one in enumerate(variables)}
+    lists: dict[str, list[Any]] = {tracked: [] for tracked in TRACKED}
+    for held in listed:
+        lists[TRACKED[0 if held.listed_trainable else 1]].append(named[held.attribute])
+    before = [id(one) for tracked in TRACKED for one in getattr(layer, tracked)]
+    if [id(one) for tracked in TRACKED for one in lists[tracked]] == before:
+        return stored
+    likeness: Any = object.__new__(type(layer))
+    likeness.__dict__.update(vars(layer), **lists)
+    return stored_by(likeness)
 
 
 def read_by_record(record: Record, walk: Walk) -> set[str]:
