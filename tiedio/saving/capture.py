@@ -158,11 +158,17 @@ class _Capture:
                 name for name, v in named.items() if (inner_path, id(v)) not in self._stored
             ]
             lists_unstored = any(map(listed_only, unstored))
+            own = {id(variable) for variable in own_variables(self._walk.layers[inner_path])}
+            # Layers of Keras refuse to read more than they list.
+            stores_unlisted = any(
+                id(v) not in own and name not in unstored for name, v in named.items()
+            )
             for attribute, variable in named.items():
                 if not (
                     attribute in unstored
                     or listed_only(attribute)
                     or lists_unstored
+                    or stores_unlisted
                     or inner_path in self._reordered
                 ):
                     continue
