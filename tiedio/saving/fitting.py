@@ -168,27 +168,49 @@ def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | No
 def without_lora(
     record: Record, weights: WeightsFile, walk: Walk
 ) -> tuple[Record, LoadError | None]:
-    """Leaves out ties of kernels of which each has LoRA of its own, in a model without LoRA.
+    """Leaves out LoRA that the model has of another rank, and ties of what LoRA was merged into.
 
-    What the file has for layers without LoRA are kernels into which it was merged: several
-    values. An error names them.
+    What the file has for layers without the same LoRA are kernels into which it was merged: where
+    these were tied, several values. An error names them.
     """
     incomplete = find_incomplete(record, walk)
+    merged_anew = _with_other_rank(record, weights, walk)
     stored = {place: place.dataset_path for place in stored_places(record, walk)}
     kept, apart = [], []
     for group in record.tie_groups:
         is_merged = any(place.inner_path in incomplete for place in group.places)
         differs = is_merged and weights.disagreements(_aliases(group, stored, weights))
-        (apart if differs else kept).append(group)
+        # A layer with LoRA stores no kernel as it is.
+        is_unlike = any(p.inner_path in merged_anew and p not in stored for p in group.places)
+        (apart if differs or is_unlike else kept).append(group)
+    exact = tuple(place for place in record.exact_values if place.inner_path not in merged_anew)
+    record = dataclasses.replace(record, exact_values=exact, tie_groups=tuple(kept))
     if not apart:
         return record, None
     names = {retying.name_of(place, walk, record) for group in apart for place in group.places}
     error = LoadError(
         f"Cannot tie {listed(names)}: in `{weights.filepath}` each has LoRA of its own.\n"
-        "Expected: layers with LoRA. Received: layers without, whose kernels it is merged into.\n"
-        "Call `enable_lora` on these layers before loading."
+        "Expected: layers with the same. Received: others, into whose kernels it is merged.\n"
+        "Call `enable_lora` on these layers before loading, with the rank of then."
     )
-    return dataclasses.replace(record, tie_groups=tuple(kept)), error
+    return record, error
+
+
+def _with_other_rank(record: Record, weights: WeightsFile, walk: Walk) -> set[str]:
+    """Finds the layers that have LoRA of another rank than in the file, and load what is merged.
+
+    Not where the model ties what it would be merged into: that is several values.
+    """
+    tied = {place for group in walk.ties for place in group.places}
+    return {
+        place.inner_path
+        for place in record.exact_values
+        if place.dataset_path
+        and place in walk.places
+        and place not in walk.stored_places
+        and weights.address(place.dataset_path)
+        and not _fits(weights.shape(place.dataset_path), walk.places[place].item.shape)
+    } - {place.inner_path for place in record.exact_values if place in tied}
 
 
 def _aliases(

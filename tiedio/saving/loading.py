@@ -177,15 +177,15 @@ class Loading:
         self._record = fitting.fitted(described, self._walk, left_out)
         self._record, error = fitting.without_state(self._record, weights, self._walk)
         self._reports.unresumed(error)
+        if not by_position:
+            self._record, error = fitting.without_lora(self._record, weights, self._walk)
+            self._reports.described(error)
         self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
         self._reports.described(fitting.misfit(self._walk, self._record))
         self._reports.described(fitting.unbuilt(self._walk, self._record, self._source))
         self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
         self._reports.unresumed(retying.generators_error(self._walk, self._record))
         self._check_values(described)
-        if not by_position:
-            self._record, error = fitting.without_lora(self._record, weights, self._walk)
-            self._reports.described(error)
         if not by_position and (error := fitting.conflict(self._record, weights, self._walk)):
             raise error
         if self._written:
