@@ -20,7 +20,7 @@ def load_patched(model, path, **options):
         model.load_weights(path, **options)
 
 
-@pytest.fixture(params=[load_directly, load_patched])
+@pytest.fixture(params=[pytest.param(load_directly, marks=pytest.mark.slow), load_patched])
 def load(request):
     return request.param
 
@@ -135,8 +135,8 @@ def test_lora_in_a_tied_layer(tmp_path, load, kind):
 # Ties made by hand
 
 
-@keras.saving.register_keras_serializable("best_effort")
-class Scaled(keras.layers.LayerNormalization):
+@keras.saving.register_keras_serializable("tiedio_tests")
+class ScaledByPosition(keras.layers.LayerNormalization):
     """It stores its variables by position, in code of its own."""
 
     def save_own_variables(self, store):
@@ -149,7 +149,7 @@ class Scaled(keras.layers.LayerNormalization):
 KINDS = {
     "kernel": lambda: layers.GRU(3, return_sequences=True),
     "pointwise_kernel": lambda: layers.SeparableConv1D(3, 2, padding="same"),
-    "gamma": Scaled,
+    "gamma": ScaledByPosition,
     "moving_mean": layers.BatchNormalization,
 }
 

@@ -1,6 +1,5 @@
 """Weights into models that exist: untied, tied, tied otherwise, or not fit to be tied."""
 
-import contextlib
 import io
 import json
 import warnings
@@ -768,45 +767,6 @@ def test_what_lora_made_of_one_kernel_is_several(tmp_path):
     stock = with_lora()
     stock.load_weights(filepath)
     assert values(model) == values(stock) and not tiedio.find_ties(model)
-
-
-LORA_LAYERS = {
-    "Dense": lambda name: keras.layers.Dense(4, name=name),
-    "EinsumDense": lambda name: keras.layers.EinsumDense("abc,cd->abd", (None, 4), name=name),
-    "Conv1D": lambda name: keras.layers.Conv1D(4, 1, name=name),
-    "Embedding": lambda name: keras.layers.Embedding(6, 4, name=name),
-}
-
-
-@pytest.mark.parametrize("kind", LORA_LAYERS)
-@pytest.mark.parametrize("patched", [False, True])
-def test_a_base_checkpoint_is_loaded_into_layers_with_lora(tmp_path, kind, patched):
-    """Enable LoRA, then load what was trained without: the usual order."""
-
-    def model(tie, rank=None):
-        layers = [LORA_LAYERS[kind](name) for name in ("first", "second")]
-        inputs = keras.Input((3,) if kind == "Embedding" else (3, 4))
-        made = keras.Model(inputs, [layer(inputs) for layer in layers])
-        if tie:
-            tiedio.tie(layers[1], to=layers[0])
-        for layer in layers if rank else ():
-            layer.enable_lora(rank)
-        return made
-
-    base, tuned = model(tie=True), model(tie=False, rank=2)
-    path = tmp_path / "base.weights.h5"
-    tiedio.save_tied_weights(base, path)
-    with warnings.catch_warnings(), tiedio.patch() if patched else contextlib.nullcontext():
-        warnings.simplefilter("error", tiedio.TiedioWarning)
-        tuned.load_weights(path) if patched else tiedio.load_tied_weights(tuned, path)
-    inputs = np.ones((2, 3) if kind == "Embedding" else (2, 3, 4))
-    outputs = [model.predict(inputs, verbose=0) for model in (base, tuned)]
-    assert all(map(np.array_equal, *outputs))
-    first, second = tuned.layers[1:]
-    assert len(tiedio.find_ties(tuned)) == len(base.layers[1].variables)
-    assert first.lora_enabled and second.lora_enabled
-    tuned.compile("sgd", "mse")
-    tuned.fit(inputs, outputs[1], verbose=0)
 
 
 class Partly(keras.layers.Layer):
