@@ -62,7 +62,7 @@ MISUSES = {
         ("find_ties([a, b])", "model", "a list of keras.Dense"),
         ("save_tied([model, short], 'x.keras')", "model", "a list of keras.Sequential"),
     ],
-    "Pass the model itself, before the path: `model.get_layer` finds a layer by its name, "
+    "Pass the layer or model itself, before any path: `model.get_layer` finds a layer by name, "
     "`tiedio.load_tied` loads a file.": [
         ("tie('encoder', to=b)", "layer", "'encoder'"),
         ("find_ties('x.keras')", "model", "'x.keras'"),

@@ -21,9 +21,13 @@ them, sorted); what was expected and received; what to do.
 
 import errno
 import importlib
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+# Code of these is not the caller's.
+_INSIDE = ("tiedio", "keras")
 
 
 class TiedioError(Exception):
@@ -103,9 +107,12 @@ class TiedioWarning(UserWarning):
 
 
 def warn(messages: Iterable[str]) -> None:
-    """Warns whoever called the function of tiedio that calls this one."""
+    """Warns whoever called tiedio, or Keras where that called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
     for message in messages:
-        warnings.warn(message, TiedioWarning, stacklevel=3)
+        warnings.warn(message, TiedioWarning, stacklevel=level)
 
 
 def listed(names: Iterable[str]) -> str:

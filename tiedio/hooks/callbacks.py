@@ -1,12 +1,11 @@
 """`keras.callbacks` that keep ties: they save them, bring them back, or tell when one breaks."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from tiedio.errors import TiedioWarning, TieError
+from tiedio.errors import TieError, warn
 from tiedio.hooks.patching import routed
 from tiedio.model.arguments import ties_in
 from tiedio.model.tying import assert_tied
@@ -53,7 +52,7 @@ class AssertTied(keras.callbacks.Callback):
             assert_tied(model, self.ties)
         except TieError as error:
             model.stop_training = True
-            warnings.warn(f"Training stopped. {error}", TiedioWarning, stacklevel=2)
+            warn([f"Training stopped. {error}"])
 
 
 class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):

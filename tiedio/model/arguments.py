@@ -17,7 +17,7 @@ from tiedio.record.ties import TieGroup
 _INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (
         (str, bytes, os.PathLike),
-        "Pass the model itself, before the path: `model.get_layer` finds a layer by its name, "
+        "Pass the layer or model itself, before any path: `model.get_layer` finds a layer by name, "
         "`tiedio.load_tied` loads a file.",
     ),
     (keras.Variable, 'Pass the layer that holds it; `weights=("kernel",)` names its variables.'),

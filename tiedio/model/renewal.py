@@ -158,11 +158,6 @@ def trains_as_keras(model: Any) -> bool:
     return is_own and getattr(model, "loss", None) is not None
 
 
-def keeps_to_itself(optimizer: Any, trained: Sequence[Any]) -> bool:
-    """Whether an optimizer does not say what it is built for: loss scaling in Keras 3.10."""
-    return not trained and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
 def models_with(layers: Iterable[keras.Layer], among: Iterable[keras.Layer]) -> list[keras.Model]:
     """Lists the models in `among` that contain any of `layers`."""
     wanted = {id(layer) for layer in layers}

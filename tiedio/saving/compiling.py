@@ -24,18 +24,14 @@ def compile_by_its_class(model: Any, config: dict[str, Any]) -> None:
     KerasHub, it is called again, with what the file says: it need not be given anything.
     """
     config = copy.deepcopy(config)  # Keras changes what it reads
-    if not model.compiled or has_own(model, "compile_from_config"):
+    is_own = type(model).compile_from_config is not keras.Model.compile_from_config
+    if is_own or not model.compiled:
         model.compile_from_config(config)
         return
     arguments = keras.saving.deserialize_keras_object(config)
     known = inspect.signature(model.compile).parameters
     takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
     model.compile(**{k: value for k, value in arguments.items() if takes_any or k in known})
-
-
-def has_own(model: Any, method: str) -> bool:
-    """Whether the class of a model has a method of its own where Keras has one."""
-    return getattr(type(model), method) is not getattr(keras.Model, method)
 
 
 def difference(model: Any, expected: dict[str, Any]) -> LoadError | None:

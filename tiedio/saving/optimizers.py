@@ -39,7 +39,6 @@ def match_optimizers(
     wanted = {
         inner_path: [places[place].item for place in trained or () if place in places]
         for inner_path, trained in record.optimizer_variables.items()
-        if trained is None or not renewal.keeps_to_itself(by_path.get(inner_path), trained)
     }
     model, optimizer = by_path.get(""), by_path.get("optimizer")
     if (
@@ -141,12 +140,9 @@ def reordered(
         saved = record.optimizer_variables.get(path) or ()
         trained = [everything.places[place].item for place in saved if place in everything.places]
         now = optimizer_variables(optimizer) or []
-        hidden = renewal.keeps_to_itself(optimizer, trained)
-        if not hidden and (not trained or list(map(id, now)) == list(map(id, trained))):
+        if not trained or list(map(id, now)) == list(map(id, trained)):
             continue
-        saved_parts = {}
-        if not hidden:
-            saved_parts = Rebuilding(optimizer).told(trained, _slots_of_parts)
+        saved_parts = Rebuilding(optimizer).told(trained, _slots_of_parts)
         for visit in walk(optimizer).visits:
             if isinstance(visit.saveable, keras.optimizers.Optimizer):
                 part = f"{path}/{visit.inner_path}".rstrip("/")
@@ -263,7 +259,7 @@ def find_unresumable(
         store, trained = stores(inner_path), record.optimizer_variables.get(inner_path)
         if trained is None and inner_path in record.optimizer_variables and optimizer.built:
             found[inner_path] = None
-        if trained is None or not len(store) or renewal.keeps_to_itself(optimizer, trained):
+        if trained is None or not len(store):
             continue
         saved = tied(places[place].item for place in trained if place in places)
         now = tied(optimizer_variables(optimizer) or ())
