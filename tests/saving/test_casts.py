@@ -4,26 +4,13 @@ import keras
 import numpy as np
 import pytest
 import scenarios
+from loads import load_directly, load_patched
 
 import tiedio
 from tiedio.errors import LoadError, RecordError, TiedioError, TiedioWarning
 from tiedio.model.keras_internals import SafeModeScope
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
-
-
-def load_directly(model, path, **options):
-    tiedio.load_tied_weights(model, path, **options)
-
-
-def load_patched(model, path, **options):
-    with tiedio.patch():
-        model.load_weights(path, **options)
-
-
-@pytest.fixture(params=[pytest.param(load_directly, marks=pytest.mark.slow), load_patched])
-def load(request):
-    return request.param
 
 
 def dense(names="ab", units=4, **options):

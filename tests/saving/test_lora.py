@@ -4,25 +4,12 @@ import keras
 import numpy as np
 import pytest
 import scenarios
+from loads import load_directly
 
 import tiedio
 from tiedio.errors import LoadError, RecordError, TiedioWarning
 
 layers = keras.layers
-
-
-def load_directly(model, path, **options):
-    tiedio.load_tied_weights(model, path, **options)
-
-
-def load_patched(model, path, **options):
-    with tiedio.patch():
-        model.load_weights(path, **options)
-
-
-@pytest.fixture(params=[pytest.param(load_directly, marks=pytest.mark.slow), load_patched])
-def load(request):
-    return request.param
 
 
 def pair(make, tie=True, shape=(4,), **options):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import scenarios
+from loads import load_patched
 
 import tiedio
 from tiedio.errors import TiedioWarning
@@ -31,20 +32,6 @@ def fit(model, **options):
 def assert_as_saved(model, saved):
     assert all(map(np.array_equal, model.get_weights(), saved.get_weights()))
     assert model.get_layer("a").kernel is model.get_layer("b").kernel
-
-
-def load_directly(model, path):
-    tiedio.load_tied_weights(model, path)
-
-
-def load_patched(model, path):
-    with tiedio.patch():
-        model.load_weights(path)
-
-
-@pytest.fixture(params=[pytest.param(load_directly, marks=pytest.mark.slow), load_patched])
-def load(request):
-    return request.param
 
 
 @pytest.mark.parametrize("was_frozen", [True, False], ids=["thawed", "frozen"])

@@ -157,9 +157,8 @@ def _either(ours: _Function, stock: _Function) -> _Function:
             except (NoModelError, ModelNotBuiltError):  # a file of an optimizer, say
                 pass
             except SaveError:  # what could not resume; Keras saves it all the same, but untied
-                if _here.get() or any(
-                    map(_shares, saved)
-                ):  # what ties cost there is told by a warning
+                # What ties cost there is told by a warning; and only ours saves a backup's run.
+                if _here.get() or any(map(_shares, saved)):
                     return ours(*args, **kwargs, strict=False)
         return stock(*args, **kwargs)
 

@@ -42,7 +42,7 @@ def capture(
         assets: Folder for their assets, if these are saved.
         everything: All saveables of the model, if some are not to be saved: an optimizer may
             have been built for variables of theirs.
-        strict: Whether to raise where `unsaved.warnings_for` warns otherwise.
+        strict: Whether to raise where `unsaved.warnings_for_weights` warns otherwise.
 
     Raises:
         SaveError: If something would be lost: all is named.
@@ -317,9 +317,8 @@ def _optimizer_places(
             f"Cannot save the optimizer state of {listed(stale)}: no layer holds these variables.\n"
             "Expected: an optimizer built for the model's variables. Received: one built for "
             "variables that were replaced since.\n"
-            "Compile the model again after replacing variables, use `tiedio.tie`, or pass "
-            "`strict=False`."
-        )
+            "Compile the model again after replacing variables, use `tiedio.tie`."
+        ).or_pass("strict=False")
     return found
 
 
