@@ -1,16 +1,47 @@
 """What a saveable stores of its own, and whose code does it."""
 
 import collections
-from typing import Any
+import logging
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+_log = logging.getLogger(__name__)
 
 # Whose way is known: each variable is stored as it is and for itself, and takes one array back.
 _KNOWN = ("keras.", "keras_hub.")
 
 # How optimizers store their variables, unless a class of its own does otherwise.
 _OPTIMIZERS_OWN = keras.optimizers.Optimizer.save_own_variables
+
+
+class Stored(NamedTuple):
+    """What a saveable stores under one name.
+
+    Attributes:
+        shape: Its shape.
+        variable: The variable that is stored as it is; `None` for other values.
+    """
+
+    shape: tuple[int, ...]
+    variable: Any
+
+
+def stored_by(saveable: Any) -> dict[str, Stored] | None:
+    """Asks a saveable what it stores, by name; `None` if its code fails."""
+    try:
+        state = own_state(saveable)
+    except Exception as error:  # the code of layers may raise anything
+        _log.debug("does not say what it stores: %s: %s", saveable, error)
+        return None
+    return {
+        name: Stored(
+            tuple(getattr(value, "shape", ())),
+            value if isinstance(value, keras.Variable) else None,
+        )
+        for name, value in state.items()
+    }
 
 
 def own_state(saveable: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tiedio.model.keras_internals import (
     name_key,
     to_snake_case,
 )
-from tiedio.model.own_state import own_state
+from tiedio.model.own_state import Stored, stored_by
 from tiedio.model.places import (
     CONTAINERS,
     attribute_of,
@@ -59,18 +59,6 @@ class Held(NamedTuple):
 
     layer: keras.Layer
     item: Any
-
-
-class Stored(NamedTuple):
-    """What a saveable stores under one name.
-
-    Attributes:
-        shape: Its shape.
-        variable: The variable that is stored as it is; `None` for other values.
-    """
-
-    shape: tuple[int, ...]
-    variable: Any
 
 
 class Walk:
@@ -260,12 +248,12 @@ class Walk:
 
         One whose code fails is not in it, as a lookup that is to learn from the file.
         """
-        found = {}
-        for visit in self.parts:
-            if hasattr(visit.saveable, "save_own_variables"):
-                with contextlib.suppress(Exception):  # the code of layers may raise anything
-                    found[visit.inner_path] = stored_by(visit.saveable)
-        return found
+        return {
+            visit.inner_path: stored
+            for visit in self.parts
+            if hasattr(visit.saveable, "save_own_variables")
+            and (stored := stored_by(visit.saveable)) is not None
+        }
 
     @functools.cached_property
     def stored_places(self) -> dict[Place, Any]:
@@ -408,17 +396,6 @@ def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup
         dtype=str(variable.dtype),
         trainable=bool(variable.trainable),
     )
-
-
-def stored_by(saveable: Any) -> dict[str, Stored]:
-    """Asks a saveable what it stores, by name."""
-    return {
-        name: Stored(
-            tuple(getattr(value, "shape", ())),
-            value if isinstance(value, keras.Variable) else None,
-        )
-        for name, value in own_state(saveable).items()
-    }
 
 
 def created_by(layer: keras.Layer, variable: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from tiedio.errors import LoadError, RecordError, TiedioError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
-from tiedio.model.own_state import loads_as_keras
+from tiedio.model.own_state import loads_as_keras, stored_by
 from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import HeldVariable, LayerState, Record
 from tiedio.record.ties import Place, TieGroup, merged
@@ -96,6 +96,15 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
             if place not in stored or (place in owners and place not in record.owners):
                 listed.append(one)
         yield path, dataclasses.replace(own or saved, variables=tuple(map(as_owned, listed)))
+
+
+def has_all(source: Opened, walk: Walk) -> bool:
+    """Whether a file has something for each layer that stores anything, by its path."""
+    return all(
+        len(source.store(path)) or not stored_by(walk.layers[path])
+        for path, held in walk.named.items()
+        if held
+    )
 
 
 def misfit(walk: Walk, record: Record) -> RecordError | None:

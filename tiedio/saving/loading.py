@@ -31,7 +31,6 @@ from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, damaged
 from tiedio.model import process_random, renewal
 from tiedio.model.keras_internals import has_value
-from tiedio.model.own_state import own_state
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
 from tiedio.saving import (
@@ -116,15 +115,6 @@ class Loading:
         """Takes a model that exists."""
         self.model = model
         self._exists = True
-
-    def finds_all(self) -> bool:
-        """Whether the file has something for each layer by its path, or knows no other way."""
-        found = walk(self.model)
-        return not self._source.read_lists or all(
-            len(self._weights.store(path)) or not own_state(found.layers[path])
-            for path, held in found.named.items()
-            if held
-        )
 
     def describe(
         self, written: Record | None, by_name: bool = False, skip_mismatch: bool = False

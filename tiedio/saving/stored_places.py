@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tiedio.model.keras_internals import TRACKED
-from tiedio.model.own_state import loads_as_keras
-from tiedio.model.walk import Stored, Walk, stored_by
+from tiedio.model.own_state import Stored, loads_as_keras, stored_by
+from tiedio.model.walk import Walk
 from tiedio.record.record import Record
 from tiedio.record.ties import Place
 from tiedio.saving.capture import listed_only
@@ -41,7 +41,7 @@ def as_saved(record: Record, walk: Walk, inner_path: str) -> Mapping[str, Stored
         return stored
     likeness: Any = object.__new__(type(layer))
     likeness.__dict__.update(vars(layer), **lists)
-    return stored_by(likeness)
+    return stored_by(likeness) or stored
 
 
 def read_by_record(record: Record, walk: Walk) -> set[str]:

@@ -14,6 +14,7 @@ from tiedio.model.walk import walk
 from tiedio.saving import unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
+from tiedio.saving.fitting import has_all
 from tiedio.saving.loading import Loading
 from tiedio.saving.model import may_replace, metadata
 from tiedio.saving.reports import Reports
@@ -184,7 +185,8 @@ def load_tied_weights(
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)
         loading = Loading(source, deferral, reports, skipped)
         loading.into(model)
-        if by_name or not (skip_mismatch or loading.finds_all()):
+        has_lists = source.read_lists is not None
+        if by_name or (has_lists and not (skip_mismatch or has_all(source, walk(model)))):
             source.go_by_lists()
         _check_options(source, by_name, skipped)
         loading.describe(source.read_record(verify), by_name, skip_mismatch)
