@@ -2,14 +2,12 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import keras
-
     from tiedio.record.ties import TieGroup
 
 from tiedio.display import tables
@@ -29,9 +27,9 @@ def summary(
     groups of a model.
 
     Args:
-        model_or_filepath: A model or any layer; or a file that any version of Keras from
-            2.2 on wrote: a path, a URL or an open file. That is read without Keras. Equal
-            copies in it are not looked for, as by `tiedio inspect`.
+        model_or_filepath: A model or any layer, or several by name; or a file that any version
+            of Keras from 2.2 on wrote: a path, a URL or an open file. That is read without Keras.
+            Equal copies in it are not looked for, as by `tiedio inspect`.
         line_length: Columns of the table, as in `keras.Model.summary`. Default: those of the
             terminal; elsewhere, lines are as long as names are.
         print_fn: Called with each line, instead of printing it.
@@ -56,8 +54,8 @@ def summary(
     └──────────────────┴──────────────┴──────────┴───────────┘
     1 tie group of 2 variables; to store and hold them once saves 64 bytes.
     """
-    if _is_layer(model_or_filepath):
-        name, (groups, layers) = model_or_filepath.name, _sharing(model_or_filepath)
+    if isinstance(model_or_filepath, Mapping) or _is_layer(model_or_filepath):
+        name, groups, layers = _sharing(model_or_filepath)
     else:
         name = at(model_or_filepath).name
         groups, layers = inspection.sharing(model_or_filepath)
@@ -70,12 +68,15 @@ def _is_layer(model_or_filepath: Any) -> bool:
     return keras is not None and isinstance(model_or_filepath, keras.Layer)
 
 
-def _sharing(model: "keras.Layer") -> tuple[list[inspection.Group], list[list[str]]]:
+def _sharing(model: Any) -> tuple[str, list[inspection.Group], list[list[str]]]:
+    from tiedio.model.arguments import as_one
     from tiedio.model.walk import walk
 
+    model = as_one(model)
     found = walk(model)
     shared_layers = [[found.label(path) for path in paths] for paths in found.shared_layers]
-    return [_group(group) for group in found.ties], shared_layers
+    name = '", "'.join(found.models) or model.name
+    return name, [_group(group) for group in found.ties], shared_layers
 
 
 def _group(group: "TieGroup") -> inspection.Group:

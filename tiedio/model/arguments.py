@@ -4,13 +4,14 @@ Paths are checked where they are followed, in `tiedio.storage.locating`.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
-from tiedio.errors import ModelNotBuiltError, texts, unfit
+from tiedio.errors import ArgumentError, ModelNotBuiltError, listed, texts, unfit
 from tiedio.model.keras_internals import KerasSaveable
+from tiedio.model.several import Models, each
 from tiedio.record.ties import TieGroup
 
 # What people pass instead of a layer or a model, and what they mean by it. The first that fits.
@@ -28,7 +29,8 @@ _INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type, "Make a layer or a model of it, by calling the class."),
     (
         Iterable,
-        "Pass one at a time, or a `keras.Model` that holds all of them as attributes.",
+        "Pass one at a time; where several are taken, by name, as in "
+        '`{"encoder": encoder, "decoder": decoder}`.',
     ),
     (object, "Pass a layer or a model of the package `keras`."),
 )
@@ -43,13 +45,29 @@ def check_layers(**given: Any) -> None:
         raise unfit(wrong, "a layer or a model of Keras", advice)
 
 
+def as_one(model: Any) -> Any:
+    """Returns the model that was given, or `Models` of several that were given by name."""
+    if not isinstance(model, Mapping):
+        check_layers(model=model)
+        return model
+    check_layers(**{f'model["{name}"]': one for name, one in model.items()})
+    if not model or any(not isinstance(name, str) or not name or "/" in name for name in model):
+        raise ArgumentError(
+            "Cannot use models by these names.\n"
+            f"Expected: texts without a `/`. Received: {', '.join(map(repr, model)) or 'none'}.\n"
+            'Pass them as in `{"encoder": encoder, "decoder": decoder}`.'
+        )
+    return Models(model)
+
+
 def check_built(model: Any, what: str) -> None:
-    """Raises an error if a model has no variables yet, or is none."""
+    """Raises an error if a model, or one of several, has no variables yet, or is none."""
     check_layers(model=model)
-    if not model.built:
-        kind = "Model" if isinstance(model, keras.Model) else "Layer"
+    unbuilt = [one for one in each(model) if not one.built]
+    if unbuilt:
+        kind = "Model" if isinstance(unbuilt[0], keras.Model) else "Layer"
         raise ModelNotBuiltError(
-            f"{kind} `{model.name}` has no variables yet: it is not built.\n"
+            f"{kind} {listed(one.name for one in unbuilt)} has no variables yet: it is not built.\n"
             f"Expected: a built {kind.lower()}. Received: an unbuilt one.\n"
             f"Build it, or call it on data, before {what}."
         )

@@ -9,12 +9,13 @@ import numpy as np
 
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
 from tiedio.model import renewal, substitution, tie_memory
-from tiedio.model.arguments import check_built, check_layers, names_in, ties_in
+from tiedio.model.arguments import as_one, check_built, check_layers, names_in, ties_in
 from tiedio.model.live_layers import live_layers
 from tiedio.model.pairing import Weight, Weights, check_kinds, pairs
 from tiedio.model.places import named_variables
+from tiedio.model.several import each
 from tiedio.model.substitution import facts_of
-from tiedio.model.walk import Held, walk
+from tiedio.model.walk import Held, Visit, Walk, walk
 from tiedio.record.ties import Place, TieGroup, Ties
 
 LayerT = TypeVar("LayerT", bound=keras.Layer)
@@ -163,11 +164,12 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
     return layer
 
 
-def find_ties(model: keras.Layer) -> Ties:
+def find_ties(model: keras.Layer | Mapping[str, keras.Layer]) -> Ties:
     """Finds the variables that several places of a model share.
 
     Args:
-        model: A model, or any layer; only what is built has variables.
+        model: A model, or any layer; only what is built has variables. Or several by name:
+            a layer that is in two of them is a place in each.
 
     Returns:
         The tie groups, in the order of Keras' walk over the model. A layer
@@ -184,15 +186,16 @@ def find_ties(model: keras.Layer) -> Ties:
     ...     print(group)
     encoder/kernel = decoder/kernel  (4, 4) float32
     """
-    check_layers(model=model)
-    return walk(model).ties
+    return _places_in(model).ties
 
 
-def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> None:
+def assert_tied(
+    model: keras.Layer | Mapping[str, keras.Layer], ties: Iterable[TieGroup] | None = None
+) -> None:
     """Checks that the variables of a model are tied as they should be.
 
     Args:
-        model: A model, or any layer.
+        model: A model, or any layer; or several by name, as for `find_ties`.
         ties: The tie groups it should have, as `find_ties` lists them for a model
             of the same structure: one that was cloned, say. `None` checks those
             made by `tie` or restored by `load_tied` and not undone by `untie`.
@@ -216,12 +219,11 @@ def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> N
     ...     print("not tied")
     not tied
     """
-    check_layers(model=model)
-    found = walk(model)
+    found = _places_in(model)
     groups = tie_memory.remembered(found) if ties is None else [one.places for one in ties_in(ties)]
     if not groups and ties is None and not found.ties:
         raise TieError(
-            f"Model `{model.name}` has no ties to check.\n"
+            f"{listed(one.name for one in each(as_one(model)))} has no ties to check.\n"
             "Expected: layers tied by `tie` or `load_tied`. Received: none.\n"
             "Pass the ties it should have, as from `find_ties`."
         )
@@ -233,6 +235,16 @@ def assert_tied(model: keras.Layer, ties: Iterable[TieGroup] | None = None) -> N
             f"Received: {'; '.join(broken[name] for name in sorted(broken))}.\n"
             "Tie these layers again with `tiedio.tie`, or undo the tie with `tiedio.untie`."
         )
+
+
+def _places_in(model: Any) -> Walk:
+    """Walks over a model, or over several of which each is to show all that it holds."""
+    found = walk(as_one(model))
+    visits = [*found.visits] if not found.models else [found.visits[0]]
+    for path in dict.fromkeys(found.models.values()):
+        for visit in walk(found.layers[path]).visits:
+            visits.append(Visit(visit.saveable, [f"{path}/{visit.inner_path}".rstrip("/")]))
+    return Walk(visits)
 
 
 def _broken(

@@ -26,6 +26,7 @@ from tiedio.model.places import (
     named_variables,
     raw_state,
 )
+from tiedio.model.several import Models
 from tiedio.record.record import HeldVariable, LayerState
 from tiedio.record.ties import Place, TieGroup, Ties, layer_labels, shown
 
@@ -83,16 +84,23 @@ class Walk:
         }
 
     @functools.cached_property
+    def models(self) -> dict[str, str]:
+        """The inner_path of each model by the name that it was given, if there are several."""
+        root = self.layers.get("")
+        held = root.models if isinstance(root, Models) else {}
+        path_of = {id(layer): path for path, layer in reversed(self.layers.items())}
+        return {name: path_of[id(model)] for name, model in held.items() if id(model) in path_of}
+
+    @functools.cached_property
     def _labels(self) -> dict[str, str]:
         """What people call each layer, by every inner_path."""
-        return layer_labels(
-            {
-                path: visit.saveable.name
-                for visit in self.visits
-                for path in visit.inner_paths
-                if isinstance(visit.saveable, keras.Layer)
-            }
-        )
+        names = {
+            path: visit.saveable.name
+            for visit in self.visits
+            for path in visit.inner_paths
+            if isinstance(visit.saveable, keras.Layer)
+        }
+        return layer_labels(names | {path: name for name, path in self.models.items()})
 
     def label(self, inner_path: str) -> str:
         """Tells what people call the saveable at an inner_path: a layer by its name."""

@@ -116,6 +116,8 @@ class Record(Written):
             as integers of 32 bits.
         excluded_from_weight_decay: For each optimizer that was told to leave variables out
             of its weight decay, also for one inside another: these variables.
+        models: Of several models in one file, the inner_path of each by the name that it was
+            given. One may be inside another.
     """
 
     tie_groups: tuple[TieGroup, ...] = ()
@@ -132,11 +134,13 @@ class Record(Written):
     excluded_from_weight_decay: Mapping[str, tuple[Place, ...]] = dataclasses.field(
         default_factory=dict
     )
+    models: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def layer_labels(self) -> dict[str, str]:
         """What people call the layers, by inner_path."""
-        return layer_labels({path: layer.name for path, layer in self.layers.items()})
+        names = {path: layer.name for path, layer in self.layers.items()}
+        return layer_labels(names | {path: name for name, path in self.models.items()})
 
     @functools.cached_property
     def owners(self) -> dict[Place, Place]:
@@ -157,7 +161,7 @@ class Record(Written):
 
     def to_json(self) -> dict[str, Any]:
         # Few models have these: a file without is as older versions of tiedio wrote it.
-        rare = ("excluded_from_weight_decay", "process_random_states")
+        rare = ("excluded_from_weight_decay", "models", "process_random_states")
         written = super().to_json().items()
         return {"version": VERSION} | {k: held for k, held in written if held or k not in rare}
 
@@ -188,6 +192,7 @@ class Record(Written):
             digests=fields.mapped("digests", lambda item: typed(item, str, "a digest")),
             axis_orders=fields.mapped("axis_orders", _axes),
             process_random_states=fields.mapped("process_random_states", _words),
+            models=fields.mapped("models", lambda item: typed(item, str, "an inner_path")),
         )
         record._check_places()
         return record

@@ -191,6 +191,7 @@ class _Capture:
             if first in self.layout.tensors:
                 stored[path] = self.layout.tensors[first]
         return Record(
+            models=self._walk.models,
             tie_groups=tuple(map(self._stored_group, self._walk.ties)),
             layers=self._walk.layer_states,
             shared_layers=self._walk.shared_layers,

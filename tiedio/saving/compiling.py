@@ -34,8 +34,8 @@ def compile_by_its_class(model: Any, config: dict[str, Any]) -> None:
     model.compile(**{k: value for k, value in arguments.items() if takes_any or k in known})
 
 
-def difference(model: Any, expected: dict[str, Any]) -> LoadError | None:
-    """The error for a model that is compiled with something else than its file says.
+def differences(model: Any, expected: dict[str, Any]) -> list[LoadError]:
+    """Lists an error if a model is compiled with something else than its file says.
 
     Args:
         model: The model.
@@ -47,19 +47,20 @@ def difference(model: Any, expected: dict[str, Any]) -> LoadError | None:
         # What is given to `compile` may be wrapped there, for loss scaling.
         optimizer = keras.saving.serialize_keras_object(getattr(model, "optimizer", None))
     except Exception:  # a class may do without configs, and there is nothing to compare
-        return None
+        return []
     found = dict(_differences(saved, received, ""))
     if "optimizer" in received:
         wrapped = dict(_differences(saved, {**received, "optimizer": optimizer}, ""))
         found = {name: values for name, values in found.items() if name in wrapped}
     if not found:
-        return None
+        return []
     told = ["; ".join(f"`{name}` {found[name][side]}" for name in sorted(found)) for side in (0, 1)]
-    return LoadError(
+    error = LoadError(
         f"Cannot compile `{model.name}` as it was when saved: its class sets {listed(found)}.\n"
         f"Expected: {told[0]}. Received: {told[1]}.\n"
         "Let the `compile_from_config` of its class use all that it is given."
     )
+    return [error]
 
 
 def _differences(expected: Any, received: Any, name: str) -> Iterator[tuple[str, tuple[str, str]]]:

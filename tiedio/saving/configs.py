@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -43,18 +43,20 @@ _AREAS = (
 )
 
 
-def write(model: keras.Model) -> dict[str, Any]:
-    """Returns the config of a model, and of how it was compiled."""
+def write(models: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns the config of each model, and of how it was compiled."""
     with ObjectSharingScope():
-        config = _without_marks(keras.saving.serialize_keras_object(model))
-    if (config.get("compile_config") or {}).get("optimizer"):
-        # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
-        # only where the policy in force is the same. In a scope of its own, as Keras would mark
-        # what it meets a second time.
-        with ObjectSharingScope():
-            optimizer = keras.saving.serialize_keras_object(model.optimizer)
-        config["compile_config"]["optimizer"] = optimizer
-    return public_names.with_public_names(config)
+        written = list(map(keras.saving.serialize_keras_object, models))
+    written = _without_marks({"layers": written})["layers"]
+    for model, config in zip(models, written, strict=True):
+        if (config.get("compile_config") or {}).get("optimizer"):
+            # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
+            # only where the policy in force is the same. In a scope of its own, as Keras would
+            # mark what it meets a second time.
+            with ObjectSharingScope():
+                optimizer = keras.saving.serialize_keras_object(model.optimizer)
+            config["compile_config"]["optimizer"] = optimizer
+    return [*map(public_names.with_public_names, written)]
 
 
 def uncompiled(config: Any) -> Any:
@@ -93,12 +95,11 @@ class Config:
         scopes: Closes the scope of shared objects, as from `reading`.
 
     Attributes:
-        difference: The error for what the class of the model compiled it with instead.
+        differences: The error for what the class of the model compiled it with instead, if any.
     """
 
-    difference: LoadError | None = None
-
     def __init__(self, config: dict[str, Any], path: str, scopes: contextlib.ExitStack):
+        self.differences: list[LoadError] = []
         self._config = config
         self._path = path
         self._scopes = scopes
@@ -107,9 +108,10 @@ class Config:
         config = public_names.with_public_names(self._config)
         return _without_marks(copied(config, _without_unknown))
 
-    def problem(self) -> LoadError | None:
-        """The error for what this Keras computes otherwise than the one that saved it."""
-        return None
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model was compiled."""
+        return bool(self._config.get("compile_config"))
 
     def build(self, deferral: Deferral) -> keras.Model:
         """Builds the model, uncompiled."""
@@ -127,7 +129,7 @@ class Config:
 
     def compile(self, model: keras.Model, deferral: Deferral) -> bool:
         """Compiles the model if it was, and its class lets us; its optimizer is left unbuilt."""
-        if not self._config.get("compile_config"):
+        if not self.is_compiled:
             return False
         with explained(self._config, self._path):
             config = self._for_this_keras()["compile_config"]
@@ -137,7 +139,7 @@ class Config:
                 _log.debug("built with initial values: its class compiles it")
                 deferral.finish()  # it may build optimizers
                 compiling.compile_by_its_class(model, config)
-                self.difference = compiling.difference(model, config)
+                self.differences = compiling.differences(model, config)
         return model.compiled
 
 

@@ -19,9 +19,8 @@ from tiedio.saving.deferral import Deferral
 class OldConfig:
     """The configs of a file in this layout, within their scopes. `configs.Config` is its twin."""
 
-    difference: LoadError | None = None
-
     def __init__(self, old: OldLayout):
+        self.differences: list[LoadError] = []
         self._old = old
 
     def problem(self) -> LoadError | None:
@@ -61,7 +60,7 @@ class OldConfig:
             # A copy: Keras changes what it reads.
             model.compile(**keras.saving.deserialize_keras_object(copy.deepcopy(arguments)))
             if not renewal.compiles_as_keras(model):
-                self.difference = compiling.difference(model, arguments)
+                self.differences = compiling.differences(model, arguments)
         return True
 
 

@@ -29,7 +29,7 @@ from tiedio.errors import (
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, damaged
-from tiedio.model import process_random, renewal
+from tiedio.model import process_random, renewal, several
 from tiedio.model.keras_internals import has_value
 from tiedio.model.walk import Visit, Walk, walk
 from tiedio.record.record import Record
@@ -46,6 +46,7 @@ from tiedio.saving.configs import Config
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.keras2_config import OldConfig
 from tiedio.saving.reports import Reports
+from tiedio.saving.several import ModelsConfig
 
 # Bytes that any tensor may have, however small the model's are.
 _ROOM = 1 << 20
@@ -102,9 +103,10 @@ class Loading:
             return found
         return inference.located(inference.renamed(found, self._moved), self._weights)
 
-    def build(self, config: Config | OldConfig) -> None:
+    def build(self, config: Config | ModelsConfig | OldConfig) -> None:
         """Builds the model of the file, uncompiled and without values."""
-        self._reports.described(config.problem())
+        if isinstance(config, OldConfig):
+            self._reports.described(config.problem())
         try:
             self.model = config.build(self._deferral)
         except NoModelError:
@@ -385,14 +387,15 @@ class Loading:
                 inference.unrecorded_links(self._walk, self._weights, self._record)
             )
         self._deferral.finish()
-        renewal.renew_functions(self.model)
+        for model in several.each(self.model):
+            renewal.renew_functions(model)
 
     def go_on_drawing(self, random_state: bool | None) -> None:
         """Lets the generators of the process go on as when saved, or tells that they do not."""
         states = self._written.process_random_states if self._written else {}
-        optimizer = getattr(self.model, "optimizer", None)
         if random_state:
-            process_random.hold_while_looking(self.model)
+            for model in several.each(self.model):
+                process_random.hold_while_looking(model)
             if missing := process_random.restore(states):
                 self._reports.warnings.append(
                     f"Random numbers of {listed(missing)} do not go on as when "
@@ -401,8 +404,7 @@ class Loading:
         elif (
             states
             and random_state is None
-            and isinstance(optimizer, keras.optimizers.Optimizer)
-            and int(optimizer.iterations) > 0
+            and any(int(optimizer.iterations) > 0 for optimizer in self._walk.optimizers.values())
             and states != process_random.states(self._walk)
         ):
             self._reports.warnings.append(

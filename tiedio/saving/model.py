@@ -16,12 +16,13 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import FileFormatError, check_mapping, warn
+from tiedio.errors import FileFormatError, SaveError, check_mapping, listed, warn
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Content, Opened
-from tiedio.model.arguments import check_layers
+from tiedio.model.arguments import as_one, check_built
+from tiedio.model.several import Models
 from tiedio.model.walk import Walk, walk
-from tiedio.saving import configs, keras2_config, keras2_layout, unsaved
+from tiedio.saving import configs, keras2_config, keras2_layout, several, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
@@ -33,7 +34,7 @@ from tiedio.storage.progress import shown
 
 
 def save_tied(
-    model: keras.Model,
+    model: keras.Model | Mapping[str, keras.Model],
     filepath: Any,
     overwrite: bool = True,
     zipped: bool | None = None,
@@ -51,7 +52,9 @@ def save_tied(
     is replaced once the new one is complete and on disk, or left untouched.
 
     Args:
-        model: The model. One that is not built is saved without weights, with a warning.
+        model: The model. One that is not built is saved without weights, with a warning. Or
+            several models by name, to one file, with what they share: layers, models that are
+            part of others, variables. Stock Keras opens it as one model that holds them.
         filepath: Path of the file: it ends in `.keras`, or for the format of Keras 2 in
             `.h5` or `.hdf5`. Also a URL that fsspec knows, such as `s3://bucket/model.keras`,
             a file that is open for writing (`.keras` goes there), or `hf://namespace/name`.
@@ -70,10 +73,11 @@ def save_tied(
         progress: Whether to show a progress bar, by bytes.
 
     Raises:
-        ArgumentError: If something else is passed than a model, and a path after it.
+        ArgumentError: If something else is passed than a model, or models by name, and a path.
+        ModelNotBuiltError: If one of several models has no variables yet.
         SaveError: If the path names no format, an optimizer was built for variables that were
             replaced since, something that training uses would be lost, or HDF5 is asked for and
-            cannot hold the model. All is named.
+            cannot hold the model, or several. All is named.
         OSError: If the file cannot be written; `MissingFileError` if there is no such folder
             (for `.h5` it is made, as by Keras).
 
@@ -91,11 +95,20 @@ def save_tied(
     Source: the file format is that of `keras.saving.save_model`; for the record
     see `tiedio/record/record.py`.
     """
-    check_layers(model=model)
+    model = as_one(model)
     target = at(filepath)
     if zipped is None:
         zipped = not isinstance(target, Hub)
     container = table.format_to_save(target, holds_model=True, zipped=zipped)
+    if isinstance(model, Models):
+        check_built(model, "saving")
+        if container.has_old_layout:
+            raise SaveError(
+                f"Cannot save {listed(model.models)} to `{target.name}`.\n"
+                "Expected: one model, as there is a place for one optimizer in this format. "
+                f"Received: {len(model.models)}.\n"
+                "Save them to a path ending in `.keras`."
+            )
     if not (model.built or model.weights):
         warn(
             [
@@ -110,7 +123,7 @@ def save_tied(
         found = Walk(found.parts)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = capture(found, Path(assets), strict=strict)
-        config = configs.write(model)
+        config = several.write(model)
         if not include_optimizer:
             config = configs.uncompiled(config)
         content = Content(layout, record, metadata(), config=config, assets=Path(assets))
@@ -160,7 +173,7 @@ def load_tied(
         progress: Whether to show a progress bar, by bytes.
 
     Returns:
-        The model.
+        The model; if several were saved by name, a dict of them.
 
     Raises:
         ArgumentError: If something else is passed than a path, or a mapping of custom objects.
@@ -202,14 +215,15 @@ def load_tied(
             Deferral(source.weights.size) as deferral,
             configs.reading(custom_objects, safe_mode) as scopes,
         ):
-            config = _config(source, scopes)
+            config = _config(source, scopes, record.models if record else {})
             reports = Reports(strict=strict)
             loading = Loading(source, deferral, reports)
             loading.build(config)
             loading.describe(record)
             loading.retie()
             compiled = compile and config.compile(loading.model, deferral)
-            reports.described(config.difference)
+            for error in config.differences:
+                reports.described(error)
             source.extract_assets(Path(folder))
             loading.read(Path(folder) / ASSETS)
             # Optimizers last: TensorFlow's cannot be built for variables without values.
@@ -217,15 +231,18 @@ def load_tied(
             loading.finish()
     loading.go_on_drawing(random_state)
     warn(reports.warnings)
-    return loading.model
+    model: Any = loading.model
+    return model.models if isinstance(model, Models) else model
 
 
 def _config(
-    source: Opened, scopes: contextlib.ExitStack
-) -> configs.Config | keras2_config.OldConfig:
+    source: Opened, scopes: contextlib.ExitStack, models: Mapping[str, str]
+) -> configs.Config | several.ModelsConfig | keras2_config.OldConfig:
     """Returns the config of a file, which is read in these scopes."""
     if source.old_layout is not None and source.old_layout.model_config:
         return keras2_config.OldConfig(source.old_layout)
+    if source.config is not None and models:
+        return several.ModelsConfig(source.config, models, source.filepath, scopes)
     if source.config is not None:
         return configs.Config(source.config, source.filepath, scopes)
     raise FileFormatError(

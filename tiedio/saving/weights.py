@@ -1,7 +1,7 @@
 """`save_tied_weights` and `load_tied_weights`: weights into, and out of, a model that exists."""
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,9 +9,9 @@ import keras
 from tiedio.errors import LoadError, SaveError, unfit, warn
 from tiedio.formats import table
 from tiedio.formats.content import Content, Opened
-from tiedio.model.arguments import check_built, saveables_in
+from tiedio.model.arguments import as_one, check_built, saveables_in
 from tiedio.model.walk import walk
-from tiedio.saving import unsaved
+from tiedio.saving import several, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.fitting import has_all
@@ -28,7 +28,7 @@ _SHARD_SIZE = 5  # GB
 
 
 def save_tied_weights(
-    model: keras.Model,
+    model: keras.Model | Mapping[str, keras.Model],
     filepath: Any,
     overwrite: bool = True,
     max_shard_size: float | None = None,
@@ -44,7 +44,7 @@ def save_tied_weights(
     in Keras, the state of the optimizer is among the weights.
 
     Args:
-        model: A built model.
+        model: A built model, or several by name, as in `save_tied`.
         filepath: Path of the file, ending in `.weights.h5`, or with `max_shard_size` in
             `.weights.json`; also a URL that fsspec knows, or a file that is open for writing.
         overwrite: Whether to replace an existing file without asking at the
@@ -78,6 +78,7 @@ def save_tied_weights(
     Source: the file formats are those of `keras.saving.save_weights`; for the record see
     `tiedio/record/record.py`.
     """
+    model = as_one(model)
     check_built(model, "saving")
     skipped = saveables_in(objects_to_skip)
     if max_shard_size is not None and not (
@@ -113,7 +114,7 @@ def save_tied_weights(
 
 
 def load_tied_weights(
-    model: keras.Model,
+    model: keras.Model | Mapping[str, keras.Model],
     filepath: Any,
     skip_mismatch: bool = False,
     *,
@@ -134,7 +135,7 @@ def load_tied_weights(
     by them, in whatever order they come; others go by their order, as in Keras.
 
     Args:
-        model: A built model, like the one that was saved.
+        model: A built model, like the one that was saved; or several, by the names of then.
         filepath: Path of a file in any format of Keras; also a URL, or an open file.
         skip_mismatch: Whether to leave out, with a `TiedioWarning`, what does not fit.
         objects_to_skip: Layers, or the optimizer, that are left as they are.
@@ -174,6 +175,7 @@ def load_tied_weights(
     Source: `keras.saving.load_weights`, with the identity that
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
+    model = as_one(model)
     check_built(model, "loading its weights")
     place = at(filepath)
     skipped = saveables_in(objects_to_skip)
@@ -183,13 +185,15 @@ def load_tied_weights(
         Deferral(source.weights.size) as deferral,
     ):
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)
+        record = source.read_record(verify)
+        model = several.as_saved(model, record.models if record else {}, source.filepath)
         loading = Loading(source, deferral, reports, skipped)
         loading.into(model)
         has_lists = source.read_lists is not None
         if by_name or (has_lists and not (skip_mismatch or has_all(source, walk(model)))):
             source.go_by_lists()
         _check_options(source, by_name, skipped)
-        loading.describe(source.read_record(verify), by_name, skip_mismatch)
+        loading.describe(record, by_name, skip_mismatch)
         loading.fit()
         loading.retie()
         loading.read()

@@ -1,0 +1,45 @@
+"""Several models as one, for whatever goes through a model: saving, loading, tables."""
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable("tiedio")
+class Models(keras.Model):
+    """Several models by name. They know nothing of it, and what they share is found in it.
+
+    Args:
+        models: The models; one may be part of another one, or have two names.
+    """
+
+    def __init__(self, models: Mapping[str, keras.Layer]):
+        super().__init__(name="models")
+        # No dict, whose members Keras would visit once more.
+        self._models = types.MappingProxyType(dict(models))
+        self._layers = list({id(model): model for model in models.values()}.values())
+        self.built = True
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The models, by name."""
+        return dict(self._models)
+
+    def _obj_type(self) -> str:
+        # Of such a one Keras visits the `layers`: paths are those of the graph that holds the
+        # models in a file, for whoever loads it without tiedio.
+        return "Functional"
+
+    def get_config(self) -> dict[str, Any]:
+        return {"models": keras.saving.serialize_keras_object(self.models)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Models":
+        return cls(keras.saving.deserialize_keras_object(config["models"], custom_objects))
+
+
+def each(model: Any) -> list[Any]:
+    """Lists the models that were given: several, or one."""
+    return model.layers if isinstance(model, Models) else [model]

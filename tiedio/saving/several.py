@@ -1,0 +1,153 @@
+"""The config of several models: that of one graph, which Keras opens without tiedio, and back.
+
+In the graph each model is a layer that is called on inputs of its own. Some models cannot be in
+one: such as are no graph themselves, or are called the same. Then `Models` is in the file, and
+Keras needs tiedio to open it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tiedio.errors import LoadError, RecordError, listed
+from tiedio.model.several import Models
+from tiedio.saving import configs
+from tiedio.saving.deferral import Deferral
+
+
+def write(model: Any) -> dict[str, Any]:
+    """Returns the config of a model, or of several, and of how each was compiled."""
+    if not isinstance(model, Models):
+        return configs.write([model])[0]
+    written = configs.write(model.layers)
+    names = [part.name for part in model.layers]
+    if len({*names}) == len(names) and all(map(_is_graph, model.layers)):
+        return _graph(model.layers, written)
+    config_of = {id(part): config for part, config in zip(model.layers, written, strict=True)}
+    return _container({name: config_of[id(part)] for name, part in model.models.items()})
+
+
+def _is_graph(model: Any) -> bool:
+    is_graph = isinstance(model, keras.Model) and model._obj_type() in ("Functional", "Sequential")
+    return is_graph and bool(getattr(model, "inputs", None))
+
+
+def _container(written: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "module": Models.__module__,
+        "class_name": Models.__name__,
+        "config": {"models": dict(written)},
+        "registered_name": keras.saving.get_registered_name(Models),
+    }
+
+
+def _graph(models: Sequence[Any], written: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the config of a graph as Keras would write it: the models are not called for it."""
+    inputs: list[keras.Layer] = []
+    called, outputs = [], []
+    for model, config in zip(models, written, strict=True):
+
+        def made(tensor: Any, name: str = f"{model.name}_input") -> Any:
+            layer = keras.layers.InputLayer(
+                batch_shape=tensor.shape,
+                dtype=tensor.dtype,
+                sparse=tensor.sparse,
+                name=f"{name}_{len(inputs)}",
+            )
+            inputs.append(layer)
+            return layer.output
+
+        given = keras.saving.serialize_keras_object([keras.tree.map_structure(made, model.input)])
+        called.append({**_named(model, config), "inbound_nodes": [{"args": given, "kwargs": {}}]})
+        # The first node of a graph is its own, from its inputs to its outputs.
+        node = int(model._obj_type() == "Functional")
+        outputs += [[model.name, node, i] for i, _ in enumerate(keras.tree.flatten(model.output))]
+    held = [
+        {**_named(layer, keras.saving.serialize_keras_object(layer)), "inbound_nodes": []}
+        for layer in inputs
+    ]
+    graph = {
+        "name": "models",
+        "trainable": True,
+        "layers": [*held, *called],
+        "input_layers": [[layer.name, 0, 0] for layer in inputs],
+        "output_layers": outputs,
+    }
+    kind = {"module": "keras", "class_name": "Model", "registered_name": None}
+    return {**kind, "config": graph}
+
+
+def _named(layer: Any, config: Any) -> dict[str, Any]:
+    return {**config, "name": layer.name}
+
+
+class ModelsConfig:
+    """The configs of several models that were read from a file. `configs.Config` is its twin.
+
+    Args:
+        config: As from `write`.
+        models: The inner_path of each model, by its name.
+        path: The file, for messages.
+        scopes: As for `configs.Config`.
+
+    Raises:
+        RecordError: If there are other models in the config.
+    """
+
+    def __init__(self, config: Any, models: Mapping[str, str], path: str, scopes: Any):
+        self.differences: list[LoadError] = []
+        self._models = models
+        first = {inner_path: name for name, inner_path in reversed([*models.items()])}
+        with configs.explained(config, path):
+            held = config["config"]
+            found = [one for one in held.get("layers", ()) if one["class_name"] != "InputLayer"]
+            if "models" in held:
+                found = [held["models"][first[inner_path]] for inner_path in _each(models)]
+            uncompiled = [{**one, "compile_config": None} for one in found]
+        if len(found) != len(first):
+            raise RecordError(
+                f"Cannot load {listed(models)} of `{path}`: its config is not theirs.\n"
+                f"Expected: {len(first)} models. Received: {len(found)}.\n"
+                "Load the file as it was saved."
+            )
+        named = dict(zip(_each(models), uncompiled, strict=True))
+        self._all = configs.Config(_container(named), path, scopes)
+        self._parts = [configs.Config(one, path, scopes) for one in found]
+
+    def build(self, deferral: Deferral) -> Models:
+        """Builds the models, uncompiled."""
+        built = self._all.build(deferral).models
+        return Models({name: built[inner_path] for name, inner_path in self._models.items()})
+
+    def compile(self, model: Models, deferral: Deferral) -> bool:
+        """Compiles each that was, and whose class lets us; whether none is left out."""
+        compiled = []
+        for config, part in zip(self._parts, model.layers, strict=True):
+            if config.is_compiled:
+                compiled.append(config.compile(part, deferral))
+                self.differences += config.differences
+        return bool(compiled) and all(compiled)
+
+
+def as_saved(model: Any, saved: Mapping[str, str], path: str) -> Any:
+    """Returns the models that were given in the order of a file; or the one, if it has one.
+
+    Raises:
+        LoadError: If the file has other models, by their names.
+    """
+    given = model.models if isinstance(model, Models) else {}
+    if given.keys() == saved.keys():
+        return Models({name: given[name] for name in saved}) if saved else model
+    expected, received = (listed(names) if names else "one model" for names in (saved, given))
+    advice = "Pass these models by their names" if saved else "Pass this model only"
+    raise LoadError(
+        f"Cannot load `{path}`, which does not hold what was passed.\n"
+        f"Expected: {expected}. Received: {received}.\n"
+        f"{advice}."
+    )
+
+
+def _each(models: Mapping[str, str]) -> list[str]:
+    """Lists the paths of models, each once."""
+    return [*dict.fromkeys(models.values())]
