@@ -95,41 +95,41 @@ def save_tied(
     Source: the file format is that of `keras.saving.save_model`; for the record
     see `tiedio/record/record.py`.
     """
-    model = as_one(model)
+    root = as_one(model)
     target = at(filepath)
     if zipped is None:
         zipped = not isinstance(target, Hub)
     container = table.format_to_save(target, holds_model=True, zipped=zipped)
-    if isinstance(model, Models):
-        check_built(model, "saving")
+    if isinstance(root, Models):
+        check_built(root, "saving")
         if container.has_old_layout:
             raise SaveError(
-                f"Cannot save {listed(model.models)} to `{target.name}`.\n"
+                f"Cannot save {listed(root.models)} to `{target.name}`.\n"
                 "Expected: one model, as there is a place for one optimizer in this format. "
-                f"Received: {len(model.models)}.\n"
+                f"Received: {len(root.models)}.\n"
                 "Save them to a path ending in `.keras`."
             )
-    if not (model.built or model.weights):
+    if not (root.built or root.weights):
         warn(
             [
-                f"Model `{model.name}` is saved without weights: it is not built yet. Build it, or "
+                f"Model `{root.name}` is saved without weights: it is not built yet. Build it, or "
                 "call it on data, before saving."
             ]
         )
     if not may_replace(target, overwrite):
         return
-    found = walk(model)
+    found = walk(root)
     if not include_optimizer:
         found = Walk(found.parts)
     with tempfile.TemporaryDirectory() as assets:
         layout, record = capture(found, Path(assets), strict=strict)
-        config = several.write(model)
+        config = several.write(root)
         if not include_optimizer:
             config = configs.uncompiled(config)
         content = Content(layout, record, metadata(), config=config, assets=Path(assets))
         if container.has_old_layout:
             target.make_folder()
-            old = keras2_layout.capture(model, layout, include_optimizer)
+            old = keras2_layout.capture(root, layout, include_optimizer)
             content = dataclasses.replace(content, old_layout=old)
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
@@ -231,8 +231,8 @@ def load_tied(
             loading.finish()
     loading.go_on_drawing(random_state)
     warn(reports.warnings)
-    model: Any = loading.model
-    return model.models if isinstance(model, Models) else model
+    loaded: Any = loading.model.models if isinstance(loading.model, Models) else loading.model
+    return loaded
 
 
 def _config(

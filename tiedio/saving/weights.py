@@ -78,8 +78,8 @@ def save_tied_weights(
     Source: the file formats are those of `keras.saving.save_weights`; for the record see
     `tiedio/record/record.py`.
     """
-    model = as_one(model)
-    check_built(model, "saving")
+    root = as_one(model)
+    check_built(root, "saving")
     skipped = saveables_in(objects_to_skip)
     if max_shard_size is not None and not (
         isinstance(max_shard_size, numbers.Real) and max_shard_size > 0
@@ -103,8 +103,8 @@ def save_tied_weights(
     container = table.format_to_save(target, holds_model=False)
     if not may_replace(target, overwrite):
         return
-    everything = walk(model)
-    found = walk(model, skipped) if skipped else everything
+    everything = walk(root)
+    found = walk(root, skipped) if skipped else everything
     layout, record = capture(found, None, everything, strict=strict)
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
@@ -175,8 +175,8 @@ def load_tied_weights(
     Source: `keras.saving.load_weights`, with the identity that
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
-    model = as_one(model)
-    check_built(model, "loading its weights")
+    given = as_one(model)
+    check_built(given, "loading its weights")
     place = at(filepath)
     skipped = saveables_in(objects_to_skip)
     with (
@@ -186,11 +186,11 @@ def load_tied_weights(
     ):
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)
         record = source.read_record(verify)
-        model = several.as_saved(model, record.models if record else {}, source.filepath)
+        root = several.as_saved(given, record.models if record else {}, source.filepath)
         loading = Loading(source, deferral, reports, skipped)
-        loading.into(model)
+        loading.into(root)
         has_lists = source.read_lists is not None
-        if by_name or (has_lists and not (skip_mismatch or has_all(source, walk(model)))):
+        if by_name or (has_lists and not (skip_mismatch or has_all(source, walk(root)))):
             source.go_by_lists()
         _check_options(source, by_name, skipped)
         loading.describe(record, by_name, skip_mismatch)
