@@ -140,6 +140,9 @@ class Conformance:
     def test_files_of_stock_keras_open(self, runs, name):
         """As in Keras, and also where Keras itself fails for a layer in several places."""
         uninterrupted, stock = runs.facts(name, part="stock")
+        if name in scenarios.SEVERAL:  # which stock Keras saves one by one
+            assert "stock_opens" not in stock
+            return
         ours, theirs = stock["stock_opens"]
         if theirs:
             assert stock["equal"]

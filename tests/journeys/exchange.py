@@ -28,6 +28,7 @@ NAMES = (
     "subclassed",
     "in_lists_dicts_and_tuples",
     "equal_but_untied",
+    "generator_discriminator_and_gan",
 )
 CONTAINERS = {
     "keras": (tiedio.save_tied, tiedio.load_tied),
@@ -37,7 +38,7 @@ CONTAINERS = {
 
 
 def facts_of(model):
-    return {"ties": scenarios.ties_of(model), "iterations": int(model.optimizer.iterations)}
+    return {"ties": scenarios.ties_of(model), "iterations": scenarios.iterations_of(model)}
 
 
 def containers_for(name):

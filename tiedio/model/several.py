@@ -17,15 +17,16 @@ class Models(keras.Model):
 
     def __init__(self, models: Mapping[str, keras.Layer]):
         super().__init__(name="models")
-        # No dict, whose members Keras would visit once more.
-        self._models = types.MappingProxyType(dict(models))
-        self._layers = list({id(model): model for model in models.values()}.values())
+        each = {id(model): model for model in models.values()}
+        self._layers = [*each.values()]
+        self._numbers = {name: [*each].index(id(model)) for name, model in models.items()}
         self.built = True
 
     @property
-    def models(self) -> dict[str, Any]:
+    def models(self) -> Mapping[str, Any]:
         """The models, by name."""
-        return dict(self._models)
+        held = {name: self._layers[number] for name, number in self._numbers.items()}
+        return types.MappingProxyType(held)  # no dict: Keras would visit its members once more
 
     def _obj_type(self) -> str:
         # Of such a one Keras visits the `layers`: paths are those of the graph that holds the
@@ -33,7 +34,7 @@ class Models(keras.Model):
         return "Functional"
 
     def get_config(self) -> dict[str, Any]:
-        return {"models": keras.saving.serialize_keras_object(self.models)}
+        return {"models": keras.saving.serialize_keras_object(dict(self.models))}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Models":
@@ -43,3 +44,8 @@ class Models(keras.Model):
 def each(model: Any) -> list[Any]:
     """Lists the models that were given: several, or one."""
     return model.layers if isinstance(model, Models) else [model]
+
+
+def as_given(model: Any) -> Any:
+    """Returns several models as a dict, or the one."""
+    return dict(model.models) if isinstance(model, Models) else model

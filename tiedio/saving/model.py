@@ -20,7 +20,7 @@ from tiedio.errors import FileFormatError, SaveError, check_mapping, listed, war
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Content, Opened
 from tiedio.model.arguments import as_one, check_built
-from tiedio.model.several import Models
+from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
 from tiedio.saving import configs, keras2_config, keras2_layout, several, unsaved
 from tiedio.saving.capture import capture
@@ -231,8 +231,7 @@ def load_tied(
             loading.finish()
     loading.go_on_drawing(random_state)
     warn(reports.warnings)
-    loaded: Any = loading.model.models if isinstance(loading.model, Models) else loading.model
-    return loaded
+    return as_given(loading.model)
 
 
 def _config(

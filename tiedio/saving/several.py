@@ -58,11 +58,12 @@ def _graph(models: Sequence[Any], written: Sequence[dict[str, Any]]) -> dict[str
             inputs.append(layer)
             return layer.output
 
-        given = keras.saving.serialize_keras_object([keras.tree.map_structure(made, model.input)])
+        is_graph = model._obj_type() == "Functional"
+        taken = keras.tree.map_structure(made, model.input if is_graph else model.inputs[0])
+        given = keras.saving.serialize_keras_object([taken])
         called.append({**_named(model, config), "inbound_nodes": [{"args": given, "kwargs": {}}]})
         # The first node of a graph is its own, from its inputs to its outputs.
-        node = int(model._obj_type() == "Functional")
-        outputs += [[model.name, node, i] for i, _ in enumerate(keras.tree.flatten(model.output))]
+        outputs += [[model.name, int(is_graph), i] for i, _ in enumerate(model.outputs)]
     held = [
         {**_named(layer, keras.saving.serialize_keras_object(layer)), "inbound_nodes": []}
         for layer in inputs

@@ -8,14 +8,19 @@ import tiedio
 from . import controls as controls
 from . import flags as flags
 from . import own_storing as own_storing
+from . import several as several
 from . import shared_layers as shared_layers
 from . import training_state as training_state
 from .base import (
     CONTROLS,
     SCENARIOS,
+    SEVERAL,
     arrays_of,
     compiled,
     data_for,
+    inputs_for,
+    iterations_of,
+    models_in,
     state_of,
     tie_by_hand,
     train,
@@ -56,6 +61,9 @@ OF_EACH_KIND = (
     "muon",
     "optimizers_chosen_by_path",
     "equal_but_untied",
+    "generator_discriminator_and_gan",
+    "encoder_decoder_and_autoencoder",
+    "two_models_of_a_class_around_one",
 )
 
 __all__ = [
@@ -64,6 +72,7 @@ __all__ = [
     "NOT_CONTAINED",
     "OF_EACH_KIND",
     "SCENARIOS",
+    "SEVERAL",
     "Mixture",
     "Motto",
     "TiedAutoencoder",
@@ -71,7 +80,10 @@ __all__ = [
     "compiled",
     "data_for",
     "gamma_by_hand",
+    "inputs_for",
+    "iterations_of",
     "kernel_by_hand",
+    "models_in",
     "state_of",
     "tie_by_hand",
     "ties_of",

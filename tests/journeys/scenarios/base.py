@@ -7,10 +7,11 @@ import tiedio
 
 SCENARIOS = {}
 CONTROLS = []  # must come back with no tie at all
+SEVERAL = []  # builders of a dict of models
 
 
 def scenario(build):
-    """Enters a builder, which returns a compiled model, into the suite."""
+    """Enters a builder, which returns a compiled model, or some by name, into the suite."""
     SCENARIOS[build.__name__] = build
     return build
 
@@ -44,13 +45,17 @@ def tie_by_hand(layer, owner, attribute):
     layer._tracker.lock()
 
 
+def inputs_for(model, random=None):
+    random = random or np.random.default_rng(0)
+    symbolic = getattr(model, "inputs", None) or [keras.KerasTensor((None, 6))]
+    inputs = [_input_for(one, random) for one in symbolic]
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
 def data_for(model):
     """Makes inputs and targets for a model, always the same."""
     random = np.random.default_rng(0)
-    symbolic = getattr(model, "inputs", None) or [keras.KerasTensor((None, 6))]
-    inputs = [_input_for(one, random) for one in symbolic]
-    if len(inputs) == 1:
-        inputs = inputs[0]
+    inputs = inputs_for(model, random)
     outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     return inputs, random.random(tuple(outputs.shape), dtype="float32")
 
@@ -64,13 +69,38 @@ def _input_for(symbolic, random):
     return random.random(shape, dtype="float32")
 
 
+def models_in(model):
+    return [*model.values()] if isinstance(model, dict) else [model]
+
+
 def train(model):
+    """Trains a model for two epochs, or those of several that are compiled in turn."""
+    if not isinstance(model, dict):
+        _fit(model, epochs=2)
+        return
+    discriminator = model.get("discriminator")
+    for one in 2 * [one for one in model.values() if one.compiled]:
+        if discriminator:  # frozen where it judges only
+            discriminator.trainable = one is discriminator
+        _fit(one, epochs=1)
+
+
+def _fit(model, epochs):
     inputs, targets = data_for(model)
-    model.fit(inputs, targets, epochs=2, batch_size=4, shuffle=False, verbose=0)
+    model.fit(inputs, targets, epochs=epochs, batch_size=4, shuffle=False, verbose=0)
+
+
+def optimizers_of(model):
+    return [one.optimizer for one in models_in(model) if getattr(one, "optimizer", None)]
+
+
+def iterations_of(model):
+    return sum(int(optimizer.iterations) for optimizer in optimizers_of(model))
 
 
 def variables_of(model):
-    return [*model.variables, *(model.optimizer.variables if model.optimizer else ())]
+    held = [one for part in (*models_in(model), *optimizers_of(model)) for one in part.variables]
+    return [*{id(one): one for one in held}.values()] if isinstance(model, dict) else held
 
 
 def arrays_of(variables):

@@ -6,7 +6,7 @@ import keras
 
 import tiedio
 
-from .base import SCENARIOS, state_of
+from .base import SCENARIOS, SEVERAL, state_of
 
 
 def save_folder(model, filepath):
@@ -36,5 +36,5 @@ CONTAINERS = {
     "weights.json": (save_shards, load_weights),
 }
 
-# HDF5 as Keras 2 wrote it has no bfloat16, and configs of no other objects.
-NOT_CONTAINED = {"h5": ("bfloat16", "random_augmentation")}
+# HDF5 as Keras 2 wrote it has no bfloat16, configs of no other objects, and one optimizer.
+NOT_CONTAINED = {"h5": ("bfloat16", "random_augmentation", *SEVERAL)}
