@@ -276,7 +276,7 @@ def test_layers_in_several_places_follow(tmp_path, monkeypatch):
     ]
     tiedio.save_tied(model, tmp_path / "twice", zipped=False)
     monkeypatch.chdir(tmp_path / "twice")
-    assert lines_of(".")[1] == "One layer in 2 places: layers/rnn/cell = layers/rnn_1/cell"
+    assert lines_of(".")[1] == "One layer in 2 places: first/cell = second/cell"
 
 
 def lines_of(model_or_filepath):

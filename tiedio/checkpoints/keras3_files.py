@@ -21,7 +21,7 @@ from tiedio.record.ties import Place
 _OPTIMIZER = "optimizer"
 _VARIABLES = re.compile(r"((?P<inner_path>.*)/)?vars/(?P<key>0|[1-9][0-9]{0,8})")
 # Paths of what belongs to no layer, and of what Keras 3 does not read.
-_NO_LAYERS = re.compile(r"(optimizer|metrics)/|.*/exact/")
+_NO_LAYERS = re.compile(r"metrics/|(.*/)?(optimizer|exact)/")
 _NOT_FOR_KERAS_3 = re.compile(r"(assets|config\.json|tiedio|(model|optimizer)_weights)(/|$)")
 
 # What `layers` was called in Keras 2.12 and 2.13.
@@ -42,7 +42,10 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
     objects = {path: first for path, first in weights.walk() if not _NOT_FOR_KERAS_3.match(path)}
     layers = layer_outline.layers(translated.config)
     parts = {part.inner_path: part for held in layers.values() for part in held}
-    variables = _variables(weights, parts, filter(weights.address, objects), renamed)
+    record = opened.read_record(verify=False)
+    optimizers = tuple(f"{path}/" for path in (record.optimizer_variables if record else ()))
+    paths = (one for one in objects if weights.address(one) and not one.startswith(optimizers))
+    variables = _variables(weights, parts, paths, renamed)
     is_ordered = all(one.place and one.place.inner_path in parts for one in variables)
     optimizer = optimizer_slots.of_model(translated.config)
     of_layers = {one.source for one in variables}
@@ -58,7 +61,7 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
         is_ordered=is_ordered,
         slots=_slots(weights, optimizer, version),
         translated=translated,
-        record=opened.read_record(verify=False),
+        record=record,
         metadata=dict(opened.metadata),
         others={
             renamed(path): path

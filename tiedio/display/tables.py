@@ -40,6 +40,8 @@ def inspection(found: "Inspection") -> None:
         + (f", {found.date_saved}" if found.date_saved else "")
         + (f", with a record of version {found.record_version}" if found.record_version else "")
     )
+    if found.models:
+        _line(f"Models: {', '.join(found.models)}")
     _line(f"Variables: {found.variables}; tie groups: {len(found.tie_groups)}")
     _line(f"Optimizer: {found.optimizer or 'none'}")
     _line(
@@ -52,6 +54,8 @@ def inspection(found: "Inspection") -> None:
     ):
         if groups:
             _console().print(_groups(title, verb, groups, with_evidence=True))
+    for names in found.shared_layers:
+        _line(_in_places(names))
     _notes(found.notes)
 
 
@@ -76,12 +80,15 @@ def sharing(
         )
     else:
         console.print(f'"{shown(name)}" has no tied variables.', **_PLAIN)
-    for places in layers:
-        named = " = ".join(map(shown, places))
-        console.print(f"One layer in {len(places)} places: {named}", **_PLAIN)
+    for names in layers:
+        console.print(shown(_in_places(names)), **_PLAIN)
     if print_fn:
         for line in console.file.getvalue().splitlines():
             print_fn(line)
+
+
+def _in_places(names: Sequence[str]) -> str:
+    return f"One layer in {len(names)} places: {' = '.join(names)}"
 
 
 def verification(found: "Verification") -> None:
@@ -129,7 +136,7 @@ def plan(found: "Plan", dry_run: bool = False) -> None:
         [_proposal(one) for one in found.proposals],
     )
     if not found.proposals:
-        _line("Nothing was shared, as far as the file tells.")
+        _line("No variables are tied, as far as the file tells.")
     for one in found.forbidden:
         told = f"Not tied: {' = '.join(one.names)}: {one.why}"
         _line(f"{told}. To tie them: {', '.join(one.needs)}")

@@ -187,3 +187,21 @@ def _name(layer: Mapping[str, Any]) -> str:
     """Names a layer; some configs do so only outside or only inside."""
     name = _config(layer).get("name") or layer.get("name")
     return str(name) if name else snake_case(_class(layer))
+
+
+def configs_of(config: Any, models: Mapping[str, str]) -> dict[str, Any]:
+    """Finds the config of each of several models in that of the one that holds them.
+
+    Args:
+        config: A graph in which each is a layer, or that of `Models`.
+        models: The inner_path of each, by its name.
+
+    Returns:
+        The configs by inner_path; fewer if there are not as many.
+    """
+    paths = {path: name for name, path in reversed([*models.items()])}
+    held = config["config"]
+    if "models" in held:
+        return {path: held["models"][name] for path, name in paths.items()}
+    parts = [one for one in held["layers"] if one["class_name"] != "InputLayer"]
+    return dict(zip(dict.fromkeys(models.values()), parts, strict=False))

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from tiedio.errors import LoadError, RecordError, listed
+from tiedio.keras_versions.layer_outline import configs_of
 from tiedio.model.several import Models
 from tiedio.saving import configs
 from tiedio.saving.deferral import Deferral
@@ -99,22 +100,17 @@ class ModelsConfig:
     def __init__(self, config: Any, models: Mapping[str, str], path: str, scopes: Any):
         self.differences: list[LoadError] = []
         self._models = models
-        first = {inner_path: name for name, inner_path in reversed([*models.items()])}
         with configs.explained(config, path):
-            held = config["config"]
-            found = [one for one in held.get("layers", ()) if one["class_name"] != "InputLayer"]
-            if "models" in held:
-                found = [held["models"][first[inner_path]] for inner_path in _each(models)]
-            uncompiled = [{**one, "compile_config": None} for one in found]
-        if len(found) != len(first):
+            found = configs_of(config, models)
+            uncompiled = {name: {**one, "compile_config": None} for name, one in found.items()}
+        if found.keys() != {*models.values()}:
             raise RecordError(
                 f"Cannot load {listed(models)} of `{path}`: its config is not theirs.\n"
-                f"Expected: {len(first)} models. Received: {len(found)}.\n"
+                f"Expected: {len({*models.values()})} models. Received: {len(found)}.\n"
                 "Load the file as it was saved."
             )
-        named = dict(zip(_each(models), uncompiled, strict=True))
-        self._all = configs.Config(_container(named), path, scopes)
-        self._parts = [configs.Config(one, path, scopes) for one in found]
+        self._all = configs.Config(_container(uncompiled), path, scopes)
+        self._parts = {name: configs.Config(one, path, scopes) for name, one in found.items()}
 
     def build(self, deferral: Deferral) -> Models:
         """Builds the models, uncompiled."""
@@ -124,9 +120,10 @@ class ModelsConfig:
     def compile(self, model: Models, deferral: Deferral) -> bool:
         """Compiles each that was, and whose class lets us; whether none is left out."""
         compiled = []
-        for config, part in zip(self._parts, model.layers, strict=True):
+        parts = {inner_path: model.models[name] for name, inner_path in self._models.items()}
+        for inner_path, config in self._parts.items():
             if config.is_compiled:
-                compiled.append(config.compile(part, deferral))
+                compiled.append(config.compile(parts[inner_path], deferral))
                 self.differences += config.differences
         return bool(compiled) and all(compiled)
 
@@ -147,8 +144,3 @@ def as_saved(model: Any, saved: Mapping[str, str], path: str) -> Any:
         f"Expected: {expected}. Received: {received}.\n"
         f"{advice}."
     )
-
-
-def _each(models: Mapping[str, str]) -> list[str]:
-    """Lists the paths of models, each once."""
-    return [*dict.fromkeys(models.values())]

@@ -13,6 +13,8 @@ from tiedio.checkpoints import opening
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence, gathered
 from tiedio.checkpoints.variables import StoredVariable
+from tiedio.keras_versions import optimizer_slots
+from tiedio.keras_versions.layer_outline import configs_of
 from tiedio.record.json_fields import Written
 from tiedio.record.ties import VERSION
 
@@ -50,12 +52,14 @@ class Inspection(Written):
         record_version: The version of its record; `None` if it has none.
         variables: How many variables its layers have, each place of a tied one counted.
         tie_groups: Those that it states, with the bytes saved.
+        shared_layers: The names of each layer that stands in several places.
+        models: The names of its models, if it has several.
         copies: Equal values that it stores more than once, with the bytes wasted. Values
             that are equal easily, as zeros are, do not count.
         bytes_stored: Bytes of all tensors, those of the optimizer too.
         bytes_shared: Bytes that it would take more, if it stored each variable by itself.
         bytes_wasted: Bytes that it would take less, if it stored equal values once.
-        optimizer: The class of its optimizer; empty if there is none.
+        optimizer: The class of its optimizer, of several models of each; empty if there is none.
         notes: Further notes.
     """
 
@@ -66,6 +70,8 @@ class Inspection(Written):
     record_version: int | None
     variables: int
     tie_groups: tuple[Group, ...]
+    shared_layers: tuple[tuple[str, ...], ...]
+    models: tuple[str, ...]
     copies: tuple[Group, ...]
     bytes_stored: int
     bytes_shared: int
@@ -100,7 +106,6 @@ def inspect(filepath: Any) -> Inspection:
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)
         once = sum(one.nbytes for one in checkpoint.values.distinct(checkpoint.variables))
-        optimizer = (checkpoint.optimizer or {}).get("class_name")
         return Inspection(
             filepath=checkpoint.filepath,
             kind=checkpoint.kind,
@@ -109,20 +114,37 @@ def inspect(filepath: Any) -> Inspection:
             record_version=None if checkpoint.record is None else VERSION,
             variables=len(checkpoint.variables),
             tie_groups=tuple(_tie_groups(checkpoint)),
+            shared_layers=_shared_layers(checkpoint),
+            models=tuple(checkpoint.record.models if checkpoint.record else ()),
             copies=copies,
             bytes_stored=sum(sizes.values()),
             bytes_shared=each - once,
             bytes_wasted=sum(group.nbytes for group in copies),
-            optimizer=optimizer.rpartition(">")[2] if isinstance(optimizer, str) else "",
+            optimizer=", ".join(_optimizers(checkpoint)),
             notes=checkpoint.notes,
         )
 
 
 def sharing(filepath: Any) -> tuple[list[Group], Sequence[Sequence[str]]]:
-    """Returns the tie groups of a file, and the paths of each layer that has several."""
+    """Returns the tie groups of a file, and the names of each layer that has several places."""
     with opening.reading(filepath) as checkpoint:
-        layers = checkpoint.record.shared_layers if checkpoint.record else ()
-        return list(_tie_groups(checkpoint)), layers
+        return list(_tie_groups(checkpoint)), _shared_layers(checkpoint)
+
+
+def _shared_layers(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
+    record = checkpoint.record
+    if record is None:
+        return ()
+    labels = record.layer_labels
+    return tuple(tuple(labels.get(path, path) for path in one) for one in record.shared_layers)
+
+
+def _optimizers(checkpoint: Checkpoint) -> Iterator[str]:
+    config, models = checkpoint.config, checkpoint.record.models if checkpoint.record else {}
+    for one in configs_of(config, models).values() if config and models else [config]:
+        name = (optimizer_slots.of_model(one) or {}).get("class_name")
+        if isinstance(name, str):
+            yield name.rpartition(">")[2]
 
 
 def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
