@@ -140,12 +140,13 @@ def stock(name):
 
 
 def predictions(model, inputs):
-    """Lists what a model makes of the inputs: of several each, also where Keras holds them."""
-    if isinstance(model, keras.Model) and len(inputs) > 1 and not hasattr(model, "models"):
-        outputs = model.predict(keras.tree.flatten(inputs), verbose=0)
+    """Lists what a model makes of its inputs: of several each, also where Keras holds them."""
+    models = getattr(model, "models", model)
+    if isinstance(models, keras.Model):
+        given = inputs[0] if len(inputs) == 1 else keras.tree.flatten(inputs)
+        outputs = models.predict(given, verbose=0)
     else:
-        models = dict(getattr(model, "models", model))
-        pairs = zip(scenarios.models_in(models), inputs, strict=True)
+        pairs = zip(models.values(), inputs, strict=True)
         outputs = [one.predict(given, verbose=0) for one, given in pairs]
     return [output.tobytes() for output in keras.tree.flatten(outputs)]
 

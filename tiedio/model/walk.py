@@ -222,6 +222,16 @@ class Walk:
         )
 
     @functools.cached_property
+    def shared_optimizers(self) -> tuple[tuple[str, ...], ...]:
+        """All inner_paths of each optimizer that is reached by several."""
+        known = {id(optimizer) for optimizer in self.optimizers.values()}
+        return tuple(
+            tuple(visit.inner_paths)
+            for visit in self.visits
+            if len(visit.inner_paths) > 1 and id(visit.saveable) in known
+        )
+
+    @functools.cached_property
     def layer_states(self) -> dict[str, LayerState]:
         """What Keras does not write of each layer, by inner_path."""
         return {path: self._state(path, layer) for path, layer in self.layers.items()}

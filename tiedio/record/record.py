@@ -13,6 +13,9 @@ from tiedio.errors import RecordError
 from tiedio.record.json_fields import Fields, Written, contradictory, malformed, typed, unreadable
 from tiedio.record.ties import VERSION, Place, TieGroup, layer_labels
 
+# Few models have these: a file without is as older versions of tiedio wrote it.
+_RARE = ("excluded_from_weight_decay", "models", "process_random_states", "shared_optimizers")
+
 T = TypeVar("T")
 
 
@@ -116,6 +119,8 @@ class Record(Written):
             as integers of 32 bits.
         excluded_from_weight_decay: For each optimizer that was told to leave variables out
             of its weight decay, also for one inside another: these variables.
+        shared_optimizers: For each optimizer of several models all its inner_paths, as in
+            `shared_layers`.
         models: Of several models in one file, the inner_path of each by the name that it was
             given. One may be inside another.
     """
@@ -134,6 +139,7 @@ class Record(Written):
     excluded_from_weight_decay: Mapping[str, tuple[Place, ...]] = dataclasses.field(
         default_factory=dict
     )
+    shared_optimizers: tuple[tuple[str, ...], ...] = ()
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -166,10 +172,8 @@ class Record(Written):
         return self.is_complete or optimizer in self.optimizer_variables
 
     def to_json(self) -> dict[str, Any]:
-        # Few models have these: a file without is as older versions of tiedio wrote it.
-        rare = ("excluded_from_weight_decay", "models", "process_random_states")
         written = super().to_json().items()
-        return {"version": VERSION} | {k: held for k, held in written if held or k not in rare}
+        return {"version": VERSION} | {k: held for k, held in written if held or k not in _RARE}
 
     @classmethod
     def from_json(cls, data: Any) -> "Record":
@@ -198,6 +202,7 @@ class Record(Written):
             digests=fields.mapped("digests", lambda item: typed(item, str, "a digest")),
             axis_orders=fields.mapped("axis_orders", _axes),
             process_random_states=fields.mapped("process_random_states", _words),
+            shared_optimizers=tuple(fields.each("shared_optimizers", _inner_paths, missing=[])),
             models=fields.mapped("models", lambda item: typed(item, str, "an inner_path")),
         )
         record._check_places()

@@ -192,6 +192,7 @@ class _Capture:
                 stored[path] = self.layout.tensors[first]
         return Record(
             models=self._walk.models,
+            shared_optimizers=self._walk.shared_optimizers,
             tie_groups=tuple(map(self._stored_group, self._walk.ties)),
             layers=self._walk.layer_states,
             shared_layers=self._walk.shared_layers,

@@ -292,6 +292,8 @@ class Loading:
         """
         source, old = self._source, self._source.old_layout
         if not self._exists:
+            if retying.share_optimizers(self._look(), self._record):
+                self._look()
             self._find_optimizers()
             if not self._reports.strict:  # otherwise training stops where it had stopped
                 self._leave(optimizers.find_outgrown(self._walk, self._record))

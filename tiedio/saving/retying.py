@@ -190,6 +190,19 @@ def _share_layers(
     return shares_anew, problems
 
 
+def share_optimizers(model: Walk, record: Record) -> bool:
+    """Gives models one optimizer that had one when saved; whether any had two."""
+    shares_anew = False
+    for first, *others in record.shared_optimizers:
+        optimizer = model.optimizers.get(first)
+        for inner_path in others if optimizer else ():
+            holder, _, attribute = inner_path.rpartition("/")
+            if model.optimizers.get(inner_path) is not None and holder in model.layers:
+                setattr(model.layers[holder], attribute, optimizer)
+                shares_anew = True
+    return shares_anew
+
+
 def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
     return type(layer), [facts_of(variable) for variable in layer.weights]
 
