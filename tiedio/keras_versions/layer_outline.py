@@ -197,11 +197,13 @@ def configs_of(config: Any, models: Mapping[str, str]) -> dict[str, Any]:
         models: The inner_path of each, by its name.
 
     Returns:
-        The configs by inner_path; fewer if there are not as many.
+        The configs by inner_path; none if there are others.
     """
     paths = {path: name for name, path in reversed([*models.items()])}
     held = config["config"]
     if "models" in held:
-        return {path: held["models"][name] for path, name in paths.items()}
+        is_as_named = held["models"].keys() == models.keys()
+        return {path: held["models"][name] for path, name in paths.items() if is_as_named}
     parts = [one for one in held["layers"] if one["class_name"] != "InputLayer"]
-    return dict(zip(dict.fromkeys(models.values()), parts, strict=False))
+    is_as_many = len(parts) == len(paths)
+    return dict(zip(dict.fromkeys(models.values()), parts, strict=True)) if is_as_many else {}
