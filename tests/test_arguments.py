@@ -54,11 +54,13 @@ EXPECTED = {
 
 # What to do; then calls, and of each the argument, and what was received.
 MISUSES = {
-    "Pass one at a time, or a `keras.Model` that holds all of them as attributes.": [
+    "Pass one at a time.": [
         ("tie([a, b], to=c)", "layer", "a list of keras.Dense"),
         ("tie(a, to=(b, c))", "to", "a tuple of keras.Dense"),
         ("tie(a, to={'b': b})", "to", "a dict"),
         ("untie([a])", "layer", "a list of keras.Dense"),
+    ],
+    'Pass several by name, as in `{"encoder": encoder, "decoder": decoder}`.': [
         ("find_ties([a, b])", "model", "a list of keras.Dense"),
         ("save_tied([model, short], 'x.keras')", "model", "a list of keras.Sequential"),
     ],

@@ -27,13 +27,11 @@ _INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
         "Pass a `keras.Model` that holds the optimizer, and what it trains, as attributes.",
     ),
     (type, "Make a layer or a model of it, by calling the class."),
-    (
-        Iterable,
-        "Pass one at a time; where several are taken, by name, as in "
-        '`{"encoder": encoder, "decoder": decoder}`.',
-    ),
+    (Iterable, "Pass one at a time."),
     (object, "Pass a layer or a model of the package `keras`."),
 )
+
+_BY_NAME = 'Pass several by name, as in `{"encoder": encoder, "decoder": decoder}`.'
 
 
 def check_layers(**given: Any) -> None:
@@ -47,6 +45,8 @@ def check_layers(**given: Any) -> None:
 
 def as_one(model: Any) -> Any:
     """Returns the model that was given, or `Models` of several that were given by name."""
+    if isinstance(model, (list, tuple)):
+        raise unfit({"model": model}, "a layer or a model of Keras", _BY_NAME)
     if not isinstance(model, Mapping):
         check_layers(model=model)
         return model
@@ -55,7 +55,7 @@ def as_one(model: Any) -> Any:
         raise ArgumentError(
             "Cannot use models by these names.\n"
             f"Expected: texts without a `/`. Received: {', '.join(map(repr, model)) or 'none'}.\n"
-            'Pass them as in `{"encoder": encoder, "decoder": decoder}`.'
+            + _BY_NAME
         )
     return Models(model)
 
