@@ -80,7 +80,7 @@ def test_values_in_another_format_are_removed(folder):
 
 @posix
 def test_a_partial_folder_that_is_removed_before_it_is_locked(folder, monkeypatch):
-    lock, removed = atomic._lock_folder, []
+    lock, removed = atomic._lock, []
 
     def late(partial):
         if len(removed) < 2:
@@ -88,7 +88,7 @@ def test_a_partial_folder_that_is_removed_before_it_is_locked(folder, monkeypatc
             partial.rmdir()
         return lock(partial)
 
-    monkeypatch.setattr(atomic, "_lock_folder", late)
+    monkeypatch.setattr(atomic, "_lock", late)
     generations.save_folder(folder, 2)
     assert len(removed) == 2
     assert generations.load(folder) == 2

@@ -213,11 +213,11 @@ def test_a_file_is_kept_until_it_is_renamed(filepath, monkeypatch):
 def test_a_file_that_is_removed_before_it_is_locked(filepath, monkeypatch):
     lock, removed = atomic._lock, []
 
-    def late(file):
+    def late(path, file):
         if not removed:
-            removed.append(Path(file.name))
-            removed[0].unlink()
-        return lock(file)
+            removed.append(path)
+            path.unlink()
+        return lock(path, file)
 
     monkeypatch.setattr(atomic, "_lock", late)
     savers.save(filepath, 2)

@@ -142,7 +142,7 @@ def _take_place(partial: Path, target: Path, replaced: Collection[str], durable:
     with contextlib.ExitStack() as locked:
         if target.is_dir():
             # Another save that replaces it removes it, perhaps while its files are listed.
-            locked.callback(_lock_folder(target))
+            locked.callback(_lock(target))
             for name in sorted(set(os.listdir(target)).difference(replaced)):
                 _link(target / name, partial / name)
             if durable:
@@ -237,11 +237,9 @@ def _create(target: Path) -> tuple[Path, BinaryIO, Callable[[], None]]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
         # Not `tempfile`, whose files are private to the user.
         file = open(partial, "xb")  # noqa: SIM115
-        unlock = _lock(file)
-        if partial.exists():
-            return partial, file, unlock
-        # Before it was locked, another save took it for a leftover.
-        unlock()
+        # Before it is locked, another save may take it for a leftover.
+        with contextlib.suppress(FileNotFoundError):
+            return partial, file, _lock(partial, file)
         file.close()
 
 
@@ -250,9 +248,8 @@ def _create_folder(target: Path) -> tuple[Path, Callable[[], None]]:
     while True:
         partial = _partial(target)
         partial.mkdir()
-        # Before it is locked, another save may take it for a leftover.
-        with contextlib.suppress(FileNotFoundError):
-            return partial, _lock_folder(partial)
+        with contextlib.suppress(FileNotFoundError):  # as above
+            return partial, _lock(partial)
 
 
 def _partial(target: Path) -> Path:
@@ -293,22 +290,23 @@ def _remove_leftovers(target: Path) -> None:
 
 if sys.platform != "win32":
 
-    def _lock(file: BinaryIO) -> Callable[[], None]:
-        """Locks a file until the function that is returned is called, or the process ends."""
-        descriptor = os.dup(file.fileno())  # the lock outlives the closing of the file
-        with contextlib.suppress(OSError):  # where no locks are, nothing is removed either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return lambda: os.close(descriptor)
+    def _lock(path: Path, file: BinaryIO | None = None) -> Callable[[], None]:
+        """Locks what is at a path until what is returned is called, or the process ends.
 
-    def _lock_folder(folder: Path) -> Callable[[], None]:
-        """Locks the folder that is at a path once it is locked; `FileNotFoundError` if none is."""
+        Args:
+            path: A folder, or the path of `file`.
+            file: A file, which may be closed before it is unlocked.
+
+        Raises:
+            FileNotFoundError: If nothing is at the path by the time it is locked.
+        """
         while True:
             with contextlib.ExitStack() as opened:
-                descriptor = os.open(folder, os.O_RDONLY)
+                descriptor = os.dup(file.fileno()) if file else os.open(path, os.O_RDONLY)
                 opened.callback(os.close, descriptor)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # where no locks are, nothing is removed either
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     return opened.pop_all().close
 
     def _remove_unless_locked(leftover: Path) -> None:
@@ -322,11 +320,8 @@ if sys.platform != "win32":
 
 else:
 
-    def _lock(file: BinaryIO) -> Callable[[], None]:
+    def _lock(path: Path, file: BinaryIO | None = None) -> Callable[[], None]:
         """Does nothing: Windows removes no file that is open."""
-        return lambda: None
-
-    def _lock_folder(folder: Path) -> Callable[[], None]:
         return lambda: None
 
     def _remove_unless_locked(leftover: Path) -> None:
