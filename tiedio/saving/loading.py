@@ -13,7 +13,7 @@ what Keras itself does not store.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,18 +185,18 @@ class Loading:
         self._record = retying.restorable(self._walk, self._record)
         retying.check_optimizers(self._walk, self._record)
         self._find_optimizers()
+        self._leave_unresumable(described)
+
+    def _leave_unresumable(self, then: Record) -> None:
+        """Leaves optimizers as they are that cannot go on as the file says."""
         unresumable = optimizers.find_unresumable(
             self._record,
             self._stored,
             self._walk,
             self._everything,
-            then=described,
+            then=then,
             in_other_order=bool(self._moved),
         )
-        self._leave(unresumable)
-
-    def _leave(self, unresumable: Mapping[str, LoadError | None]) -> None:
-        """Leaves optimizers as they are that cannot go on as the file says."""
         self._reports.unresumed(*unresumable.values())
         self._unresumable = tuple(f"{path}/" for path in unresumable)
         trained = self._record.optimizer_variables.items()
@@ -296,7 +296,7 @@ class Loading:
                 self._look()
             self._find_optimizers()
             if not self._reports.strict:  # otherwise training stops where it had stopped
-                self._leave(optimizers.find_outgrown(self._walk, self._record))
+                self._leave_unresumable(self._record)
         if old is None:
             trained = self._record.optimizer_variables or len(source.store("optimizer"))
             is_trained = not self._exists or trained

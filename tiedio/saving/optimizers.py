@@ -270,9 +270,9 @@ def find_unresumable(
             trainable = tied(holder.trainable_variables)
             trains.append({key: one for key, one in trainable.items() if one.trainable})
         known = list(saved.values())
-        expected = trains[-1] if trains else saved
+        *_, expected = trains = trains or [saved]
         is_lacking = any(place not in places for place in trained)
-        fits = any(saved.keys() == one.keys() for one in (*trains, expected))
+        fits = any(saved.keys() == one.keys() for one in trains)
         # What `fit` trains, its optimizer must know.
         is_short = is_its_own and renewal.trains_as_keras(holder) and expected.keys() - saved
         is_as_then = not is_short and as_then.issuperset({**saved, **expected})
@@ -288,19 +288,6 @@ def find_unresumable(
         if error:
             found[inner_path] = error
     return found
-
-
-def find_outgrown(walk: Walk, record: Record) -> dict[str, LoadError | None]:
-    """Finds the optimizer of a model of which `fit` would train more than it knows."""
-    model, trained = walk.layers[""], record.optimizer_variables.get("optimizer")
-    if not (trained and renewal.compiles_as_keras(model) and renewal.trains_as_keras(model)):
-        return {}
-    saved = {id(walk.places[place].item) for place in trained if place in walk.places}
-    now = {id(variable): variable for variable in model.trainable_variables}
-    if now.keys() <= saved:
-        return {}
-    names = [retying.name_of(place, walk, record) for place in trained]
-    return {"optimizer": _other_variables("optimizer", names, now, walk)}
 
 
 def _as_then(record: Record, everything: Walk) -> set[int]:
