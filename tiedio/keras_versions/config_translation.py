@@ -67,7 +67,9 @@ def translated(
     version = KerasVersion(keras_version or str(config.get("keras_version", "")))
     of_keras_3 = _is_of_keras_3(config, version)
     if of_keras_3 and "module" in config:
-        return Translated(graph_calls.numbered_anew(with_public_names(config)))
+        copied = with_public_names(config)
+        graph_calls.number_anew(copied)
+        return Translated(copied)
     translation = _Translation(version, of_keras_3)
     try:
         config = copy.deepcopy(config)
@@ -250,17 +252,14 @@ class _Translation:
         axis = config.get("axis")
         if name == "BatchNormalization" and isinstance(axis, list) and len(axis) == 1:
             config["axis"] = axis[0]
-        method = config.get("interpolation", "nearest")
-        if name == "UpSampling2D" and self._is_multi_backend and method != "nearest":
-            self.untranslated.append(
-                f"`{config.get('name')}` (UpSampling2D) interpolates between the corners of "
-                "pixels, and Keras 3 between their centers: use a layer of your own."
-            )
-        if name == "UpSampling2D" and method in ("gaussian", "mitchellcubic"):
-            self.untranslated.append(
-                f"`{config.get('name')}` (UpSampling2D) interpolates by `{method}`, which Keras 3 "
-                "does not have: use a layer of your own."
-            )
+        method, how = config.get("interpolation", "nearest"), ""
+        if self._is_multi_backend and method != "nearest":
+            how = "between the corners of pixels, and Keras 3 between their centers"
+        elif method in ("gaussian", "mitchellcubic"):
+            how = f"by `{method}`, which Keras 3 does not have"
+        if name == "UpSampling2D" and how:
+            layer = f"`{config.get('name')}` ({name})"
+            self.untranslated.append(f"{layer} interpolates {how}: use a layer of your own.")
 
     def _decay(self, config: dict[str, Any]) -> None:
         """Writes the decay of a learning rate as the schedule that it is."""

@@ -3,7 +3,6 @@
 A call is a list of tensors, each of which is told by the call of the layer that made it.
 """
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,23 +11,15 @@ _WITH_STATES = {"RNN", "SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "
 _WITH_STATES |= {"Bidirectional"}
 
 
-def numbered_anew(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config of Keras 3 in which every call number exists.
+def number_anew(config: dict[str, Any]) -> None:
+    """Numbers the calls in a config of Keras 3 so that each of them exists.
 
     Keras 3.0 counted the calls of a layer outside of the model too.
     """
-    if not any(_beyond(model) for model in _models(config)):
-        return config
-    config = copy.deepcopy(config)
-    for model in _models(config):
-        for references in _beyond(model):
-            _rank(references)
-    return config
-
-
-def _models(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields the configs of all functional models in a config."""
-    return (one for one in _leaves(config) if isinstance(one, dict) and _is_graph({"config": one}))
+    for part in _leaves(config):
+        if _is_graph({"config": part}):
+            for references in _beyond(part):
+                _rank(references)
 
 
 def _beyond(model: Mapping[str, Any]) -> list[list[list[Any]]]:
