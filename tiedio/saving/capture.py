@@ -157,20 +157,15 @@ class _Capture:
             unstored = [
                 name for name, v in named.items() if (inner_path, id(v)) not in self._stored
             ]
-            lists_unstored = any(map(listed_only, unstored))
             own = {id(variable) for variable in own_variables(self._walk.layers[inner_path])}
-            # Layers of Keras refuse to read more than they list.
-            stores_unlisted = any(
-                id(v) not in own and name not in unstored for name, v in named.items()
+            all_of_them = (
+                inner_path in self._reordered
+                or any(map(listed_only, unstored))
+                # Layers of Keras refuse to read more than they list.
+                or any(id(v) not in own for name, v in named.items() if name not in unstored)
             )
             for attribute, variable in named.items():
-                if not (
-                    attribute in unstored
-                    or listed_only(attribute)
-                    or lists_unstored
-                    or stores_unlisted
-                    or inner_path in self._reordered
-                ):
+                if not (all_of_them or attribute in unstored or listed_only(attribute)):
                     continue
                 # A tensor beside `vars`, where Keras does not look.
                 path = f"{inner_path}/exact/{len(self._exact_values)}".lstrip("/")
