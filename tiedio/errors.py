@@ -19,11 +19,12 @@ message has at most three lines: what failed and for which variables (all of
 them, sorted); what was expected and received; what to do.
 """
 
+import contextlib
 import errno
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # Code of these is not the caller's.
@@ -175,6 +176,17 @@ def imported(package: str, what: str, extra: str) -> Any:
             f"Expected: `{package}`. Received: {first_line(error)}.\n"
             f"Install it: `pip install 'tiedio[{extra}]'`."
         ) from error
+
+
+@contextlib.contextmanager
+def explained(filepath: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors of these kinds, as a damaged container leads to them, into `damaged`."""
+    try:
+        yield
+    except (TiedioError, ImportError, MemoryError, NameError):
+        raise
+    except kinds as error:
+        raise damaged(filepath, first_line(error)) from error
 
 
 def damaged(filepath: str, received: str) -> FileFormatError:

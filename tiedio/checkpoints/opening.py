@@ -7,7 +7,7 @@ from typing import Any
 
 from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, tensorflow_walk
 from tiedio.checkpoints.checkpoint import Checkpoint
-from tiedio.errors import check_mapping
+from tiedio.errors import check_mapping, explained
 from tiedio.formats import damage, table
 from tiedio.keras_versions import config_translation
 from tiedio.storage.locating import at
@@ -33,7 +33,7 @@ def reading(
     check_mapping("config", config, "Pass what `json.loads` makes of the model's `to_json()`.")
     source = at(filepath)
     if saved := tensorflow_files.find(source):
-        with tensorflow_files.explained(saved.name):
+        with explained(saved.name, Exception):  # whatever TensorFlow raises
             checkpoint = tensorflow_walk.described(saved, config)
         yield checkpoint
         return

@@ -13,13 +13,13 @@ import dataclasses
 import importlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tiedio.errors import FileFormatError, TiedioError, damaged, first_line, imported, listed
+from tiedio.errors import FileFormatError, damaged, explained, imported, listed
 from tiedio.formats.folder import SAVED_MODEL
 from tiedio.record.json_fields import parse
 from tiedio.storage.base import Storage
@@ -131,7 +131,7 @@ class Tensors:
         if math.prod(shape) * dtype.itemsize > self._stored_bytes:
             declared = f"`{dataset_path}` of shape {shape} in {self._stored_bytes} bytes"
             raise damaged(self._filepath, declared)
-        with explained(self._filepath):
+        with explained(self._filepath, Exception):
             return np.asarray(self._reader.get_tensor(dataset_path))
 
     def graph(self) -> bytes:
@@ -286,17 +286,6 @@ def _parsed(module: str, message: str, content: bytes) -> Any:
 
 def _index(prefix: Path) -> Path:
     return Path(f"{prefix}.index")
-
-
-@contextlib.contextmanager
-def explained(filepath: str) -> Iterator[None]:
-    """Turns any error of TensorFlow into a `FileFormatError`."""
-    try:
-        yield
-    except (TiedioError, ImportError, MemoryError, NameError):
-        raise
-    except Exception as error:
-        raise damaged(filepath, first_line(error)) from error
 
 
 def _refused(filepath: str, expected: str, received: str, hint: str) -> FileFormatError:

@@ -3,9 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from tiedio.errors import damaged, explained
 from tiedio.formats import hdf5_writer
 from tiedio.formats.hdf5_reader import Store, WeightsFile
 from tiedio.record.record import Record
@@ -63,6 +66,19 @@ class Content:
             for path in sorted(self.assets.rglob("*"))
             if path.is_file()
         ]
+
+
+def put_asset(filepath: str, folder: Path, name: str, content: np.ndarray) -> None:
+    """Writes an asset below a folder.
+
+    Raises:
+        FileFormatError: If its name, which a file says, leads elsewhere, or none can have it.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise damaged(filepath, f"an asset at `{name}`")
+    with explained(filepath, OSError):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.tobytes())
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -9,13 +9,12 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from tiedio.errors import damaged, first_line
 from tiedio.formats import hdf5_writer, keras2_layout
-from tiedio.formats.content import ASSETS, CONFIG, Content, Opened
+from tiedio.formats.content import ASSETS, CONFIG, Content, Opened, put_asset
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
@@ -56,14 +55,7 @@ def reading(source: Storage) -> Iterator[Opened]:
 
             def extract_assets(folder: Path) -> None:
                 for path in weights.below(ASSETS):
-                    if ".." in PurePosixPath(path).parts:
-                        raise damaged(source.name, f"an asset at `{path}`")
-                    content = weights.read(path).tobytes()
-                    try:
-                        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                        (folder / path).write_bytes(content)
-                    except OSError as error:  # of a name that no file can have, say
-                        raise damaged(source.name, first_line(error)) from error
+                    put_asset(source.name, folder, path, weights.read(path))
 
             opened = Opened(
                 filepath=source.name,

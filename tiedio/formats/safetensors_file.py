@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tiedio.errors import SaveError, damaged, first_line, imported, listed
+from tiedio.errors import SaveError, damaged, explained, imported, listed
 from tiedio.formats.hdf5_writer import BFLOAT16, CHUNK, Advance, Tensor, cut
 from tiedio.storage.base import Storage
 from tiedio.storage.local import Local
@@ -111,10 +111,8 @@ def reading(source: Storage) -> Iterator[Any]:
                 copy.write(part)
             copy.flush()
             path = copy.name
-        try:
+        with explained(source.name, safetensors.SafetensorError):
             yield resources.enter_context(safetensors.safe_open(path, framework="numpy"))
-        except safetensors.SafetensorError as error:
-            raise damaged(source.name, first_line(error)) from error
 
 
 def tensor(source: Storage, file: Any, key: str) -> Tensor:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tiedio.errors import TiedioError, damaged, first_line, listed
+from tiedio.errors import damaged, explained, listed
 from tiedio.formats import hdf5_writer, members
 from tiedio.formats.content import ASSETS, CONFIG, METADATA, WEIGHTS, Content, Opened
 from tiedio.storage.base import Storage
@@ -78,12 +78,8 @@ def reading(source: Storage) -> Iterator[Opened]:
             archive = resources.enter_context(zipfile.ZipFile(file))
         except (*_ZIP_ERRORS, ValueError) as error:
             raise damaged(source.name, "a zip archive without its end; it was truncated") from error
-        try:
+        with explained(source.name, *_ZIP_ERRORS):
             opened = resources.enter_context(members.opened(_Zip(source.name, archive, file)))
-        except TiedioError:  # among which are kinds of those below
-            raise
-        except _ZIP_ERRORS as error:
-            raise damaged(source.name, first_line(error)) from error
         yield opened
 
 
@@ -106,21 +102,16 @@ class _Zip:
 
     def verify(self, name: str) -> None:
         """Reads a member, at whose end its checksum is compared."""
-        try:
-            with self._archive.open(name) as member:
-                while member.read(hdf5_writer.CHUNK):
-                    pass
-        except _ZIP_ERRORS as error:
-            raise damaged(self.filepath, first_line(error)) from error
+        with explained(self.filepath, *_ZIP_ERRORS), self._archive.open(name) as member:
+            while member.read(hdf5_writer.CHUNK):
+                pass
 
     def extract_assets(self, folder: Path) -> None:
-        for info in self._archive.infolist():
-            if info.filename.startswith(f"{ASSETS}/"):
-                try:
+        with explained(self.filepath, *_ZIP_ERRORS):
+            for info in self._archive.infolist():
+                if info.filename.startswith(f"{ASSETS}/"):
                     # `extract` drops drive letters, leading slashes and `..`.
                     self._archive.extract(info, folder)
-                except _ZIP_ERRORS as error:
-                    raise damaged(self.filepath, first_line(error)) from error
 
     @contextlib.contextmanager
     def window(self, name: str) -> Iterator[Window]:

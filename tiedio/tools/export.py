@@ -12,13 +12,13 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tiedio.checkpoints import opening, rewriting
-from tiedio.errors import FileFormatError, SaveError, TiedioError, damaged, first_line, listed
+from tiedio.errors import FileFormatError, SaveError, damaged, explained, listed
 from tiedio.formats import safetensors_file, table
-from tiedio.formats.content import ASSETS, Content
+from tiedio.formats.content import ASSETS, Content, put_asset
 from tiedio.formats.hdf5_writer import Advance, Layout, Tensor
 from tiedio.formats.safetensors_file import SUFFIX
 from tiedio.record.json_fields import Written, parse
@@ -167,12 +167,8 @@ def _import(source: Storage, target: Storage, durable: bool, advance: Advance) -
                 "Change the ending: to `.weights.h5` for weights."
             )
         content = content if holds_model else dataclasses.replace(content, config=None)
-        try:
+        with explained(source.name, ValueError, TypeError, RuntimeError, KeyError):  # of paths, say
             container.write(target, content, durable, advance)
-        except (ValueError, TypeError, RuntimeError, KeyError) as error:  # of paths, say
-            if isinstance(error, TiedioError):
-                raise
-            raise damaged(source.name, first_line(error)) from error
         return Export(source.name, target.name, len(content.layout.tensors), aliases)
 
 
@@ -194,10 +190,7 @@ def _content(source: Storage, file: Any, folder: Path) -> tuple[Content, dict[st
         raise damaged(source.name, f"no {listed(lost)}")
     tensors = {path: safetensors_file.tensor(source, file, key) for key, path in paths.items()}
     for key, name in assets.items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise damaged(source.name, f"an asset at `{name}`")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(safetensors_file.tensor(source, file, key).read().tobytes())
+        put_asset(source.name, folder, name, safetensors_file.tensor(source, file, key).read())
     groups, kept = (_typed(source, rest, name, dict) for name in ("groups", "metadata"))
     config = None if rest.get("config") is None else _typed(source, rest, "config", dict)
     for path in groups:
