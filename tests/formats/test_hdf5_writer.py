@@ -211,7 +211,7 @@ def test_a_record_of_any_length_is_written_last(length):
     told = []
     hdf5_writer.write(layout, stream, record=lambda digests: told.append(digests) or "x" * length)
     file = opened(io.BytesIO(b"".join(stream.parts)))
-    assert file.text("tiedio").strip() == b"x" * length
+    assert file.text(hdf5_writer.RECORD).strip() == b"x" * length
     assert told[-1].keys() == arrays.keys() and told[0] != told[-1]
     assert all(np.array_equal(file.read(path), array) for path, array in arrays.items())
 
@@ -220,11 +220,13 @@ def test_a_record_that_is_not_placed_last_is_an_error(monkeypatch):
     lay_out = hdf5_writer._lay_out
 
     def in_front(layout, file):
-        return [(0 if path == "tiedio" else at, path) for at, path in lay_out(layout, file)]
+        return [
+            (0 if path == hdf5_writer.RECORD else at, path) for at, path in lay_out(layout, file)
+        ]
 
     monkeypatch.setattr(hdf5_writer, "_lay_out", in_front)
     layout = hdf5_writer.Layout(tensors={"a": hdf5_writer.Tensor.of(np.ones(8))})
     stream = io.BytesIO()
-    with pytest.raises(SaveError, match=r"Expected: `tiedio` behind all .* Received: `a` there"):
+    with pytest.raises(SaveError, match=r"Expected: `tiedio/record` behind .* Received: `a` there"):
         hdf5_writer.write(layout, stream, record=lambda digests: "{}")
     assert not stream.getvalue()

@@ -199,7 +199,7 @@ RECORDS = {
     "a number": (created(data=7), "has no text at `tiedio`"),
     "numbers": (created(data=[1.0, 2.0]), "has no text at `tiedio`"),
     "texts": (text([b"{}", b"{}"]), "has no text at `tiedio`"),
-    "text of any length": (created(data="{}"), "unreadable `tiedio`"),
+    "text of any length": (created(data="{}"), "has no text at `tiedio`"),
     "a text that is not stored": (created(shape=(), dtype="S8"), "unreadable `tiedio`"),
     "a huge text": (huge_text, "has no text at `tiedio`"),
     "no JSON": (text(b"{'a': 1}"), "`tiedio` is not JSON"),
@@ -215,9 +215,11 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@pytest.mark.parametrize("dataset", ["tiedio", "config.json"])
+@pytest.mark.parametrize("dataset", ["tiedio/record", "tiedio", "config.json"])
 def test_a_record_that_is_none(bare, name, dataset):
     make, message = RECORDS[name]
+    if (dataset, name) == ("tiedio", "a group"):
+        return  # as it is: only at first was it a dataset
     with h5py.File(bare, "a") as file:
         replaced(make, dataset)(file)
     assert message.replace("tiedio", dataset) in refusal(bare)

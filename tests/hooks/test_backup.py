@@ -153,7 +153,10 @@ def test_best_weights_are_those_of_the_model_that_goes_on(train, tmp_path):
     assert is_tied(model)
     assert all(np.array_equal(*pair) for pair in zip(second.best_weights, best, strict=True))
     assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), best, strict=True))
-    build().load_weights(tmp_path / "backup" / "latest.weights.h5")
+    path = tmp_path / "backup" / "latest.weights.h5"
+    build().load_weights(path)
+    shown = keras.saving.KerasFileEditor(str(path)).weights_dict
+    assert shown.keys() == {"layers", "optimizer"}
 
 
 def test_best_weights_of_layers_in_another_order(train):

@@ -95,6 +95,44 @@ def test_a_stock_file_loads_as_in_keras():
     )
 
 
+def array(variable):
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def test_hard_links_without_a_record_are_ties():
+    model = tiedio.load_tied(FIXTURES / "hard_links.keras")
+    (ties,) = tiedio.find_ties(model)
+    assert [place.attribute for place in ties.places] == ["_kernel"] * 4
+    kernel = (np.arange(18) / 18).astype("float32").reshape(3, 3, 1, 2)
+    assert np.array_equal(array(model.layers[1].kernel), kernel)
+    assert int(model.optimizer.iterations) == 7
+    slots = list(map(array, model.optimizer.variables[2:]))
+    assert len(slots) == 2 * 5 and np.array_equal(slots[1], kernel)
+
+    untied = keras.models.clone_model(model)
+    tiedio.load_tied_weights(untied, FIXTURES / "hard_links.weights.h5")
+    assert tiedio.find_ties(untied) == (ties,)
+    for ours, theirs in zip(untied.weights, model.weights, strict=True):
+        assert np.array_equal(array(ours), array(theirs))
+
+
+def test_no_hard_link_leads_into_another_shard():
+    """What is linked in one shard is tied; a copy in the next one is a variable by itself."""
+    tied = tiedio.load_tied(FIXTURES / "hard_links.keras", compile=False)
+    (ties,) = tiedio.find_ties(tied)
+    values = [array(variable) for variable in tied.weights]
+    for variable in tied.weights:
+        variable.assign(keras.ops.zeros(variable.shape))
+    untied = keras.models.clone_model(tied)
+    for model in tied, untied:
+        tiedio.load_tied_weights(model, FIXTURES / "hard_links.weights.json")
+    assert tiedio.find_ties(tied) == (ties,)
+    assert all(map(np.array_equal, map(array, tied.weights), values))
+    assert tiedio.find_ties(untied) == (ties.at(ties.places[:3]),)
+    *_, apart = [layer for layer in untied.layers if hasattr(layer, "kernel")]
+    assert np.array_equal(array(apart.kernel), values[0])
+
+
 def test_a_truncated_file_is_refused():
     with pytest.raises(tiedio.TiedioError, match="it was truncated"):
         tiedio.load_tied(FIXTURES / "truncated.keras")

@@ -11,7 +11,7 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio import errors
+from tiedio import errors, files
 
 FORMS = {
     "one file": ("model.weights.h5", {}),
@@ -379,9 +379,52 @@ def test_an_unbuilt_model(tied, tmp_path):
 def test_the_record_is_a_text_that_any_tool_reads(tied, tmp_path):
     filepath = save(tied, tmp_path, "one file")
     with h5py.File(filepath) as file:
-        record = json.loads(file["tiedio"][()])
+        record = json.loads(file["tiedio/record"][()].tobytes())
     assert record["version"] == 1 and len(record["tie_groups"]) == 2
     assert record["digests"].keys() >= {"layers/conv2d/vars/0", "layers/conv2d_1/vars/0"}
+
+
+def test_the_record_of_older_files(tied, tmp_path):
+    """It was a text at the root."""
+    filepath = save(tied, tmp_path, "one file")
+    with h5py.File(filepath, "a") as file:
+        text = file["tiedio/record"][()].tobytes()
+        del file["tiedio"]
+        file["tiedio"] = np.array(text)
+    assert files.verify(filepath).is_verified
+    model = two_convolutions(tie=None)
+    tiedio.load_tied_weights(model, filepath)
+    assert_equal(model, tied)
+
+
+def test_what_the_editor_of_keras_saves(tied, tmp_path):
+    """It knows no links, and neither shows nor keeps what is no layer's."""
+    editor = keras.saving.KerasFileEditor(str(save(tied, tmp_path, "one file")))
+    assert editor.weights_dict.keys() == {"layers", "optimizer"}
+    editor.summary()
+    editor.rename_object("layers/conv2d_1", "renamed")
+    copy = editor.weights_dict["layers"]["renamed"]
+    editor.delete_object("layers/renamed")
+    editor.add_object("layers/conv2d_1", copy)
+    filepath = tmp_path / "edited.weights.h5"
+    editor.save(filepath)
+
+    for load in (keras.Model.load_weights, tiedio.load_tied_weights):
+        untied = two_convolutions(tie=None)
+        with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
+            load(untied, filepath)
+        assert not scenarios.ties_of(untied)
+        for name in ("same", "valid", "head"):
+            saved = tied.get_layer(name).get_weights()
+            assert all(map(np.array_equal, untied.get_layer(name).get_weights(), saved))
+    stays_tied = two_convolutions()
+    tiedio.load_tied_weights(stays_tied, filepath)
+    assert_equal(stays_tied, tied)
+
+    editor.add_weights("layers/conv2d_1", {"0": np.zeros_like(copy["0"])})
+    editor.save(filepath)
+    with pytest.raises(errors.LoadError, match="the model ties what has several values there"):
+        tiedio.load_tied_weights(stays_tied, filepath)
 
 
 @keras.saving.register_keras_serializable("tiedio_tests")

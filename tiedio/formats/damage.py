@@ -13,6 +13,7 @@ from tiedio.errors import FileFormatError
 from tiedio.formats import hdf5_reader
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.hdf5_writer import RECORD
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
 
@@ -90,7 +91,7 @@ def added(weights: WeightsFile, record: Record) -> Iterator[Problem]:
     """Yields the tensors that the record has no digest of, if it has any."""
     digests = record.digests
     for path, first in weights.walk(preferred=digests) if digests else ():
-        is_known = path != first or path in digests or path == METADATA_KEY
+        is_known = path != first or path in digests or path in (RECORD, METADATA_KEY)
         if not is_known and weights.address(path):
             yield Problem((path,), "added after the file was saved")
 

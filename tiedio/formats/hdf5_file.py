@@ -1,6 +1,6 @@
 """A weights file by itself: `.weights.h5`, or a whole model as `.h5`.
 
-Its record is the root dataset `tiedio`. A whole model has datasets named as the
+Its record is the dataset `tiedio/record`. A whole model has datasets named as the
 members of a `.keras` archive are: `config.json`, and those below `assets/`. The
 layout of Keras 2, in which Keras reads it, is made of links to the same tensors.
 """
@@ -10,12 +10,14 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tiedio.formats import hdf5_writer, keras2_layout
 from tiedio.formats.content import ASSETS, CONFIG, Content, Opened, put_asset
 from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.hdf5_writer import RECORD
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
@@ -50,8 +52,9 @@ def reading(source: Storage) -> Iterator[Opened]:
     with source.reading() as file:
         size = file.seek(0, 2)
         with contextlib.closing(WeightsFile([Window(file, 0, size)], source.name)) as weights:
-            record = weights.text(METADATA_KEY)
-            config = weights.text(CONFIG)
+            # At first it was a dataset at the root.
+            recorded = METADATA_KEY if weights.address(METADATA_KEY) else RECORD
+            record, config = (_json_at(path, weights) for path in (recorded, CONFIG))
 
             def extract_assets(folder: Path) -> None:
                 for path in weights.below(ASSETS):
@@ -59,8 +62,8 @@ def reading(source: Storage) -> Iterator[Opened]:
 
             opened = Opened(
                 filepath=source.name,
-                record=None if record is None else parse(source.name, METADATA_KEY, record),
-                config=None if config is None else parse(source.name, CONFIG, config),
+                record=record,
+                config=config,
                 weights=weights,
                 extract_assets=extract_assets,
                 read_lists=functools.partial(keras2_layout.read, weights),
@@ -68,3 +71,8 @@ def reading(source: Storage) -> Iterator[Opened]:
             if config is None:
                 opened.go_by_lists()
             yield opened
+
+
+def _json_at(path: str, weights: WeightsFile) -> dict[str, Any] | None:
+    text = weights.text(path)
+    return None if text is None else parse(weights.filepath, path, text)

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 # Kinds of elements. Strings of any length, references and compounds are not read at all.
 _KINDS = "biufcS"
+# How a text may be stored: as one, or as its bytes.
+_TEXTS = ((0, "S"), (1, "u"))
 
 # Large tensors are read in parts, each in another thread.
 READ_CHUNK = 1 << 23  # bytes
@@ -170,14 +172,15 @@ class WeightsFile:
             return [dict(group.attrs) for group in self._groups(group_path)]
 
     def text(self, dataset_path: str) -> bytes | None:
-        """Reads a dataset that holds one text, if it is there."""
-        found = self._find(dataset_path)
+        """Reads a dataset that holds one text, as such or as bytes, if it is there."""
+        found: Any = self._find(dataset_path)
         if found is None:
             return None
-        kind: Any = isinstance(found, h5py.Dataset) and not found.shape and found.id.get_type()
-        if not isinstance(kind, h5py.h5t.TypeStringID) or kind.get_size() > self.size:
-            raise self._error(f"has no text at `{dataset_path}`", "something else, or more")
-        return bytes(self.read(dataset_path)[()])
+        with self._explained(f"has no text at `{dataset_path}`"):
+            is_text = isinstance(found, h5py.Dataset) and (found.ndim, found.dtype.kind) in _TEXTS
+            if not is_text or found.nbytes > self.size:
+                raise ValueError("something else, or more")
+        return self.read(dataset_path).tobytes().rstrip(b"\0")
 
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""

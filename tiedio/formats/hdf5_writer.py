@@ -27,6 +27,11 @@ from tiedio.storage.streams import Sheet, WriteBehind
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BFLOAT16_STORED = np.dtype("V2")
 
+# The path of the record: not at the root, whose datasets Keras' file editor takes for variables of
+# the model; it leaves out a group with an empty `vars`, which a layer without variables has.
+RECORD = f"{METADATA_KEY}/record"
+NO_VARIABLES = "{}/vars"
+
 # Large tensors are written in parts, several of which fit into a processor's cache.
 CHUNK = 1 << 19  # bytes
 
@@ -101,8 +106,8 @@ def write(
         layout: What to write.
         stream: Where to.
         advance: Told how many bytes more are written, and of how many.
-        record: Makes the text of the root dataset `tiedio`, if there is to be one, given
-            the digests that are returned.
+        record: Makes the text of the record, if there is to be one, given the digests that
+            are returned.
 
     Returns:
         The digest of each tensor, by dataset_path, linked ones included.
@@ -113,10 +118,10 @@ def write(
     sheet = Sheet()
     with h5py.File(sheet, "w") as file:
         placed = sorted(_lay_out(layout, file))
-    if record and placed[-1][1] != METADATA_KEY:  # which HDF5 promises nowhere
+    if record and placed[-1][1] != RECORD:  # which HDF5 promises nowhere
         raise SaveError(
             f"Cannot save a record in an HDF5 file by HDF5 {h5py.version.hdf5_version}.\n"
-            f"Expected: `{METADATA_KEY}` behind all tensors. Received: `{placed[-1][1]}` there.\n"
+            f"Expected: `{RECORD}` behind all tensors. Received: `{placed[-1][1]}` there.\n"
             "Save to a path ending in `.keras` or in `.weights.json`, which keep it elsewhere."
         )
     # A variable that another thread trains in place may change between digest, checksum and
@@ -138,7 +143,7 @@ def write(
             position = offset + content.nbytes
         digests[path] = digest.hexdigest()
     stream.write(sheet.between(position, sheet.size))
-    digests.pop(METADATA_KEY, None)
+    digests.pop(RECORD, None)
     return _with_links(digests, layout)
 
 
@@ -151,10 +156,11 @@ def _with_record(
     size = len(record(_with_links(blank, layout)).encode())
 
     def text() -> np.ndarray:
-        return np.array(record(_with_links(digests, layout)).encode().ljust(size))
+        return np.frombuffer(record(_with_links(digests, layout)).encode().ljust(size), np.uint8)
 
-    last = {METADATA_KEY: Tensor((), np.dtype(f"S{size}"), text)}
-    return dataclasses.replace(layout, tensors=layout.tensors | last)
+    last = {RECORD: Tensor((size,), np.dtype(np.uint8), text)}
+    groups = layout.groups | {NO_VARIABLES.format(METADATA_KEY): {}}
+    return dataclasses.replace(layout, groups=groups, tensors=layout.tensors | last)
 
 
 def _with_links(digests: dict[str, str], layout: Layout) -> dict[str, str]:

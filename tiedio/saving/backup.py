@@ -57,6 +57,7 @@ def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True
     held = [found.places_of.get(id(variable), [])[:1] for variable in model.weights]
     places = [place.to_json() for one in held for place in one]
     text = json.dumps({"state": run.state, "weights": list(run.weights), "places": places})
+    layout.groups[hdf5_writer.NO_VARIABLES.format(GROUP)] = {}
     layout.tensors[_RUN] = hdf5_writer.Tensor.of(np.frombuffer(text.encode(), "uint8"))
     for name, values in enumerate(run.weights.values()):
         stored = [value for value, one in zip(values or (), held, strict=False) if one]
