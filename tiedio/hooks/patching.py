@@ -18,7 +18,6 @@ import keras
 from tiedio.errors import ModelNotBuiltError, NoModelError, SaveError
 from tiedio.model.keras_internals import KerasSaveable, saving_api
 from tiedio.model.walk import walk
-from tiedio.record.ties import METADATA_KEY
 from tiedio.saving import backup, weights
 from tiedio.saving.model import load_tied, save_tied
 
@@ -194,8 +193,6 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     yield saving_api, "saving_lib", containers
     yield saving_api, "legacy_h5_format", old_layout
     yield KerasSaveable, "__reduce__", _either(_reduce, KerasSaveable.__reduce__)
-    editor = keras.saving.KerasFileEditor
-    yield editor, "__init__", _without_record(editor.__init__)
 
 
 def _save_weights(
@@ -245,16 +242,3 @@ def _reduce(model: keras.Model, strict: bool = True) -> tuple[_Function, tuple[A
     save_tied(model, file, strict=strict)
     safe_mode = False  # as in Keras: a pickle can run any code as it is
     return functools.partial(load_tied, strict=False), (file, None, True, safe_mode)
-
-
-def _without_record(initialize: _Function) -> _Function:
-    """Keras' editor takes every dataset of a file for weights."""
-
-    @functools.wraps(initialize)
-    def init(editor: Any, *args: Any, **kwargs: Any) -> None:
-        initialize(editor, *args, **kwargs)
-        if _is_routed():
-            for name in (METADATA_KEY, backup.GROUP):
-                editor.weights_dict.pop(name, None)
-
-    return init
