@@ -322,6 +322,7 @@ def stored_ties(model):
     [
         pytest.param(name, marks=[] if name in scenarios.OF_EACH_KIND else [pytest.mark.slow])
         for name in scenarios.SCENARIOS
+        if name not in scenarios.SEVERAL  # which stock Keras saves one by one
     ],
 )
 def test_in_no_way_of_sharing_is_anything_tied_that_was_not(name, tmp_path):

@@ -292,7 +292,7 @@ class Loading:
         """
         source, old = self._source, self._source.old_layout
         if not self._exists:
-            if retying.share_optimizers(self._look(), self._record):
+            if retying.share_optimizers(self._walk, self._record):
                 self._look()
             self._find_optimizers()
             if not self._reports.strict:  # otherwise training stops where it had stopped
