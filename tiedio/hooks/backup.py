@@ -5,15 +5,18 @@ back, and all have seen the end of an epoch before it is saved, in whatever orde
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from tiedio.errors import FileFormatError, warn
+from tiedio.errors import ArgumentError, FileFormatError, listed, warn
 from tiedio.hooks import callback_states
 from tiedio.hooks.patching import routed
+from tiedio.model.arguments import several_in
 from tiedio.model.keras_internals import show_callbacks
+from tiedio.model.several import Models
+from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields
 from tiedio.saving.backup import Run, load_run
 from tiedio.storage.locating import path_of
@@ -52,7 +55,17 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
 
     With `double_checkpoint=True`, the backup before is taken if the newest one is damaged.
 
+    Args:
+        backup_dir: As in Keras, like all that follow it there.
+        models: Several models by name, as for `save_tied_weights`, that go on together, each with
+            its optimizer, whichever of them is trained by `fit`, or by a loop of its own that
+            calls the callback: a GAN's, say. A class that trains the others is named, too: its
+            own optimizers belong to it. What else the callbacks know is of the trained one.
+
     Raises:
+        ArgumentError: If something else is passed than models by name, and a path; from `fit`,
+            if the model that is trained is not among them, nor part of one.
+        ModelNotBuiltError: From `fit`, if one of several models has no variables yet.
         FileFormatError: From `fit`, if the backup is damaged, and there is none before it.
         TiedioError: From `fit`, what `save_tied_weights` and `load_tied_weights` raise.
 
@@ -73,6 +86,23 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     >>> history.epoch, model.layers[0].kernel is model.layers[1].kernel
     ([2], True)
 
+    A loop of its own, for a model and its judge:
+
+    >>> def train(epochs):
+    ...     model, judge = (keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]) for _ in "mj")
+    ...     model.compile("adam", "mse")
+    ...     judge.compile("sgd", "mse")
+    ...     backup = tiedio.TiedBackupAndRestore("both", models={"model": model, "judge": judge})
+    ...     backup.set_model(model)
+    ...     backup.on_train_begin()
+    ...     for epoch in range(int(judge.optimizer.iterations), epochs):
+    ...         for part in (model, judge):
+    ...             _ = part.train_on_batch(numpy.ones((4, 2)), numpy.ones((4, 2)))
+    ...         backup.on_epoch_end(epoch)
+    ...     return int(model.optimizer.iterations)
+    >>> train(epochs=2), train(epochs=5)
+    (2, 5)
+
     Source: `keras.callbacks.BackupAndRestore`.
     """
 
@@ -81,11 +111,20 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     _run: Run | None = None
     _told: frozenset[str] = frozenset()  # names of those whose state is not kept
 
-    def __init__(self, backup_dir: Any, *args: Any, **kwargs: Any):
+    def __init__(
+        self,
+        backup_dir: Any,
+        *args: Any,
+        models: Mapping[str, keras.Model] | None = None,
+        **kwargs: Any,
+    ):
         path_of(backup_dir, "backup_dir")
+        self._models = several_in(models)
         super().__init__(backup_dir, *args, **kwargs)
 
     def set_model(self, model: Any) -> None:
+        if self._models and getattr(model, "compiled", False):
+            _check_held(model, self._models)
         super().set_model(model)
         show_callbacks()
 
@@ -132,12 +171,13 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     def _load_model(self) -> None:
         damage = None
         try:
-            with routed(random_state=True):  # it is this process that goes on
+            # It is this process that goes on.
+            with routed(self, self._models, random_state=True):
                 super()._load_model()
         except json.JSONDecodeError as error:
             damage = error
         model: Any = self.model
-        self._run = load_run(model, self._weights_path)
+        self._run = load_run(self._models or model, self._weights_path, model.weights)
         if self._run:
             self._go_on_with(Fields(self._run.state, "a run").get("epoch", int))
         elif damage:  # a backup of Keras, which says the epoch there only
@@ -158,5 +198,18 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
             "batch": self._last_batch_seen,
             "callbacks": states,
         }
-        with routed(run=Run(state, callback_states.best_weights(self._callbacks))):
+        model: Any = self.model
+        run = Run(state, callback_states.best_weights(self._callbacks), model.weights)
+        with routed(self, self._models, run=run):
             super()._save_model()
+
+
+def _check_held(trained: Any, models: Models) -> None:
+    """Raises an error if what is trained is no part of models, and its training could not go on."""
+    if any(visit.saveable is trained for visit in walk(models).visits):
+        return
+    raise ArgumentError(
+        f"Cannot back up the training of `{trained.name}`, which is not among `models`.\n"
+        f"Expected: this model, or one that holds it. Received: {listed(models.models)}.\n"
+        "Pass it, too: what it holds beside these, as its optimizers, goes on with it."
+    )

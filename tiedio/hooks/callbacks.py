@@ -1,13 +1,13 @@
 """`keras.callbacks` that keep ties: they save them, bring them back, or tell when one breaks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
 from tiedio.errors import TieError, warn
 from tiedio.hooks.patching import routed
-from tiedio.model.arguments import ties_in
+from tiedio.model.arguments import several_in, ties_in
 from tiedio.model.tying import assert_tied
 from tiedio.record.ties import TieGroup
 from tiedio.storage.locating import path_of
@@ -62,7 +62,13 @@ class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
     written as by `save_tied`, or with `save_weights_only=True` by `save_tied_weights`: a
     run that is killed leaves the old file or the new one, whole.
 
+    Args:
+        filepath: As in Keras, like all that follow it there.
+        models: Several models by name, as for `save_tied`, that are saved in the place of the
+            one that is trained: these, each with its optimizer, and no other.
+
     Raises:
+        ArgumentError: If something else is passed than models by name, and a path.
         TiedioError: From `fit`, what `save_tied` and `save_tied_weights` raise.
 
     Example:
@@ -78,18 +84,30 @@ class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
     >>> first, second = tiedio.load_tied("best.keras").layers
     >>> first.kernel is second.kernel
     True
+    >>> encoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    >>> autoencoder = keras.Sequential([encoder, keras.layers.Dense(2)])
+    >>> autoencoder.compile(optimizer="adam", loss="mse")
+    >>> models = {"encoder": encoder, "autoencoder": autoencoder}
+    >>> both = tiedio.TiedModelCheckpoint("both.keras", models=models)
+    >>> _ = autoencoder.fit(data, data, callbacks=[both], verbose=0)
+    >>> loaded = tiedio.load_tied("both.keras")
+    >>> loaded["autoencoder"].layers[0] is loaded["encoder"]
+    True
 
     Source: `keras.callbacks.ModelCheckpoint`.
     """
 
-    def __init__(self, filepath: Any, *args: Any, **kwargs: Any):
+    def __init__(
+        self,
+        filepath: Any,
+        *args: Any,
+        models: Mapping[str, keras.Model] | None = None,
+        **kwargs: Any,
+    ):
         path_of(filepath)  # of what is none, Keras tells no more than how it failed
+        self._models = several_in(models)
         super().__init__(filepath, *args, **kwargs)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        with routed():
-            super().on_train_batch_end(batch, logs)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        with routed():
-            super().on_epoch_end(epoch, logs)
+    def _save_model(self, *args: Any, **kwargs: Any) -> None:
+        with routed(self, self._models):
+            super()._save_model(*args, **kwargs)

@@ -16,7 +16,9 @@ from typing import Any
 import keras
 
 from tiedio.errors import ModelNotBuiltError, NoModelError, SaveError
+from tiedio.model.arguments import check_built
 from tiedio.model.keras_internals import KerasSaveable, saving_api
+from tiedio.model.several import Models
 from tiedio.model.walk import walk
 from tiedio.saving import backup, weights
 from tiedio.saving.model import load_tied, save_tied
@@ -109,21 +111,31 @@ def unpatch() -> None:
 class routed(patch):  # noqa: N801
     """Routes what this thread saves and loads, and no other.
 
-    Weights with further options: those of `load_tied_weights`, or of `save_backup`.
+    Args:
+        callback: What saves and loads its model there, if it does so with other models instead.
+        models: These models.
+        options: Further ones for weights: those of `load_tied_weights`, or of `save_backup`.
     """
 
     everywhere = False
 
-    def __init__(self, **options: Any):
-        self._options = options
+    def __init__(self, callback: Any = None, models: Models | None = None, **options: Any):
+        if models:
+            check_built(models, "training")
+        self._callback, self._models, self._options = callback, models, options
         super().__init__()
 
     def __enter__(self) -> Any:
         super().__enter__()
         self._token = _here.set(self._options)
+        if self._models:
+            _ = self._callback.model  # which on JAX takes its state back from `fit`
+            self._trained, self._callback._model = self._callback._model, self._models
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if self._models:
+            self._callback._model = self._trained
         _here.reset(self._token)
         super().__exit__(*exception)
 
@@ -171,7 +183,7 @@ def _is_saved(model: Any) -> bool:
 
 def _shares(model: Any) -> bool:
     found = walk(model)
-    return bool(found.ties or found.shared_layers)
+    return bool(found.ties or found.shared_layers or found.models)
 
 
 def _replacements() -> Iterator[tuple[Any, str, Any]]:

@@ -9,7 +9,14 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import ArgumentError, ModelNotBuiltError, listed, texts, unfit
+from tiedio.errors import (
+    ArgumentError,
+    ModelNotBuiltError,
+    check_mapping,
+    listed,
+    texts,
+    unfit,
+)
 from tiedio.model.keras_internals import KerasSaveable
 from tiedio.model.several import Models, each
 from tiedio.record.ties import TieGroup
@@ -60,10 +67,16 @@ def as_one(model: Any) -> Any:
     return Models(model)
 
 
+def several_in(models: Any) -> Models | None:
+    """Returns `Models` of those that were given by name, if any."""
+    check_mapping("models", models, 'Name each, as in `{"encoder": encoder, "decoder": decoder}`.')
+    return None if models is None else as_one(models)
+
+
 def check_built(model: Any, what: str) -> None:
     """Raises an error if a model, or one of several, has no variables yet, or is none."""
     check_layers(model=model)
-    unbuilt = [one for one in each(model) if not one.built]
+    unbuilt = [one for one in each(model) if not _is_built(one)]
     if unbuilt:
         kind = "Model" if isinstance(unbuilt[0], keras.Model) else "Layer"
         raise ModelNotBuiltError(
@@ -71,6 +84,12 @@ def check_built(model: Any, what: str) -> None:
             f"Expected: a built {kind.lower()}. Received: an unbuilt one.\n"
             f"Build it, or call it on data, before {what}."
         )
+
+
+def _is_built(layer: Any) -> bool:
+    """Whether it has its variables: one that is never called has those of its parts."""
+    parts = layer._flatten_layers(include_self=False)
+    return layer.built or bool(layer.weights and all(part.built for part in parts))
 
 
 def names_in(weights: Any) -> list[str]:

@@ -15,6 +15,8 @@ class Models(keras.Model):
         models: The models; one may be part of another one, or have two names.
     """
 
+    optimizer = None  # Keras' callbacks ask; each of the models has its own
+
     def __init__(self, models: Mapping[str, keras.Layer]):
         super().__init__(name="models")
         each = {id(model): model for model in models.values()}

@@ -20,7 +20,7 @@ from tiedio.model.own_state import to_numpy
 from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields, parse
 from tiedio.record.ties import Place
-from tiedio.saving import inference, unsaved
+from tiedio.saving import inference, several, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.model import metadata
 from tiedio.storage.locating import at
@@ -37,12 +37,14 @@ class Run:
 
     Attributes:
         state: What JSON can say.
-        weights: Further values for `model.weights`, in that order, by name: the best ones, say.
+        weights: Further values for `variables`, in that order, by name: the best ones, say.
             `None` where a file has others than those of the model.
+        variables: The variables of the model that is trained.
     """
 
     state: Mapping[str, Any]
     weights: Mapping[str, Sequence[np.ndarray] | None]
+    variables: Sequence[Any]
 
 
 def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True) -> None:
@@ -54,7 +56,7 @@ def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True
     target = at(filepath)
     found = walk(model)
     layout, record = capture(found, None, strict=strict)
-    held = [found.places_of.get(id(variable), [])[:1] for variable in model.weights]
+    held = [found.places_of.get(id(variable), [])[:1] for variable in run.variables]
     places = [place.to_json() for one in held for place in one]
     text = json.dumps({"state": run.state, "weights": list(run.weights), "places": places})
     layout.groups[hdf5_writer.NO_VARIABLES.format(GROUP)] = {}
@@ -70,8 +72,13 @@ def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True
     warn(unsaved.warnings_for_weights(found, found, strict))
 
 
-def load_run(model: keras.Model, filepath: Any) -> Run | None:
+def load_run(model: keras.Model, filepath: Any, variables: Sequence[Any]) -> Run | None:
     """Returns the run in a backup that the model has just loaded, `None` if it has none.
+
+    Args:
+        model: The model, or `Models`.
+        filepath: The backup.
+        variables: The variables of the model that is trained.
 
     Raises:
         FileFormatError: If it is damaged, where `load_tied_weights` could not tell.
@@ -82,8 +89,9 @@ def load_run(model: keras.Model, filepath: Any) -> Run | None:
             return None
         text = source.weights.read(_RUN).tobytes()
         fields = Fields(parse(source.filepath, _RUN, text), "a run")
-        moved = inference.by_name(walk(model), record)
-        held = inference.located(inference.renamed(walk(model), moved), source.weights).places
+        found = walk(several.as_saved(model, record.models, source.filepath))
+        moved = inference.by_name(found, record)
+        held = inference.located(inference.renamed(found, moved), source.weights).places
         # By their places: a model may list them in another order than that of the file.
         numbers = {
             id(held[place].item): number
@@ -91,19 +99,19 @@ def load_run(model: keras.Model, filepath: Any) -> Run | None:
             if place in held
         }
         weights = {
-            name: _values(model, source.weights, index, numbers)
+            name: _values(variables, source.weights, index, numbers)
             for index, name in enumerate(fields.get("weights", list))
         }
-        return Run(fields.get("state", dict), weights)
+        return Run(fields.get("state", dict), weights, variables)
     return None
 
 
 def _values(
-    model: keras.Model, file: WeightsFile, index: int, numbers: Mapping[int, int]
+    variables: Sequence[Any], file: WeightsFile, index: int, numbers: Mapping[int, int]
 ) -> list[np.ndarray] | None:
-    paths = [_WEIGHTS.format(index, numbers.get(id(variable))) for variable in model.weights]
+    paths = [_WEIGHTS.format(index, numbers.get(id(variable))) for variable in variables]
     fits = all(
         file.address(path) and file.shape(path) == tuple(variable.shape)
-        for path, variable in zip(paths, model.weights, strict=True)
+        for path, variable in zip(paths, variables, strict=True)
     )
     return [*map(file.read, paths)] if fits else None
