@@ -1,4 +1,7 @@
-"""Draws `ties.png`: a translator with one table in three layers. Run as `python docs/ties.py`."""
+"""Draws the pictures of the docs. Run as `python docs/ties.py`.
+
+`ties.png` is a translator with one table in three layers, `several.png` a GAN in three models.
+"""
 
 from pathlib import Path
 
@@ -30,3 +33,15 @@ tiedio.tie(logits, to=source_embedding)
 tiedio.tie(decoder, to=encoder)
 tiedio.summary(model)
 tiedio.plot_ties(model, Path(__file__).with_name("ties.png"), dpi=110)
+
+noise, picture = keras.Input((64,), name="noise"), keras.Input((784,), name="picture")
+hidden = keras.layers.Dense(256, name="hidden")(noise)
+generator = keras.Model(noise, keras.layers.Dense(784, name="painted")(hidden), name="generator")
+features = keras.layers.Dense(128, name="features")(picture)
+score = keras.layers.Dense(1, name="score")(features)
+discriminator = keras.Model(picture, score, name="discriminator")
+gan = keras.Model(noise, discriminator(generator(noise)), name="gan")
+
+models = {"generator": generator, "gan": gan, "discriminator": discriminator}
+tiedio.summary(models)
+tiedio.plot_ties(models, Path(__file__).with_name("several.png"), dpi=110)

@@ -1,24 +1,21 @@
 """`plot_ties`: Keras' own plot of a model, with what is tied in colour.
 
-Keras draws the layers and how they are connected. What is added to its graph, and how that
-looks, is decided here.
+Keras draws the layers and how they are connected. What lines and colours are added to its graph
+is decided here.
 """
 
 import collections
-import html
-import posixpath
-import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from tiedio.display.graph import FONT, GREY, Graph
 from tiedio.errors import MissingPackageError, SaveError, imported
-from tiedio.model.arguments import check_built
-from tiedio.model.walk import walk
+from tiedio.model.arguments import as_one, check_built
 from tiedio.storage.locating import path_of
 
 # The palette of Okabe and Ito, which all eyes can tell apart, with the letters that are best
@@ -31,15 +28,14 @@ _COLOURS = (
     ("#CC79A7", "black"),
     ("#56B4E9", "black"),
 )
-_GREY = "#444444"
 
 # With more lines, words are put where there is room, instead of making room for them.
 _FEW_LINES = 10
-_FONT, _SMALL = "Helvetica", 12  # the font is that of Keras
+_SMALL = 12
 
 
 def plot_ties(
-    model: keras.Model,
+    model: keras.Model | Mapping[str, keras.Model],
     to_file: Any = "ties.png",
     show_shapes: bool = False,
     show_dtype: bool = False,
@@ -57,8 +53,12 @@ def plot_ties(
     them too, and names them; what is tied inside a layer is drawn at that. Of a model that Keras
     draws as one box, which is any that is no graph of layers, the tied layers are drawn.
 
+    Several models stand side by side, in the order in which they are given. A layer that stands
+    in two of them, or a model that is part of another one, has one colour, too, and a dashed
+    line without a dot from one place to the other.
+
     Args:
-        model: A built model.
+        model: A built model, or several by name.
         to_file: File to draw to. What ends in `.dot` is the source of the picture; `.png`,
             `.svg`, `.pdf` and others need the program `dot` of Graphviz.
         show_shapes: Whether to show shapes, as in Keras, like all that follow.
@@ -85,8 +85,10 @@ def plot_ties(
     >>> model = keras.Sequential([keras.Input((4,)), encoder, decoder])
     >>> _ = tiedio.tie(decoder, to=encoder)
     >>> tiedio.plot_ties(model, "ties.dot")
+    >>> tiedio.plot_ties({"encoder": keras.Sequential([encoder]), "both": model}, "several.dot")
     """
-    check_built(model, "drawing")
+    given = as_one(model)
+    check_built(given, "drawing")
     target = Path(path_of(to_file))
     kind = target.suffix[1:].lower() or "png"
     pydot = imported("pydot", "`plot_ties`", "plot")
@@ -98,8 +100,9 @@ def plot_ties(
             "Install Graphviz (`apt install graphviz`, `brew install graphviz`, or "
             "https://graphviz.org/download), or write a `.dot` file."
         )
-    graph = keras.utils.model_to_dot(
-        model,
+    graph = Graph(
+        given,
+        pydot,
         show_shapes=show_shapes,
         show_dtype=show_dtype,
         show_layer_names=show_layer_names,
@@ -109,13 +112,12 @@ def plot_ties(
         show_layer_activations=show_layer_activations,
         show_trainable=show_trainable,
     )
-    _Drawing(graph, model, pydot).add_ties()
+    _add_ties(graph)
+    source = graph.drawn.to_string()
     if kind == "dot":
-        target.write_text(graph.to_string(), encoding="utf-8")
+        target.write_text(source, encoding="utf-8")
         return None
-    done = subprocess.run(
-        [str(program), f"-T{kind}"], input=graph.to_string().encode(), capture_output=True
-    )
+    done = subprocess.run([str(program), f"-T{kind}"], input=source.encode(), capture_output=True)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         raise SaveError(
@@ -138,121 +140,87 @@ def _shown(picture: bytes, kind: str) -> Any:
     return display.Image(picture) if kind in ("png", "jpg", "jpeg", "gif") else None
 
 
-class _Drawing:
-    """A graph that Keras made of a model. Layers are boxes, by the `id` of each as a text."""
-
-    def __init__(self, graph: Any, model: keras.Model, pydot: Any):
-        self.graph = graph
-        self.pydot = pydot
-        self.walk = walk(model)
-        self.layers = self.walk.layers
-        self.nodes = dict(_nodes(graph))
-        self.root = str(id(model))
-        for layer in self.layers.values():
-            if node := self.nodes.get(str(id(layer))):
-                # Keras puts names there as they are, and `dot` takes `<` for a tag.
-                label, name = node.get("label"), f"<b>{layer.name}</b>"
-                node.set("label", label.replace(name, f"<b>{html.escape(layer.name)}</b>"))
-
-    def add_ties(self) -> None:
-        if not self.walk.ties:
-            return
-        if self.root in self.nodes:  # all that Keras drew
-            self.graph.del_node(self.root)
-            del self.nodes[self.root]
-        lines = collections.defaultdict(list)
-        for group in self.walk.ties:
-            for alias in group.aliases:
-                ends = self._box(group.owner.inner_path), self._box(alias.inner_path)
-                names = (place.attribute.lstrip("_") for place in (group.owner, alias))
-                lines[ends].append(" = ".join(dict.fromkeys(names)))
-        # `dot` has no room for words at right-angled lines, and none for lines from box to box
-        # of one height in the shape that Keras gives to boxes.
-        self.graph.set("splines", "spline")
-        self.graph.set("concentrate", "false")
-        self.graph.set("label", "\\nDashed: the same variables; the dot is at their owner.")
-        self.graph.set("fontsize", _SMALL)
-        self.graph.set("fontname", _FONT)
-        self.graph.set("fontcolor", _GREY)
-        for node in self.nodes.values():
-            node.set("shape", "plain")
-        crowded = len(lines) > _FEW_LINES
-        if crowded:
-            self.graph.set("nodesep", 0.1)
-        sets = _connected(lines)
-        for number, boxes in enumerate(sets, start=1):
-            colour, letters = _COLOURS[(number - 1) % len(_COLOURS)]
-            for box in boxes:
-                self._paint(box, colour, letters, f"{number} &#160; " if len(sets) > 1 else "")
-            for ends in (ends for ends in lines if ends[0] in boxes):
-                counted = collections.Counter(lines[ends]).items()
-                words = [f"{count} x {name}" if count > 1 else name for name, count in counted]
-                if crowded and len(sets) > 1:
-                    words[0] = f"{number}: {words[0]}"
-                self._draw(ends, words, colour, "xlabel" if crowded else "label")
-
-    def _box(self, inner_path: str) -> str:
-        """Returns the box of a layer, or of the one around it that is drawn."""
-        path = inner_path
-        while path:
-            box = str(id(self.layers.get(path)))
-            if box in self.nodes:
-                return box
-            path = posixpath.dirname(path)
-        return self._add(inner_path)
-
-    def _add(self, inner_path: str) -> str:
-        """Draws a layer that Keras did not draw, below those drawn so before."""
-        layer = self.layers[inner_path]
-        name = html.escape(self.walk.label(inner_path))
-        node = self.pydot.Node(
-            str(id(layer)),
-            fontname=_FONT,
-            label='<<table border="0" cellborder="1" bgcolor="black" cellpadding="10"><tr>'
-            '<td bgcolor="black"><font point-size="16" color="white">'
-            f"<b>{name}</b> ({type(layer).__name__})</font></td></tr></table>>",
-        )
-        if self.nodes:
-            self.graph.add_edge(self.pydot.Edge([*self.nodes][-1], node.get_name(), style="invis"))
-        self.graph.add_node(node)
-        self.nodes[node.get_name()] = node
-        return node.get_name()
-
-    def _paint(self, box: str, colour: str, letters: str, number: str) -> None:
-        node = self.nodes[box]
-        painted = f'bgcolor="{colour}" color="{colour}"'
-        label = node.get("label").replace('bgcolor="black"', painted)
-        label = re.sub(
-            '(<font [^>]*)color="white">', rf'\g<1>color="{letters}">{number}', label, count=1
-        )
-        node.set("label", label)
-
-    def _draw(self, ends: tuple[str, str], words: Sequence[str], colour: str, label: str) -> None:
-        words_at: dict[str, Any] = {label: "\\n".join(f" {line} " for line in words)}
-        self.graph.add_edge(
-            self.pydot.Edge(
-                *ends,
-                **words_at,
-                style="dashed",
-                color=colour,
-                penwidth=2,
-                dir="both",
-                arrowtail="dot",
-                arrowhead="none",
-                constraint="false",  # ties are no order of layers
-                fontname=_FONT,
-                fontsize=_SMALL,
-                fontcolor=_GREY,
-            )
-        )
+def _add_ties(graph: Graph) -> None:
+    """Paints what is shared, and draws a line to the first place of it from each other one."""
+    ties, layers = _lines_of_ties(graph), _lines_of_layers(graph)
+    if not (ties or layers):
+        return
+    order = [*graph.clusters, *graph.nodes]
+    lines = {**layers, **ties}
+    lines = {
+        ends: lines[ends] for ends in sorted(lines, key=lambda ends: [*map(order.index, ends)])
+    }
+    told = "Dashed: the same variables; the dot is at their owner."
+    if layers:
+        told = "Dashed: one layer or model, in two places."
+        told += "\\nWith a dot at their owner: the same variables." if ties else ""
+    # `dot` has no room for words at right-angled lines, and none for lines from box to box
+    # of one height in the shape that Keras gives to boxes.
+    graph.set(splines="spline", concentrate="false", label=f"\\n{told}")
+    graph.set(fontsize=_SMALL, fontname=FONT, fontcolor=GREY)
+    for node in graph.nodes.values():
+        node.set("shape", "plain")
+    crowded = len(lines) > _FEW_LINES
+    if crowded and not graph.clusters:
+        graph.set(nodesep=0.1)
+    sets = _connected(lines)
+    for number, ends in enumerate(sets, start=1):
+        colour, letters = _COLOURS[(number - 1) % len(_COLOURS)]
+        for end in ends:
+            graph.paint(end, colour, letters, f"{number} &#160; " if len(sets) > 1 else "")
+        for pair in (pair for pair in lines if pair[0] in ends):
+            look = _line(lines[pair], crowded, f"{number}: " if len(sets) > 1 else "")
+            if pair in ties:  # which are no order of layers
+                look.update(arrowtail="dot", constraint="false")
+            else:  # beside each other
+                look.update(arrowtail="none", minlen=0)
+            graph.connect(pair, color=colour, **look)
 
 
-def _nodes(graph: Any) -> Iterator[tuple[str, Any]]:
-    for node in graph.get_node_list():
-        if node.get("label"):  # others are defaults
-            yield node.get_name(), node
-    for inner in graph.get_subgraph_list():
-        yield from _nodes(inner)
+def _line(names: Iterable[str], crowded: bool, number: str) -> dict[str, Any]:
+    """Says how a line looks: dashed, with what it connects."""
+    counted = collections.Counter(names).items()
+    words = [f"{count} x {name}" if count > 1 else name for name, count in counted]
+    if crowded and words:
+        words[0] = number + words[0]
+    label = "\\n".join(f" {line} " for line in words)
+    return {
+        **({"xlabel" if crowded else "label": label} if label else {}),
+        "style": "dashed",
+        "penwidth": 2,
+        "dir": "both",
+        "arrowhead": "none",
+        "fontname": FONT,
+        "fontsize": _SMALL,
+        "fontcolor": GREY,
+    }
+
+
+def _lines_of_ties(graph: Graph) -> Mapping[tuple[str, str], list[str]]:
+    """Returns by their two ends the lines from owners to layers that use the same variables."""
+    lines = collections.defaultdict(list)
+    for group in graph.walk.ties:
+        for alias in group.aliases:
+            ends = graph.end(group.owner.inner_path), graph.end(alias.inner_path)
+            names = (place.attribute.lstrip("_") for place in (group.owner, alias))
+            lines[ends].append(" = ".join(dict.fromkeys(names)))
+    return lines
+
+
+def _lines_of_layers(graph: Graph) -> Mapping[tuple[str, str], list[str]]:
+    """Returns likewise those between the places of one layer in several models.
+
+    A layer that is not drawn itself is named.
+    """
+    lines = collections.defaultdict(list)
+    for first, *others in graph.walk.shared_layers:
+        for other in others:
+            if graph.model_of(first) != graph.model_of(other):
+                ends = graph.end(first), graph.end(other)
+                if not (graph.is_drawn(first) and graph.is_drawn(other)):
+                    lines[ends].append(graph.layers[first].name)
+                lines.setdefault(ends, [])
+    return lines
 
 
 def _connected(pairs: Any) -> list[list[str]]:

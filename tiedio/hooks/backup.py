@@ -86,22 +86,23 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     >>> history.epoch, model.layers[0].kernel is model.layers[1].kernel
     ([2], True)
 
-    A loop of its own, for a model and its judge:
+    A training loop of its own, for two models:
 
     >>> def train(epochs):
-    ...     model, judge = (keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]) for _ in "mj")
-    ...     model.compile("adam", "mse")
-    ...     judge.compile("sgd", "mse")
-    ...     backup = tiedio.TiedBackupAndRestore("both", models={"model": model, "judge": judge})
+    ...     models = {name: keras.Sequential([keras.layers.Dense(2)]) for name in ("one", "other")}
+    ...     for model in models.values():
+    ...         model.build((None, 2))
+    ...         model.compile(optimizer="adam", loss="mse")
+    ...     backup = tiedio.TiedBackupAndRestore("both", models=models)
     ...     backup.set_model(model)
     ...     backup.on_train_begin()
-    ...     for epoch in range(int(judge.optimizer.iterations), epochs):
-    ...         for part in (model, judge):
-    ...             _ = part.train_on_batch(numpy.ones((4, 2)), numpy.ones((4, 2)))
+    ...     for epoch in range(int(model.optimizer.iterations), epochs):
+    ...         for model in models.values():
+    ...             _ = model.train_on_batch(numpy.ones((4, 2)), numpy.ones((4, 2)))
     ...         backup.on_epoch_end(epoch)
-    ...     return int(model.optimizer.iterations)
+    ...     return [int(model.optimizer.iterations) for model in models.values()]
     >>> train(epochs=2), train(epochs=5)
-    (2, 5)
+    ([2, 2], [5, 5])
 
     Source: `keras.callbacks.BackupAndRestore`.
     """
