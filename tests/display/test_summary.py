@@ -279,6 +279,33 @@ def test_layers_in_several_places_follow(tmp_path, monkeypatch):
     assert lines_of(".")[1] == "One layer in 2 places: first/cell = second/cell"
 
 
+def test_several_models(tmp_path):
+    """By the names that they were given; places that are the models themselves come first."""
+    encoder, decoder = (
+        keras.Sequential([keras.Input((4,)), layers.Dense(4, name=name)], name=f"a_{name}")
+        for name in ("code", "image")
+    )
+    inputs = keras.Input((4,))
+    whole = keras.Model(inputs, decoder(encoder(inputs)), name="whole")
+    models = {"autoencoder": whole, "encoder": encoder, "decoder": decoder}
+    places = [
+        "One model in 2 places: encoder = autoencoder/a_code",
+        "One model in 2 places: decoder = autoencoder/a_image",
+    ]
+    assert lines_of(models) == [
+        '"autoencoder", "encoder" and "decoder" have no tied variables.',
+        *places,
+    ]
+    tiedio.tie(decoder.layers[0], to=encoder.layers[0], weights=["bias"])
+    lines = lines_of(models)
+    assert lines[0] == 'Tied variables of "autoencoder", "encoder" and "decoder"'
+    assert lines[-2:] == places
+    tiedio.save_tied(models, tmp_path / "models.keras")
+    assert lines_of(tmp_path / "models.keras")[1:] == lines[1:]
+    cell = {"image": decoder, "layer": keras.Sequential([keras.Input((4,)), decoder.layers[0]])}
+    assert lines_of(cell)[-1].startswith("One layer in 2 places: image/image = layer/")
+
+
 def lines_of(model_or_filepath):
     lines = []
     tiedio.summary(model_or_filepath, print_fn=lines.append)

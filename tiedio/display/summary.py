@@ -55,11 +55,10 @@ def summary(
     1 tie group of 2 variables; to store and hold them once saves 64 bytes.
     """
     if isinstance(model_or_filepath, Mapping) or _is_layer(model_or_filepath):
-        name, groups, layers = _sharing(model_or_filepath)
+        name, found = _sharing(model_or_filepath)
     else:
-        name = at(model_or_filepath).name
-        groups, layers = inspection.sharing(model_or_filepath)
-    tables.sharing(name, groups, layers, line_length=line_length, print_fn=print_fn)
+        name, found = at(model_or_filepath).name, inspection.sharing(model_or_filepath)
+    tables.sharing(name, *found, line_length=line_length, print_fn=print_fn)
 
 
 def _is_layer(model_or_filepath: Any) -> bool:
@@ -68,15 +67,15 @@ def _is_layer(model_or_filepath: Any) -> bool:
     return keras is not None and isinstance(model_or_filepath, keras.Layer)
 
 
-def _sharing(model: Any) -> tuple[str, list[inspection.Group], list[list[str]]]:
+def _sharing(model: Any) -> tuple[str, inspection.Sharing]:
     from tiedio.model.arguments import as_one
     from tiedio.model.walk import walk
 
     model = as_one(model)
     found = walk(model)
     shared_layers = [[found.label(path) for path in paths] for paths in found.shared_layers]
-    name = '", "'.join(found.models) or model.name
-    return name, [_group(group) for group in found.ties], shared_layers
+    name = "" if found.models else model.name
+    return name, ([_group(group) for group in found.ties], shared_layers, [*found.models])
 
 
 def _group(group: "TieGroup") -> inspection.Group:

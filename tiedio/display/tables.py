@@ -55,7 +55,7 @@ def inspection(found: "Inspection") -> None:
         if groups:
             _console().print(_groups(title, verb, groups, with_evidence=True))
     for names in found.shared_layers:
-        _line(_in_places(names))
+        _line(_in_places(names, found.models))
     _notes(found.notes)
 
 
@@ -63,15 +63,18 @@ def sharing(
     name: str,
     groups: "Sequence[Group]",
     layers: Sequence[Sequence[str]],
+    models: Sequence[str],
     *,
     line_length: int | None,
     print_fn: Callable[[str], Any] | None,
 ) -> None:
-    """Prints what a model, or a file, shares."""
+    """Prints what a model shares, or a file, or several models if it has no name."""
     console = _console(line_length, print_fn)
+    *others, last = (f'"{shown(one)}"' for one in ([name] if name else models))
+    subject = f"{', '.join(others)} and {last}" if others else last
     if groups:
         total = sum(len(group.names) for group in groups)
-        console.print(f'Tied variables of "{shown(name)}"', **_PLAIN)
+        console.print(f"Tied variables of {subject}", **_PLAIN)
         console.print(_groups("tied", "saves", groups))
         console.print(
             f"{len(groups)} tie group{'s'[: len(groups) > 1]} of {total:,} variables; to store and "
@@ -79,16 +82,18 @@ def sharing(
             **_PLAIN,
         )
     else:
-        console.print(f'"{shown(name)}" has no tied variables.', **_PLAIN)
+        console.print(f"{subject} {'have' if others else 'has'} no tied variables.", **_PLAIN)
     for names in layers:
-        console.print(shown(_in_places(names)), **_PLAIN)
+        console.print(shown(_in_places(names, models)), **_PLAIN)
     if print_fn:
         for line in console.file.getvalue().splitlines():
             print_fn(line)
 
 
-def _in_places(names: Sequence[str]) -> str:
-    return f"One layer in {len(names)} places: {' = '.join(names)}"
+def _in_places(names: Sequence[str], models: Sequence[str]) -> str:
+    kind = "model" if {*names} & {*models} else "layer"
+    places = sorted(names, key=lambda name: name.count("/"))
+    return f"One {kind} in {len(names)} places: {' = '.join(places)}"
 
 
 def verification(found: "Verification") -> None:

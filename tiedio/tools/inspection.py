@@ -80,6 +80,10 @@ class Inspection(Written):
     notes: tuple[str, ...]
 
 
+# Tie groups; the names of each layer that stands in several places; the names of several models.
+Sharing = tuple[Sequence[Group], Sequence[Sequence[str]], Sequence[str]]
+
+
 def inspect(filepath: Any) -> Inspection:
     """Tells what a file is, who wrote it, and what it shares.
 
@@ -125,10 +129,11 @@ def inspect(filepath: Any) -> Inspection:
         )
 
 
-def sharing(filepath: Any) -> tuple[list[Group], Sequence[Sequence[str]]]:
-    """Returns the tie groups of a file, and the names of each layer that has several places."""
+def sharing(filepath: Any) -> Sharing:
+    """Returns what a file shares."""
     with opening.reading(filepath) as checkpoint:
-        return list(_tie_groups(checkpoint)), _shared_layers(checkpoint)
+        models = checkpoint.record.models if checkpoint.record else ()
+        return list(_tie_groups(checkpoint)), _shared_layers(checkpoint), [*models]
 
 
 def _shared_layers(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
