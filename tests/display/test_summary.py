@@ -289,8 +289,8 @@ def test_several_models(tmp_path):
     whole = keras.Model(inputs, decoder(encoder(inputs)), name="whole")
     models = {"autoencoder": whole, "encoder": encoder, "decoder": decoder}
     places = [
-        "One model in 2 places: encoder = autoencoder/a_code",
-        "One model in 2 places: decoder = autoencoder/a_image",
+        "One model in 2 places: encoder = autoencoder/encoder",
+        "One model in 2 places: decoder = autoencoder/decoder",
     ]
     assert lines_of(models) == [
         '"autoencoder", "encoder" and "decoder" have no tied variables.',
@@ -301,7 +301,7 @@ def test_several_models(tmp_path):
     assert lines[0] == 'Tied variables of "autoencoder", "encoder" and "decoder"'
     assert lines[-2:] == places
     tiedio.save_tied(models, tmp_path / "models.keras")
-    assert lines_of(tmp_path / "models.keras")[1:] == lines[1:]
+    assert lines_of(tmp_path / "models.keras")[-2:] == places
     cell = {"image": decoder, "layer": keras.Sequential([keras.Input((4,)), decoder.layers[0]])}
     assert lines_of(cell)[-1].startswith("One layer in 2 places: image/image = layer/")
 

@@ -94,13 +94,14 @@ class Walk:
     @functools.cached_property
     def _labels(self) -> dict[str, str]:
         """What people call each layer, by every inner_path."""
+        given = {path: name for name, path in self.models.items()}
         names = {
-            path: visit.saveable.name
+            path: given.get(visit.inner_path, visit.saveable.name)
             for visit in self.visits
             for path in visit.inner_paths
             if isinstance(visit.saveable, keras.Layer)
         }
-        return layer_labels(names | {path: name for name, path in self.models.items()})
+        return layer_labels(names)
 
     def label(self, inner_path: str) -> str:
         """Tells what people call the saveable at an inner_path: a layer by its name."""

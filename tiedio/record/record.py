@@ -146,13 +146,14 @@ class Record(Written):
     def layer_labels(self) -> dict[str, str]:
         """What people call the layers, by inner_path."""
         names = {path: layer.name for path, layer in self.layers.items()}
+        names |= {path: name for name, path in self.models.items()}
         names |= {
             path: names[first]
             for first, *others in self.shared_layers
             for path in others
             if first in names
         }
-        return layer_labels(names | {path: name for name, path in self.models.items()})
+        return layer_labels(names)
 
     @functools.cached_property
     def owners(self) -> dict[Place, Place]:
