@@ -222,6 +222,139 @@ def test_a_layer_that_is_called_twice_is_not_tied(tmp_path):
     assert (tmp_path / "ties.dot").read_text() == keras.utils.model_to_dot(model).to_string()
 
 
+class Several:
+    """A source of several models that was written, by their names and `model/layer`."""
+
+    def __init__(self, models, folder, **options):
+        tiedio.plot_ties(models, folder / "several.dot", **options)
+        (self.graph,) = pydot.graph_from_dot_file(folder / "several.dot")
+        self.colours, self.numbers, self._names = {}, {}, {}
+        for cluster in self.graph.get_subgraphs():
+            self._read(cluster, "")
+        self.lines = {
+            self._ends(edge): edge
+            for edge in self.graph.get_edges()
+            if edge.get("style") == "dashed"
+        }
+
+    def _read(self, cluster, around):
+        title = self._enter(cluster, around, cluster.get("color").strip('"'))
+        for node in cluster.get_nodes():
+            self._enter(node, title, re.search('bgcolor="(.*?)"', node.get("label"))[1])
+        for inner in cluster.get_subgraphs():
+            self._read(inner, title)
+
+    def _enter(self, item, around, colour):
+        (name,) = re.findall("<b>(.*?)</b>", item.get("label"))
+        name = self._names[item.get_name()] = f"{around}/{name}".lstrip("/")
+        number = re.search(r">(\d+) &#160;", item.get("label"))
+        self.numbers[name] = int(number[1]) if number else None
+        self.colours[name] = colour
+        return name
+
+    def _ends(self, edge):
+        nodes = edge.get_source(), edge.get_destination()
+        cut = [(edge.get(key) or "").strip('"') for key in ("ltail", "lhead")]
+        return tuple(self._names[one or node] for one, node in zip(cut, nodes, strict=True))
+
+    @property
+    def tied(self):
+        """The colours of what has one, by their numbers in the palette."""
+        return {
+            name: COLOURS.index(colour)
+            for name, colour in self.colours.items()
+            if colour in COLOURS
+        }
+
+    def look(self, *ends):
+        line = self.lines[ends]
+        return line.get("arrowtail"), (line.get("label") or "").strip('" ').replace(" \\n ", " ")
+
+
+@pytest.fixture
+def gan():
+    """A generator and a discriminator are parts of a third model, and tied to a fourth."""
+    generator = chain(dense("hidden", "picture"), name="painter")
+    discriminator = chain(dense("features", "score"), name="critic")
+    inputs = keras.Input((4,), name="noise")
+    whole = keras.Model(inputs, discriminator(generator(inputs)), name="whole")
+    mirror = chain(dense("back"), name="mirror")
+    tiedio.tie(mirror.layers[0], to=generator.layers[0], weights=["kernel"])
+    return {"gan": whole, "generator": generator, "discriminator": discriminator, "mirror": mirror}
+
+
+def test_a_model_that_is_part_of_another_one_has_one_colour_there(gan, tmp_path):
+    """Each is drawn once, in the order in which they were given, with its layers."""
+    drawn = Several(gan, tmp_path)
+    assert [name for name in drawn.colours if "/" not in name] == [*gan]
+    assert {name for name in drawn.colours if name.startswith("generator/")} == {
+        "generator/hidden",
+        "generator/picture",
+    }
+    assert drawn.tied == {
+        **dict.fromkeys(("generator", "gan/painter"), 0),
+        **dict.fromkeys(("discriminator", "gan/critic"), 1),
+        **dict.fromkeys(("generator/hidden", "mirror/back"), 2),
+    }
+    assert {name: number - 1 for name, number in drawn.numbers.items() if number} == drawn.tied
+    assert len(drawn.lines) == 3
+    assert drawn.look("generator", "gan/painter") == ("none", "")
+    assert drawn.look("discriminator", "gan/critic") == ("none", "")
+    assert drawn.look("generator/hidden", "mirror/back") == ("dot", "kernel")
+
+
+def test_parts_that_are_expanded_are_one_with_the_model(gan, tmp_path):
+    drawn = Several(gan, tmp_path, expand_nested=True)
+    assert drawn.tied["gan/critic"] == drawn.tied["discriminator"] == 1
+    assert ("discriminator", "gan/critic") in drawn.lines
+    assert drawn.colours["gan/critic/score"] == "black"
+
+
+def test_layers_that_stand_in_two_models(tmp_path):
+    """Each has a colour of its own, from left to right; what is not drawn is named."""
+    first, second, third = dense("first", "second", "third")
+    encoder, whole = chain([first, second]), chain([first, second, third], name="w")
+    drawn = Several({"encoder": encoder, "whole": whole, "decoder": chain([third])}, tmp_path)
+    assert drawn.tied == {
+        **dict.fromkeys(("encoder/first", "whole/first"), 0),
+        **dict.fromkeys(("encoder/second", "whole/second"), 1),
+        **dict.fromkeys(("whole/third", "decoder/third"), 2),
+    }
+    around = keras.Model(inputs := keras.Input((4,)), whole(inputs))
+    drawn = Several({"encoder": encoder, "around": around}, tmp_path)
+    assert drawn.look("encoder/first", "around/w") == ("none", "first")
+    assert drawn.look("encoder/second", "around/w") == ("none", "second")
+
+
+def test_a_class_that_holds_the_others(gan, tmp_path):
+    """Of what is no graph the shared parts are drawn; it need not be built, and can be the one."""
+
+    class Adversaries(keras.Model):
+        def __init__(self):
+            super().__init__(name="adversaries")
+            self.one, self.other = gan["generator"], gan["discriminator"]
+
+    holder = Adversaries()
+    drawn = Several({"holder": holder, "generator": gan["generator"], "also": holder}, tmp_path)
+    assert drawn.tied == {"generator": 0, "holder = also/generator": 0}
+    assert set(drawn.colours) - set(drawn.tied) == {
+        "holder = also",
+        "generator/hidden",
+        "generator/picture",
+    }
+    assert set(Several(holder, tmp_path).colours) == {"adversaries", "adversaries/adversaries"}
+
+
+@needs_dot
+@pytest.mark.parametrize("options", [{}, {"rankdir": "LR"}, {"expand_nested": True}])
+def test_pictures_of_several_models(gan, tmp_path, options):
+    """`dot` draws whatever they share: also layers in another order, and in crowds."""
+    parts = dense(*(f"layer_{number}" for number in range(12)))
+    more = {"ordered": chain(parts), "reversed": chain(parts[::-1])}
+    tiedio.plot_ties({**gan, **more}, tmp_path / "several.svg", **options)
+    assert (tmp_path / "several.svg").read_text().count("stroke-dasharray") >= 15
+
+
 @needs_dot
 @pytest.mark.parametrize(
     ("name", "starts"),

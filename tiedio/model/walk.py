@@ -96,7 +96,7 @@ class Walk:
         """What people call each layer, by every inner_path."""
         given = {path: name for name, path in self.models.items()}
         names = {
-            path: given.get(visit.inner_path, visit.saveable.name)
+            path: given.get(visit.inner_path) or visit.saveable.name
             for visit in self.visits
             for path in visit.inner_paths
             if isinstance(visit.saveable, keras.Layer)
