@@ -47,7 +47,7 @@ EXPECTED = {
     "filepath": "a path, a URL or an open file",
     "backup_dir": "a path, a URL or an open file",
     "objects_to_skip": "a list of layers, or of optimizers",
-    **dict.fromkeys(("custom_objects", "config"), "a dict"),
+    **dict.fromkeys(("custom_objects", "config", "models"), "a dict"),
     "max_shard_size": "a number of GB, above 0",
     "accept": "`contents`, `none` or names",
 }
@@ -120,6 +120,10 @@ MISUSES = {
         ("files.export(model, 'x')", "filepath", "a keras.Sequential"),
         ("files.migrate(saved, model)", "filepath", "a keras.Sequential"),
         ("files.plan([saved])", "filepath", "a list of pathlib.PosixPath"),
+    ],
+    'Name each, as in `{"encoder": encoder, "decoder": decoder}`.': [
+        ("TiedModelCheckpoint('x.keras', models=[model])", "models", "a list of keras.Sequential"),
+        ("TiedBackupAndRestore('x', models=model)", "models", "a keras.Sequential"),
     ],
     "Pass the objects, not their names, as in `[model.optimizer]`.": [
         (

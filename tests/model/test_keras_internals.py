@@ -300,6 +300,18 @@ def test_where_a_backup_is_read_and_written(tmp_path):
     assert h5py.is_hdf5(backup._weights_path)
 
 
+def test_where_a_checkpoint_is_written(tmp_path):
+    """`ModelCheckpoint._save_model`, and `_model`, of which it is."""
+    fitted, saved = (keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]) for _ in "ab")
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")
+    checkpoint.set_model(fitted)
+    assert checkpoint._model is checkpoint.model is fitted
+    checkpoint._model = saved
+    checkpoint._save_model(epoch=0, batch=None, logs={})
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert np.array_equal(loaded.layers[0].kernel, saved.layers[0].kernel)
+
+
 def test_lists_of_callbacks():
     """`CallbackList.callbacks`, gone through in their order; the others of a list are as before."""
     seen = []

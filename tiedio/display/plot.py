@@ -152,7 +152,7 @@ def _add_ties(graph: Graph) -> None:
     }
     told = "Dashed: the same variables; the dot is at their owner."
     if layers:
-        told = "Dashed: one layer or model, in two places."
+        told = "Dashed: one layer or model in several places."
         told += "\\nWith a dot at their owner: the same variables." if ties else ""
     # `dot` has no room for words at right-angled lines, and none for lines from box to box
     # of one height in the shape that Keras gives to boxes.
