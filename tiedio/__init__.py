@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.hooks.callbacks import TiedModelCheckpoint as TiedModelCheckpoint
     from tiedio.hooks.patching import patch as patch
     from tiedio.hooks.patching import unpatch as unpatch
+    from tiedio.hooks.remaking import clone_tied as clone_tied
+    from tiedio.hooks.remaking import quantize_tied as quantize_tied
     from tiedio.model.tying import assert_tied as assert_tied
     from tiedio.model.tying import find_ties as find_ties
     from tiedio.model.tying import tie as tie
@@ -38,6 +40,7 @@ _HOMES = {
         "hooks.backup": ("TiedBackupAndRestore",),
         "hooks.callbacks": ("AssertTied", "TiedModelCheckpoint"),
         "hooks.patching": ("patch", "unpatch"),
+        "hooks.remaking": ("clone_tied", "quantize_tied"),
         "model.tying": ("assert_tied", "find_ties", "tie", "untie"),
         "record.ties": ("Place", "TieGroup", "Ties"),
         "saving.model": ("load_tied", "save_tied"),

@@ -7,8 +7,10 @@ import pickle
 import keras
 import numpy as np
 import pytest
+from keras.models import clone_model  # by name, before anything is patched
 
 import tiedio
+from tiedio.errors import TiedioWarning
 from tiedio.model.walk import walk
 
 DATA = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
@@ -141,6 +143,133 @@ def test_a_layer_in_two_models_stays_one_in_a_recursive_clone_only():
     give_ties_and_values(clone, model)
     assert clone.count_params() == model.count_params()
     assert outputs_of(clone) == outputs_of(model)
+
+
+def clone_patched(model, *args, **options):
+    with tiedio.patch():
+        return clone_model(model, *args, **options)
+
+
+CLONES = pytest.mark.parametrize("clone_tied", [tiedio.clone_tied, clone_patched])
+
+
+def assert_is_clone(clone, model):
+    """Tied as the model is, not with it, and ready to be trained by itself."""
+    tiedio.assert_tied(clone, tiedio.find_ties(model))
+    assert clone.count_params() == model.count_params()
+    held = {id(variable) for variable in model.variables}
+    assert not any(id(variable) in held for variable in clone.variables)
+    before = outputs_of(model)
+    clone.compile("sgd", "mse")
+    clone.fit(DATA, keras.ops.convert_to_numpy(model(DATA)), verbose=0)
+    tiedio.assert_tied(clone, tiedio.find_ties(model))
+    assert outputs_of(model) == before
+
+
+@CLONES
+@pytest.mark.parametrize("build", [*TIED, one_layer_in_two_models])
+def test_a_clone_is_tied_as_the_model_is(clone_tied, build):
+    model = build()
+    model.compile("adam", "mse")
+    model.fit(DATA, DATA, verbose=0)
+    clone = clone_tied(model)
+    assert type(clone) is type(model)
+    assert len(clone.optimizer.variables) == len(model.optimizer.variables)
+    assert int(clone.optimizer.iterations) == 0
+    assert_is_clone(clone, model)
+    if tiedio.find_ties(model):
+        tiedio.assert_tied(clone)  # as made on purpose
+
+
+def from_config(layer):
+    return layer.__class__.from_config(layer.get_config())
+
+
+def between_and_inside_models():
+    """What is tied in a nested model, and to a layer around it."""
+    inner = [keras.layers.Dense(4, activation="tanh", name=f"inner_{n}") for n in range(2)]
+    inside = keras.Input((4,))
+    nested = keras.Model(inside, inner[1](inner[0](inside)), name="nested")
+    inputs, outer = keras.Input((4,)), keras.layers.Dense(4, name="outer")
+    model = keras.Model(inputs, outer(nested(nested(inputs))))
+    tiedio.tie(inner[1], to=inner[0])
+    tiedio.tie(outer, to=inner[0], weights=("kernel",))
+    return model
+
+
+@CLONES
+def test_options_of_cloning_keep_ties(clone_tied):
+    """Whatever stands at other paths in the clone, as layers that are put between those."""
+
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        is_dense = isinstance(layer, keras.layers.Dense)
+        return keras.layers.Dense(4, name=f"after_{layer.name}")(outputs) if is_dense else outputs
+
+    model = between_and_inside_models()
+    assert_is_clone(clone_tied(model, recursive=True), model)
+    assert_is_clone(clone_tied(model, keras.Input((4,)), from_config), model)
+    clone = clone_tied(model, call_function=call, recursive=True)
+    nested = clone.get_layer("nested")
+    first, second = (nested.get_layer(f"inner_{n}") for n in range(2))
+    assert first.kernel is second.kernel is clone.get_layer("outer").kernel
+    assert first.bias is second.bias is not clone.get_layer("outer").bias
+    assert len(tiedio.find_ties(clone)) == 2  # and not those put between
+
+
+@CLONES
+def test_layers_that_are_used_again_are_what_they_are(clone_tied):
+    model = functional()
+    first, second = model.layers[1:]
+    clone = clone_tied(model, clone_function=lambda one: one if one is first else from_config(one))
+    assert clone.layers[1] is first and first.kernel is second.kernel
+    assert clone.layers[2].kernel is not first.kernel
+    assert clone_tied(model, clone_function=lambda layer: layer).layers[1:] == [first, second]
+
+
+@CLONES
+def test_what_cannot_be_tied_in_a_clone_is_named(clone_tied):
+    def wider(layer):
+        config = layer.get_config()
+        if layer.name == "outer":
+            return keras.layers.Dense(5, name="outer")
+        return layer.__class__.from_config(config)
+
+    model = between_and_inside_models()
+    names = "`nested/inner_0/kernel`, `nested/inner_1/kernel` from `outer/kernel`"
+    with pytest.warns(TiedioWarning) as warned:
+        clone = clone_tied(model, clone_function=wider)
+    assert str(warned[0].message).startswith(f"Cloning `{model.name}` separated {names}: the")
+    assert (len(warned), warned[0].filename) == (1, __file__)
+    inner = clone.get_layer("nested").layers[1:]
+    assert inner[0].kernel is inner[1].kernel and inner[0].bias is inner[1].bias
+
+
+@CLONES
+def test_what_is_cloned_meanwhile_is_tied_too(clone_tied):
+    clones = []
+
+    def cloning(layer):
+        if isinstance(layer, keras.Model):
+            clones.append(clone_model(layer))  # and not used
+            return clone_model(layer)
+        return from_config(layer)
+
+    model = between_and_inside_models()
+    assert_is_clone(clone_tied(model, clone_function=cloning), model)
+    (unused,) = clones
+    tiedio.assert_tied(unused, tiedio.find_ties(model.get_layer("nested")))
+    assert unused.layers[1].kernel is not model.get_layer("nested").layers[1].kernel
+
+
+def test_what_keras_refuses_to_clone_is_refused_as_by_keras():
+    for options in ({"clone_function": from_config}, {"call_function": from_config}):
+        with pytest.raises(ValueError, match="only supported for"):
+            tiedio.clone_tied(of_a_class(), **options)
+    for other in ("model.keras", keras.layers.Dense(4)):
+        with pytest.raises(tiedio.TiedioError, match="passed as `model`"):
+            tiedio.clone_tied(other)
+    assert not tiedio.clone_tied(keras.Sequential([keras.layers.Dense(4)])).built
 
 
 def unpickled(model):

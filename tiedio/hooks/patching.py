@@ -8,6 +8,7 @@ too, and messages and prompts stay those of Keras.
 import contextlib
 import contextvars
 import functools
+import inspect
 import io
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ import keras
 
 from tiedio.errors import ModelNotBuiltError, NoModelError, SaveError
 from tiedio.model.arguments import check_built
-from tiedio.model.keras_internals import KerasSaveable, saving_api
+from tiedio.model.cloning import clone_by_config, clone_by_layers, config_of
+from tiedio.model.keras_internals import KerasSaveable, cloning, saving_api
+from tiedio.model.quantizing import keep_ties
 from tiedio.model.several import Models
 from tiedio.model.walk import walk
 from tiedio.saving import backup, weights
@@ -176,6 +179,34 @@ def _either(ours: _Function, stock: _Function) -> _Function:
     return either
 
 
+class _Quantize:
+    """The method `quantize` of models, in front of that which Keras gives each one by itself.
+
+    Python asks a descriptor that can be set before it looks at what an object itself has.
+    """
+
+    def __init__(self, stock: _Function):
+        self._stock = stock
+
+    def __set__(self, model: Any, quantize: _Function) -> None:
+        vars(model)["quantize"] = quantize
+
+    def __get__(self, model: Any, kind: type) -> Any:
+        if model is None:
+            return self._stock
+        stock = self._stock.__get__(model)
+        if "quantize" not in vars(model):  # Keras is about to make it
+            return stock
+        # A class with a method of its own comes here by `super()`.
+        is_inherited = inspect.getattr_static(kind, "quantize") is self
+        quantize = vars(model)["quantize"] if is_inherited else stock
+        return functools.partial(_quantize, quantize, model) if _is_routed() else quantize
+
+
+def _quantize(quantize: _Function, model: Any, *args: Any, **kwargs: Any) -> None:
+    keep_ties(model, functools.partial(quantize, *args, **kwargs))
+
+
 def _is_saved(model: Any) -> bool:
     """Whether it is a model with variables: of one that is never called its parts may have some."""
     return isinstance(model, keras.Model) and bool(model.built or model.weights)
@@ -204,6 +235,19 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     )
     yield saving_api, "saving_lib", containers
     yield saving_api, "legacy_h5_format", old_layout
+    yield keras.Model, "quantize", _Quantize(keras.Model.quantize)
+    for name in ("_clone_sequential_model", "_clone_functional_model"):
+        stock = getattr(cloning, name)
+        yield cloning, name, _either(functools.partial(clone_by_layers, stock), stock)
+    configs = cloning.serialization_lib
+    by_config = _Overlay(
+        configs,
+        serialize_keras_object=functools.partial(config_of, configs.serialize_keras_object),
+        deserialize_keras_object=functools.partial(
+            clone_by_config, configs.deserialize_keras_object
+        ),
+    )
+    yield cloning, "serialization_lib", by_config
     yield KerasSaveable, "__reduce__", _either(_reduce, KerasSaveable.__reduce__)
 
 

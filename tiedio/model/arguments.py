@@ -50,6 +50,13 @@ def check_layers(**given: Any) -> None:
         raise unfit(wrong, "a layer or a model of Keras", advice)
 
 
+def check_model(model: Any) -> None:
+    """Raises an error if something is no model: a layer has no methods for that."""
+    check_layers(model=model)
+    if not isinstance(model, keras.Model):
+        raise unfit({"model": model}, "a model", "Put the layer into a `keras.Sequential`.")
+
+
 def as_one(model: Any) -> Any:
     """Returns the model that was given, or `Models` of several that were given by name."""
     if isinstance(model, (list, tuple)):

@@ -20,6 +20,9 @@ from keras.src.legacy.saving import json_utils as json_utils
 from keras.src.legacy.saving import saving_utils as saving_utils
 from keras.src.legacy.saving.saving_options import keras_option_scope as keras_option_scope
 
+# What `clone_model` calls, whoever imported that by name: `patching` replaces it there.
+from keras.src.models import cloning as cloning
+
 # A graph of layers keeps its order and its nodes by the layers' identity: it is drawn anew.
 from keras.src.ops.function import map_graph as map_graph
 

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
-from tiedio.model import renewal, substitution, tie_memory
+from tiedio.model import substitution, tie_memory
 from tiedio.model.arguments import as_one, check_built, check_layers, names_in, ties_in
+from tiedio.model.joining import join, replace
 from tiedio.model.live_layers import live_layers
-from tiedio.model.pairing import Weight, Weights, check_kinds, pairs
+from tiedio.model.pairing import Weights, check_kinds, pairs
 from tiedio.model.places import named_variables
 from tiedio.model.several import each
 from tiedio.model.substitution import facts_of
@@ -94,11 +95,7 @@ def tie(
     _build(to, input_shape)
     _build(layer, input_shape, like=to)
     tied = pairs(Weights(layer), Weights(to), weights)
-    replaced = [(own, owned.variable) for own, owned in tied]
-    lost = _replace(replaced, live_layers() if in_use else [])
-    for own, owned in tied:
-        tie_memory.remember((weight.holder, weight.attribute) for weight in (owned, own))
-    warn(lost)
+    warn(join([(owned, own) for own, owned in tied], live_layers() if in_use else []))
     return layer
 
 
@@ -157,7 +154,7 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         id(one.variable): substitution.copy_of(one.variable, one.holder, one.attribute)
         for one in untied
     }
-    lost = _replace([(one, copies[id(one.variable)]) for one in untied], everywhere)
+    lost = replace([(one, copies[id(one.variable)]) for one in untied], everywhere)
     for one in untied:
         tie_memory.forget(one.holder, one.attribute)
     warn(lost)
@@ -290,18 +287,3 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
             f"Expected: a shape it accepts. Received: {config}.\n"
             "Build the layer first, or pass its `input_shape` to `tie`."
         ) from error
-
-
-def _replace(
-    replaced: Sequence[tuple[Weight, Any]], everywhere: Sequence[keras.Layer]
-) -> list[str]:
-    """Puts other variables in the place of weights; returns warnings, as `renewal.apply`."""
-    layers = [weight.holder for weight, _ in replaced]
-    # A wrapper may keep a reference of its own to the kernel inside it (SpectralNormalization).
-    wrappers = [one for one in everywhere if isinstance(one, keras.layers.Wrapper)]
-    substitutions = [
-        substitution.Substitution(layer, weight.variable, new)
-        for weight, new in replaced
-        for layer in (weight.holder, *(one for one in wrappers if one.layer is weight.holder))
-    ]
-    return renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))

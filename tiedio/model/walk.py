@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -84,6 +84,16 @@ class Walk:
         }
 
     @functools.cached_property
+    def by_path(self) -> dict[str, keras.Layer]:
+        """The layers by every inner_path."""
+        return {
+            path: visit.saveable
+            for visit in self.visits
+            for path in visit.inner_paths
+            if isinstance(visit.saveable, keras.Layer)
+        }
+
+    @functools.cached_property
     def models(self) -> dict[str, str]:
         """The inner_path of each model by the name that it was given, if there are several."""
         root = self.layers.get("")
@@ -94,14 +104,10 @@ class Walk:
     @functools.cached_property
     def _labels(self) -> dict[str, str]:
         """What people call each layer, by every inner_path."""
-        given = {path: name for name, path in self.models.items()}
-        names = {
-            path: given.get(visit.inner_path) or visit.saveable.name
-            for visit in self.visits
-            for path in visit.inner_paths
-            if isinstance(visit.saveable, keras.Layer)
-        }
-        return layer_labels(names)
+        given = {id(self.layers[path]): name for name, path in self.models.items()}
+        return layer_labels(
+            {path: given.get(id(layer), layer.name) for path, layer in self.by_path.items()}
+        )
 
     def label(self, inner_path: str) -> str:
         """Tells what people call the saveable at an inner_path: a layer by its name."""
@@ -252,14 +258,16 @@ class Walk:
         groups = []
         for places in self.places_of.values():
             if len(places) > 1:
-                variable = self.places[places[0]].item
-                # `max` keeps the first of equals, so the order of the walk decides a draw.
-                owner = max(
-                    places, key=lambda place: created_by(self.layers[place.inner_path], variable)
-                )
-                aliases = (place for place in places if place != owner)
-                groups.append(tie_group(owner, aliases, variable))
+                owner, *aliases = self.owner_first(places)
+                groups.append(tie_group(owner, aliases, self.places[owner].item))
         return Ties(groups)
+
+    def owner_first(self, places: Sequence[Place]) -> list[Place]:
+        """Returns the places of one variable, that of the layer that created it before others."""
+        variable = self.places[places[0]].item
+        # `max` keeps the first of equals, so the order of the walk decides a draw.
+        owner = max(places, key=lambda place: created_by(self.places[place].layer, variable))
+        return [owner, *(place for place in places if place != owner)]
 
     @functools.cached_property
     def stored(self) -> dict[str, dict[str, Stored]]:

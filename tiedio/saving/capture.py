@@ -275,8 +275,8 @@ def _random_states(walk: Walk) -> tuple[RandomState, ...]:
 def find_unsaved(walk: Walk, everything: Walk, strict: bool = True) -> dict[str, list[str]]:
     """Finds the optimizers of which nothing is saved, as some slots would have no place.
 
-    Those of a model that lost layers since, as by `Sequential.pop`; unless strict, also those of
-    one whose variables were replaced.
+    Those of a model that lost layers since, as by `Sequential.pop`, or that Keras quantized; unless
+    strict, also those of one whose variables were replaced.
 
     Returns:
         The paths of these variables, by the inner_path of the optimizer.
@@ -284,11 +284,18 @@ def find_unsaved(walk: Walk, everything: Walk, strict: bool = True) -> dict[str,
     found = {}
     for inner_path, optimizer in walk.optimizers.items():
         gone = _without_place(optimizer, everything)
-        layers = everything.layers.values()
-        was_replaced = any(created_by(layer, one) for layer in layers for one in gone)
-        if gone and not (strict and was_replaced):
+        replaced = any(_was_replaced(variable, everything) for variable in gone)
+        if gone and not (strict and replaced):
             found[inner_path] = [variable.path for variable in gone]
     return found
+
+
+def _was_replaced(variable: Any, everything: Walk) -> bool:
+    """Whether the layer that created a variable is there, and gave it up unless to be quantized."""
+    creators = [layer for layer in everything.layers.values() if created_by(layer, variable)]
+    return bool(creators) and not any(
+        getattr(layer, "quantization_mode", None) for layer in creators
+    )
 
 
 def _without_place(optimizer: Any, everything: Walk) -> list[Any]:

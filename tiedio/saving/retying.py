@@ -160,17 +160,11 @@ def _share_layers(
 ) -> tuple[bool, Problems]:
     """Makes one object of the layers that the record shares; whether any were two."""
     problems: Problems = {}
-    by_path = {
-        path: layer
-        for visit in model.visits
-        for path in visit.inner_paths
-        if isinstance(layer := visit.saveable, keras.Layer)
-    }
     shares_anew = False
     for first, *others in shared_layers:
-        new = by_path.get(first)
+        new = model.by_path.get(first)
         for inner_path in others:
-            old = by_path.get(inner_path)
+            old = model.by_path.get(inner_path)
             if new is None or old is None:
                 missing = first if new is None else inner_path
                 problems[model.label(missing)] = "no such layer"

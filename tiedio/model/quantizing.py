@@ -1,0 +1,88 @@
+"""Keep ties while Keras quantizes a model, which gives each layer variables of its own."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tiedio.errors import warn
+from tiedio.model.joining import alike, join, same_facts
+from tiedio.model.live_layers import live_layers
+from tiedio.model.own_state import to_numpy
+from tiedio.model.pairing import Weight
+from tiedio.model.places import named_variables
+from tiedio.model.walk import walk
+from tiedio.record.ties import shown
+
+
+class _Tied(NamedTuple):
+    """An attribute that holds a tied variable, and what people call it.
+
+    No variable is kept, as Keras lets go of one after the other.
+    """
+
+    name: str
+    layer: keras.Layer
+    attribute: str
+
+    def weight(self) -> Weight:
+        """What it holds now; GPTQ and AWQ put it into another attribute, by its old name."""
+        named = named_variables(self.layer)
+        renamed = (one for one, held in named.items() if held.name == shown(self.attribute))
+        attribute = self.attribute if self.attribute in named else next(renamed, self.attribute)
+        return Weight(self.layer, attribute, named.get(attribute), self.name)
+
+
+def keep_ties(model: keras.Model, quantize: Callable[[], None]) -> None:
+    """Quantizes a model, and ties again what has equal values; a warning names the rest."""
+    tied = _find_tied(model)
+    try:
+        quantize()
+    finally:  # of a model that Keras refuses, some layers may be quantized
+        now = [[(one.name, one.weight()) for one in places] for places in tied]
+        groups, apart = alike(now, _equal)
+        lost = join([*groups, *_scales(groups)], live_layers())
+        if apart:
+            lost.append(
+                f"Quantizing separated {'; '.join(apart)}: their values, shapes or dtypes differ. "
+                "Layers of one kind that are quantized in one way stay tied."
+            )
+        warn(lost)
+
+
+def _find_tied(model: keras.Model) -> list[list[_Tied]]:
+    """Lists the places of each tied variable, the owner first; those outside the model last."""
+    found = walk(model)
+    tied = {
+        key: [
+            _Tied(str(place), found.places[place].layer, place.attribute)
+            for place in found.owner_first(places)
+        ]
+        for key, places in found.places_of.items()
+    }
+    inside = {id(layer) for layer in found.layers.values()}
+    for layer in live_layers():
+        if id(layer) not in inside:
+            for attribute, variable in named_variables(layer).items():
+                if id(variable) in tied:
+                    name = f"{layer.name}/{shown(attribute)}"
+                    tied[id(variable)].append(_Tied(name, layer, attribute))
+    return [places for places in tied.values() if len(places) > 1]
+
+
+def _scales(groups: list[list[Weight]]) -> Iterator[list[Weight]]:
+    """Yields the scales and zero points of weights that are to be tied, where they are equal."""
+    for group in groups:
+        for attribute in named_variables(group[0].holder):
+            if attribute.startswith(f"{group[0].variable.name}_"):
+                holders = [weight.holder for weight in group]
+                scales = [
+                    ("", Weight(one, attribute, named_variables(one).get(attribute), ""))
+                    for one in holders
+                ]
+                yield from alike([scales], _equal)[0]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return same_facts(one, other) and np.array_equal(to_numpy(one), to_numpy(other))
