@@ -55,6 +55,7 @@ EXPECTED = {
 # What to do; then calls, and of each the argument, and what was received.
 MISUSES = {
     "Pass one at a time.": [
+        ("quantize_tied({'a': model}, 'int8')", "model", "a dict"),
         ("tie([a, b], to=c)", "layer", "a list of keras.Dense"),
         ("tie(a, to=(b, c))", "to", "a tuple of keras.Dense"),
         ("tie(a, to={'b': b})", "to", "a dict"),
@@ -68,6 +69,7 @@ MISUSES = {
     "`tiedio.load_tied` loads a file.": [
         ("tie('encoder', to=b)", "layer", "'encoder'"),
         ("find_ties('x.keras')", "model", "'x.keras'"),
+        ("clone_tied('x.keras')", "model", "'x.keras'"),
         ("assert_tied('x.keras')", "model", "'x.keras'"),
         ("plot_ties('x.keras', 'x.png')", "model", "'x.keras'"),
         ("save_tied('x.keras', model)", "model", "'x.keras'"),

@@ -345,3 +345,10 @@ def test_what_callbacks_know():
         kept = callback_states._KEPT[type(callback)]
         assert [name for name in kept if not hasattr(callback, name)] == []
     assert made[1].best_weights is None
+
+
+def test_cloning_and_quantizing_go_through_what_is_replaced():
+    called = {"_clone_sequential_model", "_clone_functional_model", "serialization_lib"}
+    assert called <= set(keras.models.clone_model.__code__.co_names)
+    model = keras.Sequential([keras.layers.Dense(2)])
+    assert "quantize" in vars(model) and "quantize" in vars(keras.Model)

@@ -4,7 +4,6 @@
 `test_messages.py` brings every message about, and tries every cure.
 """
 
-import copy
 import dataclasses
 import re
 import warnings
@@ -186,12 +185,11 @@ def set_weights():
     keras.models.clone_model(model).set_weights(model.get_weights())
 
 
-def copy_where_patched():
+def set_weights_of_what_is_tied():
     model = tie()
-    with tiedio.patch():
-        copied = copy.deepcopy(model)
-    copied.set_weights(model.get_weights())
-    return copied
+    clone = tiedio.clone_tied(model)
+    clone.set_weights(model.get_weights())
+    return clone
 
 
 MESSAGES = [
@@ -268,9 +266,9 @@ MESSAGES = [
         "You called `set_weights(weights)` on layer 'autoencoder' with a weight list of length 2,"
         " but the layer was expecting 4 weights.",
         "`clone_model` does not keep ties.",
-        "`with tiedio.patch(): clone = copy.deepcopy(model)`",
+        "`clone = tiedio.clone_tied(model)`",
         set_weights,
-        copy_where_patched,
+        set_weights_of_what_is_tied,
     ),
     Message(
         "Unknown variable: … This optimizer can only be called for the variables it was"

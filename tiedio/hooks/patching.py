@@ -42,7 +42,8 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
     From the call on, `model.save`, `keras.saving.save_model` and `load_model`,
     `model.save_weights` and `load_weights` and the callbacks of Keras do what `save_tied`,
     `load_tied`, `save_tied_weights` and `load_tied_weights` do, in all threads, and also where they
-    were imported by name before. Pickles and copies by `copy.deepcopy` keep ties too; such a
+    were imported by name before. `model.quantize` and `keras.models.clone_model` keep ties, as
+    `quantize_tied` and `clone_tied` do, and so do pickles and copies by `copy.deepcopy`; such a
     pickle needs tiedio, but no `patch`, where it is loaded. In a `with` statement until its
     end, otherwise until `unpatch`; several may hold at once. Arguments, prompts and messages
     about paths stay those of Keras.
