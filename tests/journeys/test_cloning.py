@@ -150,9 +150,6 @@ def clone_patched(model, *args, **options):
         return clone_model(model, *args, **options)
 
 
-CLONES = pytest.mark.parametrize("clone_tied", [tiedio.clone_tied, clone_patched])
-
-
 def assert_is_clone(clone, model):
     """Tied as the model is, not with it, and ready to be trained by itself."""
     tiedio.assert_tied(clone, tiedio.find_ties(model))
@@ -166,9 +163,14 @@ def assert_is_clone(clone, model):
     assert outputs_of(model) == before
 
 
-@CLONES
-@pytest.mark.parametrize("build", [*TIED, one_layer_in_two_models])
-def test_a_clone_is_tied_as_the_model_is(clone_tied, build):
+@pytest.mark.parametrize(
+    ("build", "clone_tied"),
+    [
+        *((build, tiedio.clone_tied) for build in (*TIED, one_layer_in_two_models)),
+        *((build, clone_patched) for build in (sequential, functional, of_a_class)),
+    ],
+)
+def test_a_clone_is_tied_as_the_model_is(build, clone_tied):
     model = build()
     model.compile("adam", "mse")
     model.fit(DATA, DATA, verbose=0)
@@ -197,8 +199,7 @@ def between_and_inside_models():
     return model
 
 
-@CLONES
-def test_options_of_cloning_keep_ties(clone_tied):
+def test_options_of_cloning_keep_ties():
     """Whatever stands at other paths in the clone, as layers that are put between those."""
 
     def call(layer, *args, **kwargs):
@@ -207,9 +208,9 @@ def test_options_of_cloning_keep_ties(clone_tied):
         return keras.layers.Dense(4, name=f"after_{layer.name}")(outputs) if is_dense else outputs
 
     model = between_and_inside_models()
-    assert_is_clone(clone_tied(model, recursive=True), model)
-    assert_is_clone(clone_tied(model, keras.Input((4,)), from_config), model)
-    clone = clone_tied(model, call_function=call, recursive=True)
+    assert_is_clone(clone_patched(model, recursive=True), model)
+    assert_is_clone(clone_patched(model, keras.Input((4,)), from_config), model)
+    clone = clone_patched(model, call_function=call, recursive=True)
     nested = clone.get_layer("nested")
     first, second = (nested.get_layer(f"inner_{n}") for n in range(2))
     assert first.kernel is second.kernel is clone.get_layer("outer").kernel
@@ -217,17 +218,21 @@ def test_options_of_cloning_keep_ties(clone_tied):
     assert "after" not in str(tiedio.find_ties(clone))  # what was put between
 
 
-@CLONES
-def test_layers_that_are_used_again_are_what_they_are(clone_tied):
+def test_layers_that_are_used_again_are_what_they_are():
     model = functional()
     first, second = model.layers[1:]
-    clone = clone_tied(model, clone_function=lambda one: one if one is first else from_config(one))
+    clone = tiedio.clone_tied(
+        model, clone_function=lambda one: one if one is first else from_config(one)
+    )
     assert clone.layers[1] is first and first.kernel is second.kernel
     assert clone.layers[2].kernel is not first.kernel
-    assert clone_tied(model, clone_function=lambda layer: layer).layers[1:] == [first, second]
+    assert tiedio.clone_tied(model, clone_function=lambda layer: layer).layers[1:] == [
+        first,
+        second,
+    ]
 
 
-@CLONES
+@pytest.mark.parametrize("clone_tied", [tiedio.clone_tied, clone_patched])
 def test_what_cannot_be_tied_in_a_clone_is_named(clone_tied):
     def wider(layer):
         is_outer = layer.name == "outer"
@@ -248,8 +253,7 @@ def test_what_cannot_be_tied_in_a_clone_is_named(clone_tied):
         clone_tied(model, clone_function=without_weights)
 
 
-@CLONES
-def test_what_is_cloned_meanwhile_is_tied_too(clone_tied):
+def test_what_is_cloned_meanwhile_is_tied_too():
     clones = []
 
     def cloning(layer):
@@ -259,7 +263,7 @@ def test_what_is_cloned_meanwhile_is_tied_too(clone_tied):
         return from_config(layer)
 
     model = between_and_inside_models()
-    assert_is_clone(clone_tied(model, clone_function=cloning), model)
+    assert_is_clone(tiedio.clone_tied(model, clone_function=cloning), model)
     (unused,) = clones
     tiedio.assert_tied(unused, tiedio.find_ties(model.get_layer("nested")))
     assert unused.layers[1].kernel is not model.get_layer("nested").layers[1].kernel

@@ -15,10 +15,13 @@ def quantize_tied(model: keras.Model, mode: str | None = None, **kwargs: Any) ->
     Keras gives each layer that it quantizes variables of its own. Where those of tied layers are
     equal in shape, dtype and value, they are made one again: the quantized weights, their
     scales and zero points. That is so of layers of one kind, in the modes `"int8"` and `"int4"`;
-    `"float8"` leaves tied weights as they are. `"gptq"` and `"awq"` calibrate each layer by what
-    it is called with, and find other values for each.
+    `"float8"` leaves tied weights as they are. A layer that is used several times is quantized
+    once, and stays one layer.
 
-    A layer that is used several times is quantized once, and stays one layer.
+    A `TiedioWarning` names what could not be kept. That is what has other values, as layers that
+    `"gptq"` and `"awq"` calibrate each for itself; other shapes or dtypes, as a `Dense` kernel
+    that is tied to an `Embedding` table, and scaled along its other axis; what `filters` leave
+    out; and layers outside the model that are tied to some in it.
 
     Like Keras, it leaves the optimizer as it was: compile a model again to train it further.
 
@@ -33,20 +36,15 @@ def quantize_tied(model: keras.Model, mode: str | None = None, **kwargs: Any) ->
         ModelNotBuiltError: If the model is not built.
         ValueError: From Keras, for a mode that it does not know, or a layer that is quantized.
 
-    A `TiedioWarning` names what could not be kept: tied layers that have other values, as
-    those that are calibrated; other shapes or dtypes, as a `Dense` kernel tied to an `Embedding`
-    table, which is scaled along its other axis; or that were left out by `filters`; and layers
-    outside the model that are tied to some in it.
-
     Example:
 
     >>> import keras, tiedio
     >>> encoder, decoder = keras.layers.Dense(64), keras.layers.Dense(64)
     >>> model = keras.Sequential([keras.Input((64,)), encoder, decoder])
     >>> _ = tiedio.tie(decoder, to=encoder)
-    >>> tiedio.quantize_tied(model, "int8", filters=lambda layer: layer in (encoder, decoder))
-    >>> encoder.kernel_scale is decoder.kernel_scale
-    True
+    >>> tiedio.quantize_tied(model, "int8")
+    >>> encoder.kernel_scale is decoder.kernel_scale, model.count_params()
+    (True, 4224)
     """
     check_model(model)
     check_built(model, "quantizing")
@@ -60,7 +58,7 @@ def clone_tied(
     clone_function: Callable[[Any], Any] | None = None,
     call_function: Callable[..., Any] | None = None,
     recursive: bool = False,
-) -> Any:
+) -> keras.Model:
     """Clones a model as `keras.models.clone_model` does, with ties like its own.
 
     The clone has new variables, with new values. What was made of layers that share a variable

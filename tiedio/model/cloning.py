@@ -81,18 +81,21 @@ def clone_by_config(read: Callable[..., Any], config: Any, **options: Any) -> An
 
 def _tie(model: keras.Layer, pairs: _Pairs) -> list[str]:
     """Ties what was made of the layers of a model; a warning names what cannot be tied."""
-    found, twins = walk(model), collections.defaultdict(list)
+    found = walk(model)
+    twins: dict[int, dict[int, Any]] = collections.defaultdict(dict)
     used_again: set[int] = set()
     for layer, clone in pairs:
-        parts, copies = walk(layer).by_path, walk(clone).by_path
+        copies = walk(clone).by_path
         used_again |= {id(copy) for copy in copies.values()}
-        for path in parts.keys() & copies.keys():
-            twins[id(parts[path])].append(copies[path])
+        for path, part in walk(layer).by_path.items():
+            if path in copies:
+                twins[id(part)][id(copies[path])] = copies[path]
 
     def weights_of(places: Sequence[Place]) -> Iterator[tuple[str, Weight]]:
         for place in found.owner_first(places):
             layer = found.places[place].layer
-            for twin in () if id(layer) in used_again else twins[id(layer)] or [None]:
+            made = twins[id(layer)].values() or [None]
+            for twin in () if id(layer) in used_again else made:
                 variable = twin and named_variables(twin).get(place.attribute)
                 yield str(place), Weight(twin, place.attribute, variable, place.inner_path)
 

@@ -31,7 +31,7 @@ class _Tied(NamedTuple):
         named = named_variables(self.layer)
         renamed = (one for one, held in named.items() if held.name == shown(self.attribute))
         attribute = self.attribute if self.attribute in named else next(renamed, self.attribute)
-        return Weight(self.layer, attribute, named.get(attribute), self.name)
+        return Weight(self.layer, attribute, named.get(attribute), "")
 
 
 def keep_ties(model: keras.Model, quantize: Callable[[], None]) -> None:
