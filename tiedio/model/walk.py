@@ -106,7 +106,7 @@ class Walk:
         """What people call each layer, by every inner_path."""
         given = {id(self.layers[path]): name for name, path in self.models.items()}
         return layer_labels(
-            {path: given.get(id(layer), layer.name) for path, layer in self.by_path.items()}
+            {p: given.get(id(layer)) or layer.name for p, layer in self.by_path.items()}
         )
 
     def label(self, inner_path: str) -> str:
