@@ -38,6 +38,13 @@ BY_ITS_CODE = (
 )
 # The layer itself stores less than it has.
 INEXACT = ("rounded_when_stored",)
+# Stock Keras has a matrix of its own there, which backends multiply by another way.
+TRANSPOSED = (
+    "autoencoder_of_plain_layers",
+    "convolutional_autoencoder_of_plain_layers",
+    "language_model_with_a_plain_head",
+    "three_views_of_one_table",
+)
 # Optimizers chosen by automatic names, which are other ones in the model that Keras builds.
 BY_NAME = ("optimizers_chosen_by_path",)
 # Nothing in a file of Keras' own says that two layers without variables were one.
@@ -134,6 +141,9 @@ class Conformance:
     @pytest.mark.slow
     def test_stock_keras_opens_the_file(self, runs, name):
         _, stock = runs.facts(name, part="stock")
+        if name in TRANSPOSED:
+            assert stock["predicts_nearly"]
+            return
         assert stock["predicts"] == (name not in (*BY_ITS_CODE, *INEXACT, *BY_NAME))
 
     @pytest.mark.slow

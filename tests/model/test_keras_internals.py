@@ -30,7 +30,8 @@ from tiedio.model.keras_internals import (
 )
 from tiedio.model.places import named_variables
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
-from tiedio.model.walk import _Attributes, walk
+from tiedio.model.visits import _Attributes
+from tiedio.model.walk import walk
 from tiedio.saving import deferral
 from tiedio.saving.capture import capture
 

@@ -16,6 +16,7 @@ import keras
 from tiedio.display.graph import FONT, GREY, Graph
 from tiedio.errors import MissingPackageError, SaveError, imported
 from tiedio.model.arguments import as_one, check_built
+from tiedio.record.ties import TransposedTie
 from tiedio.storage.locating import path_of
 
 # The palette of Okabe and Ito, which all eyes can tell apart, with the letters that are best
@@ -199,11 +200,12 @@ def _line(names: Iterable[str], crowded: bool, number: str) -> dict[str, Any]:
 def _lines_of_ties(graph: Graph) -> Mapping[tuple[str, str], list[str]]:
     """Returns by their two ends the lines from owners to layers that use the same variables."""
     lines = collections.defaultdict(list)
-    for group in graph.walk.ties:
+    for group in (*graph.walk.ties, *graph.walk.transposed_ties):
+        how = " transposed" if isinstance(group, TransposedTie) else ""
         for alias in group.aliases:
             ends = graph.end(group.owner.inner_path), graph.end(alias.inner_path)
             names = (place.attribute.lstrip("_") for place in (group.owner, alias))
-            lines[ends].append(" = ".join(dict.fromkeys(names)))
+            lines[ends].append(" = ".join(dict.fromkeys(names)) + how)
     return lines
 
 

@@ -75,14 +75,15 @@ def _sharing(model: Any) -> tuple[str, inspection.Sharing]:
     found = walk(model)
     shared_layers = [[found.label(path) for path in paths] for paths in found.shared_layers]
     name = "" if found.models else model.name
-    return name, ([_group(group) for group in found.ties], shared_layers, [*found.models])
+    ties = [_group(one) for one in (*found.ties, *found.transposed_ties)]
+    return name, (ties, shared_layers, [*found.models])
 
 
 def _group(group: "TieGroup") -> inspection.Group:
     # A layer that knows its variable by two attributes would hold it once anyway.
     spared = len({place.inner_path for place in group.places}) - 1
     return inspection.Group(
-        names=tuple(map(str, group.places)),
+        names=group.names,
         shape=group.shape,
         dtype=group.dtype,
         evidence=(),

@@ -38,3 +38,12 @@ def ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
     moved = aligned(tuple(array.shape[axis] for axis in axes), array.dtype)
     moved[...] = array.transpose(axes)
     return moved.transpose(np.argsort(axes))
+
+
+def are_equal(array: np.ndarray, other: np.ndarray, axes: Sequence[int] | None) -> bool:
+    """Whether arrays are equal, bit for bit: the other with its axes in this order, if given."""
+    if axes is None:
+        return array.tobytes() == other.tobytes()
+    other = other.transpose(axes)
+    pairs = zip(array, other, strict=True)  # row by row: no copy is made of all
+    return array.shape == other.shape and all(a.tobytes() == b.tobytes() for a, b in pairs)

@@ -18,7 +18,7 @@ import xxhash
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
 from tiedio.errors import FileFormatError, first_line, listed
-from tiedio.formats.arrays import Stored, aligned, ordered
+from tiedio.formats.arrays import Stored, aligned, are_equal, ordered
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
 from tiedio.storage.streams import Threads, Window
 
@@ -295,21 +295,24 @@ class WeightsFile:
         paths = self.below(other)
         return {path: f"{first}{path.removeprefix(other)}" for path in paths}
 
-    def disagreements(self, paths: Mapping[str, str]) -> list[str]:
+    def disagreements(
+        self, paths: Mapping[str, str], axes: Sequence[int] | None = None
+    ) -> list[str]:
         """Lists the datasets that should be, but do not equal, another one.
 
         Args:
             paths: dataset_paths of aliases, to those of their owners.
+            axes: The axes of the owners in the order of the aliases, if that is another.
         """
-        return [alias for alias, owner in paths.items() if not self._are_equal(alias, owner)]
+        return [alias for alias, owner in paths.items() if not self._are_equal(alias, owner, axes)]
 
-    def _are_equal(self, alias: str, owner: str) -> bool:
+    def _are_equal(self, alias: str, owner: str, axes: Sequence[int] | None) -> bool:
         found = self._find(alias)
         # One object under two paths, as tiedio writes it, needs no look at the values.
         if found is not None and found == self._find(owner):
             return True
         try:
-            return self.read(alias).tobytes() == self.read(owner).tobytes()
+            return are_equal(self.read(alias), self.read(owner), axes)
         except KeyError:
             return False
 

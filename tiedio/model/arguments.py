@@ -3,6 +3,7 @@
 Paths are checked where they are followed, in `tiedio.storage.locating`.
 """
 
+import numbers
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -108,6 +109,28 @@ def names_in(weights: Any) -> list[str]:
         "Pass names only; tie several layers one by one, each to the same owner.",
         least=1,
     )
+
+
+def axes_in(transpose: Any, weights: Any) -> bool | tuple[int, ...]:
+    """Returns the axes that were given, or whether to reverse them; weights must be named then."""
+    axes = transpose if isinstance(transpose, bool) else tuple(transpose or ())
+    is_order = isinstance(axes, bool) or (
+        all(isinstance(axis, numbers.Integral) for axis in axes)
+        and sorted(axes) == list(range(len(axes)))
+    )
+    if not is_order:
+        raise unfit(
+            {"transpose": transpose},
+            "whether to reverse the axes, or each axis once",
+            "Pass `True`, or axes as `numpy.transpose` takes them, such as `(0, 1, 3, 2)`.",
+        )
+    if axes and weights is None:
+        raise unfit(
+            {"weights": weights},
+            "names of what is to be transposed",
+            'Pass them, as in `weights=["kernel"]`.',
+        )
+    return axes
 
 
 def ties_in(ties: Any) -> tuple[TieGroup, ...]:

@@ -1,6 +1,7 @@
 """Make one variable of several weights: of those that `tie` pairs, or that were tied before."""
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -8,31 +9,42 @@ import keras
 from tiedio.errors import listed
 from tiedio.model import renewal, tie_memory
 from tiedio.model.pairing import Weight
+from tiedio.model.places import named_variables
 from tiedio.model.substitution import Substitution, facts_of
+from tiedio.model.views import TransposedView, view_of
 
 
-def join(tied: Iterable[Sequence[Weight]], everywhere: Sequence[keras.Layer]) -> list[str]:
+def join(
+    tied: Iterable[Sequence[Weight]],
+    everywhere: Sequence[keras.Layer],
+    axes: Iterable[tuple[int, ...]] = (),
+) -> list[str]:
     """Makes one variable of the weights of each group, that of its first.
 
     Args:
         tied: The groups.
         everywhere: All layers that may be, or hold, what uses them.
+        axes: For each group the axes of its first in the order in which the others are to show
+            them, if that is another.
 
     Returns:
         Warnings, as `renewal.apply`.
     """
-    groups = [group for group in tied if len(group) > 1]
-    lost = replace(
-        [(alias, owner.variable) for owner, *aliases in groups for alias in aliases], everywhere
-    )
-    for group in groups:
-        tie_memory.remember((weight.holder, weight.attribute) for weight in group)
+    pairs = itertools.zip_longest(tied, axes, fillvalue=())
+    groups = [(group, order) for group, order in pairs if len(group) > 1]
+    instead = [
+        (alias, view_of(owner.variable, order, alias.variable))
+        for (owner, *aliases), order in groups
+        for alias in aliases
+    ]
+    lost = replace(instead, everywhere)
+    for group, order in groups:
+        tie_memory.remember(((weight.holder, weight.attribute) for weight in group), order)
     return lost
 
 
 def replace(replaced: Sequence[tuple[Weight, Any]], everywhere: Sequence[keras.Layer]) -> list[str]:
     """Puts other variables in the place of weights; returns warnings, as `renewal.apply`."""
-    layers = [weight.holder for weight, _ in replaced]
     # A wrapper may keep a reference of its own to the kernel inside it (SpectralNormalization).
     wrappers = [one for one in everywhere if isinstance(one, keras.layers.Wrapper)]
     substitutions = [
@@ -40,7 +52,25 @@ def replace(replaced: Sequence[tuple[Weight, Any]], everywhere: Sequence[keras.L
         for weight, new in replaced
         for layer in (weight.holder, *(one for one in wrappers if one.layer is weight.holder))
     ]
+    substitutions += _following(replaced, everywhere)
+    layers = [one.layer for one in substitutions]
     return renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))
+
+
+def _following(
+    replaced: Sequence[tuple[Weight, Any]], everywhere: Sequence[keras.Layer]
+) -> Iterator[Substitution]:
+    """Yields what layers show instead, where they show what no layer will hold any more."""
+    instead = {id(weight.variable): new for weight, new in replaced}
+    gone = {(id(weight.holder), id(weight.variable)) for weight, _ in replaced}
+    held = [
+        (layer, variable) for layer in everywhere for variable in named_variables(layer).values()
+    ]
+    kept = {id(variable) for layer, variable in held if (id(layer), id(variable)) not in gone}
+    for layer, view in held:
+        if isinstance(view, TransposedView) and id(view.owner) in instead.keys() - kept:
+            new = view_of(instead[id(view.owner)], view.axes, view)
+            yield Substitution(layer, view, new)
 
 
 def alike(

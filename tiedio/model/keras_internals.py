@@ -44,6 +44,8 @@ from keras.src.saving.serialization_lib import SafeModeScope as SafeModeScope
 from keras.src.saving.serialization_lib import in_safe_mode
 from keras.src.utils.naming import to_snake_case as to_snake_case
 
+from tiedio.model.views import base
+
 name_key = _name_key
 
 # The two lists in which a layer tracks its variables (there is no public way
@@ -132,7 +134,7 @@ class Uninitialized:
 
 def has_value(variable: Any) -> bool:
     """Whether a variable has a value yet; asked otherwise, it makes one up."""
-    return variable._value is not None
+    return base(variable)._value is not None  # a view would be computed for this
 
 
 def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> None:

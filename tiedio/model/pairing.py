@@ -10,6 +10,7 @@ from tiedio.errors import TieError, listed
 from tiedio.model.arguments import names_in
 from tiedio.model.places import own_variables
 from tiedio.model.substitution import facts_of
+from tiedio.model.views import TransposedView
 from tiedio.model.walk import walk
 
 # What to do where one of two layers has LoRA, or a table that the other one has transposed.
@@ -18,8 +19,8 @@ _LORA = (
     'tied, as in `weights=("kernel",)`.'
 )
 _TRANSPOSED = (
-    "tiedio cannot tie through a transposition: use one `keras.layers.ReversibleEmbedding` (Keras "
-    "3.12 or newer) for both, or a layer of your own that transposes the table in its `call`."
+    "Name what is to be tied, and pass `transpose=True`, as in `tiedio.tie(head, to=table, "
+    'weights={"kernel": "embeddings"}, transpose=True)`.'
 )
 
 
@@ -49,7 +50,8 @@ class Weights:
                 holder, place.attribute, variable, place.inner_path
             )
             for place, (holder, variable) in walk(layer).places.items()
-            if any(variable is listed_here for listed_here in own_variables(holder))
+            if isinstance(variable, TransposedView)
+            or any(variable is listed_here for listed_here in own_variables(holder))
         }
 
     def label(self, name: str) -> str:
@@ -75,8 +77,13 @@ class Weights:
         )
 
 
-def pairs(own: Weights, owner: Weights, weights: Any) -> list[tuple[Weight, Weight]]:
+def pairs(
+    own: Weights, owner: Weights, weights: Any, transpose: bool | Sequence[int] = False
+) -> list[tuple[Weight, Weight, tuple[int, ...]]]:
     """Pairs what a layer has with what its owner has, for `tie` with these `weights`.
+
+    Returns:
+        For each pair also the axes of the owner's in the order of the layer's, if not its own.
 
     Raises:
         TieError: If something has no partner, several, or one of another shape or dtype.
@@ -87,8 +94,15 @@ def pairs(own: Weights, owner: Weights, weights: Any) -> list[tuple[Weight, Weig
     else:
         names = _by_name(own, owner, weights)
     _check_single(own, owner, names)
-    _check_equal(own, owner, names)
-    return [(own.named[name], owner.named[twin]) for name, twin in names]
+    axes = {twin: _axes(owner.named[twin].variable, transpose) for _, twin in names}
+    _check_equal(own, owner, names, axes)
+    return [(own.named[name], owner.named[twin], axes[twin]) for name, twin in names]
+
+
+def _axes(variable: Any, transpose: bool | Sequence[int]) -> tuple[int, ...]:
+    order = tuple(range(len(variable.shape)))
+    axes = tuple(transpose or ()) if not isinstance(transpose, bool) else order[::-1] * transpose
+    return () if axes == order else axes
 
 
 def check_kinds(layer: keras.Layer, to: keras.Layer) -> None:
@@ -164,13 +178,18 @@ def _check_single(own: Weights, owner: Weights, names: Iterable[tuple[str, str]]
             )
 
 
-def _check_equal(own: Weights, owner: Weights, names: Iterable[tuple[str, str]]) -> None:
+def _check_equal(
+    own: Weights,
+    owner: Weights,
+    names: Iterable[tuple[str, str]],
+    axes: Mapping[str, tuple[int, ...]],
+) -> None:
     """Refuses to tie what differs in shape or dtype."""
     differing = sorted(
-        (f"`{own.label(name)}` to `{owner.label(twin)}`", facts_of(theirs), facts_of(mine))
+        (f"`{own.label(name)}` to `{owner.label(twin)}`", theirs, mine)
         for name, twin in names
-        if facts_of(mine := own.named[name].variable)
-        != facts_of(theirs := owner.named[twin].variable)
+        if (mine := facts_of(own.named[name].variable))
+        != (theirs := facts_of(owner.named[twin].variable, axes[twin]))
     )
     if not differing:
         return

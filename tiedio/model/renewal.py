@@ -10,6 +10,7 @@ from tiedio.model import weight_decay
 from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, family, optimizer_variables
 from tiedio.model.substitution import Substitution, substitute, track_parameters
+from tiedio.model.views import base
 
 
 def apply(
@@ -36,10 +37,12 @@ def apply(
     pending = [one for one in substitutions if one.old is not one.new]
     if not pending:
         return []
+    # Optimizers know the owners of views.
+    trained_instead = [Substitution(one.layer, base(one.old), base(one.new)) for one in pending]
     optimizers = _optimizers_of(models)
     stale = [
         (name, optimizer, Rebuilding(optimizer), _follows(optimizer, models))
-        for name, optimizer in _stale(optimizers, pending)
+        for name, optimizer in _stale(optimizers, trained_instead)
     ]
     for one in pending:
         substitute(one.layer, one.old, one.new)
@@ -51,12 +54,12 @@ def apply(
         if id(optimizer) not in kept and int(optimizer.iterations) > 0:
             trained.append(name)
         before = optimizer_variables(optimizer) or []
-        after = follows.trainable_variables if follows else _after(before, pending, held)
+        after = follows.trainable_variables if follows else _after(before, trained_instead, held)
         rebuilding.build(after)
         rebuilding.restart()
     for _, optimizer in optimizers:
         for part in family(optimizer):
-            weight_decay.exclude_instead(part, pending, held)
+            weight_decay.exclude_instead(part, trained_instead, held)
     for model, names in dropped:  # a class may make its own, and fail
         _make_functions(model, names)
     if not trained:

@@ -5,14 +5,15 @@ Attributes that Keras keeps private are read here, and `renewal`, only where a c
 
 import dataclasses
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tiedio.model.keras_internals import TRACKED, has_value, map_graph
-from tiedio.model.places import attributes_of
+from tiedio.model.places import attributes_of, members
+from tiedio.model.views import TransposedView
 from tiedio.record.record import LayerState
 from tiedio.record.ties import shown
 
@@ -33,24 +34,37 @@ class Substitution:
 
 
 def substitute(layer: keras.Layer, old: Any, new: Any) -> None:
-    """Puts `new` wherever `layer` itself holds `old`, in the same place of its lists."""
+    """Puts `new` wherever `layer` itself holds `old`, in the same place of its lists.
+
+    A view is in no list; what takes its place is listed where a layer built anew has it.
+    """
     # A built layer refuses new state, and tracking would append what must keep its place.
     tracker = layer._tracker
+    listed = () if isinstance(new, TransposedView) else (new,)
     tracked = {
-        store: (held, [new if thing is old else thing for thing in held])
+        store: (held, [o for thing in held for o in (listed if thing is old else (thing,))])
         for store, (_, held) in tracker.config.items()
     }
     locked, tracker.locked = tracker.locked, False
     try:
         for name, value in attributes_of(layer).items():
             replaced = _replaced(value, old, new)
-            if replaced is not value:
+            if replaced is not value and listed:
                 setattr(layer, name, replaced)
+            elif replaced is not value:
+                layer.__dict__[name] = replaced  # which no backend is to track
+                if hasattr(layer, "_delete_tracking"):  # TensorFlow would export what was there
+                    layer._delete_tracking(name)
     finally:
         tracker.locked = locked
-    for store, (held, things) in tracked.items():
-        held[:] = things
-        tracker.stored_ids[store] = {id(thing) for thing in things}
+    if isinstance(old, TransposedView) and listed:
+        _, kept = tracked[TRACKED[0 if new.trainable else 1].removeprefix("_")]
+        order = {id(variable): n for n, (_, variable) in enumerate(members(layer, keras.Variable))}
+        kept.append(new)
+        kept.sort(key=lambda one: order.get(id(one), len(order)))
+    for store, (held, kept) in tracked.items():
+        held[:] = kept
+        tracker.stored_ids[store] = {id(thing) for thing in kept}
     track_parameters(layer)
 
 
@@ -101,9 +115,12 @@ def _replaced(value: Any, old: Any, new: Any, entered: tuple[int, ...] = ()) -> 
     return value
 
 
-def facts_of(variable: Any) -> str:
+def facts_of(variable: Any, axes: Sequence[int] | None = None) -> str:
     """Tells what must be equal for two variables to be tied, as messages show it."""
-    return f"{tuple(variable.shape)} {variable.dtype}"
+    shape = tuple(variable.shape)
+    if axes and sorted(axes) == list(range(len(shape))):
+        shape = tuple(shape[axis] for axis in axes)
+    return f"{shape} {variable.dtype}"
 
 
 def may_adopt(layer: keras.Layer, attribute: str) -> bool:
@@ -178,8 +195,8 @@ def restore_layer(layer: Any, saved: LayerState, named: dict[str, Any]) -> None:
     layer._trainable = saved.trainable
     lists: dict[str, list[Any]] = {tracked: [] for tracked in TRACKED}
     for held in saved.variables:
-        if held.attribute in named:
-            variable = named[held.attribute]
+        variable = named.get(held.attribute)
+        if variable is not None and not isinstance(variable, TransposedView):
             variable._path = held.path  # there is no public way to rename a variable
             variable.trainable = held.trainable
             lists[TRACKED[0] if held.listed_trainable else TRACKED[1]].append(variable)

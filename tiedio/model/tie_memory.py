@@ -13,16 +13,26 @@ import keras
 from tiedio.model.walk import Walk
 from tiedio.record.ties import Place
 
+# In what order an attribute has the axes of a variable: of none if in its own.
+Axes = tuple[int, ...]
+
 # For each layer, its tied attributes; those that hold the same variable have the same token.
-_tokens: weakref.WeakKeyDictionary[keras.Layer, dict[str, object]] = weakref.WeakKeyDictionary()
+_tokens: weakref.WeakKeyDictionary[keras.Layer, dict[str, tuple[object, Axes]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def remember(tied: Iterable[tuple[keras.Layer, str]]) -> None:
-    """Remembers that these attributes are tied; the first may be tied already."""
+def remember(tied: Iterable[tuple[keras.Layer, str]], axes: Axes = ()) -> None:
+    """Remembers that these attributes are tied; the first may be tied already.
+
+    Args:
+        tied: Layers and attributes, the owner first.
+        axes: In what order the others show its axes, if they show it transposed.
+    """
     (owner, attribute), *aliases = tied
-    token = _tokens.setdefault(owner, {}).setdefault(attribute, object())
+    token, _ = _tokens.setdefault(owner, {}).setdefault(attribute, (object(), ()))
     for layer, alias in aliases:
-        _tokens.setdefault(layer, {})[alias] = token
+        _tokens.setdefault(layer, {})[alias] = token, axes
 
 
 def forget(layer: keras.Layer, attribute: str) -> None:
@@ -30,10 +40,12 @@ def forget(layer: keras.Layer, attribute: str) -> None:
     _tokens.get(layer, {}).pop(attribute, None)
 
 
-def remembered(walk: Walk) -> list[tuple[Place, ...]]:
-    """Lists the places of a model that are to hold one variable."""
-    groups = collections.defaultdict(list)
+def remembered(walk: Walk) -> list[dict[Place, Axes]]:
+    """Lists the places of a model that are to hold, or to show, one variable."""
+    groups = collections.defaultdict(dict)
     for inner_path, layer in walk.layers.items():
-        for attribute, token in _tokens.get(layer, {}).items():
-            groups[token].append(walk.place(inner_path, attribute))
-    return [tuple(places) for places in groups.values() if len(places) > 1]
+        for attribute, (token, axes) in _tokens.get(layer, {}).items():
+            groups[token][walk.place(inner_path, attribute)] = axes
+    # What holds it before what shows it.
+    groups = [dict(sorted(one.items(), key=lambda item: bool(item[1]))) for one in groups.values()]
+    return [places for places in groups if len(places) > 1]

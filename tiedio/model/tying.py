@@ -9,15 +9,24 @@ import numpy as np
 
 from tiedio.errors import ModelNotBuiltError, TieError, first_line, listed, warn
 from tiedio.model import substitution, tie_memory
-from tiedio.model.arguments import as_one, check_built, check_layers, names_in, ties_in
+from tiedio.model.arguments import (
+    as_one,
+    axes_in,
+    check_built,
+    check_layers,
+    names_in,
+    ties_in,
+)
 from tiedio.model.joining import join, replace
 from tiedio.model.live_layers import live_layers
-from tiedio.model.pairing import Weights, check_kinds, pairs
+from tiedio.model.pairing import Weight, Weights, check_kinds, pairs
 from tiedio.model.places import named_variables
 from tiedio.model.several import each
 from tiedio.model.substitution import facts_of
-from tiedio.model.walk import Held, Visit, Walk, walk
-from tiedio.record.ties import Place, TieGroup, Ties
+from tiedio.model.views import TransposedView, base
+from tiedio.model.visits import Visit
+from tiedio.model.walk import Held, Walk, walk
+from tiedio.record.ties import Place, TieGroup, Ties, TransposedTie
 
 LayerT = TypeVar("LayerT", bound=keras.Layer)
 
@@ -27,6 +36,7 @@ def tie(
     to: keras.Layer,
     weights: Iterable[str] | Mapping[str, str] | None = None,
     *,
+    transpose: bool | Sequence[int] = False,
     input_shape: Any = None,
 ) -> LayerT:
     """Makes `layer` use the variables of another layer.
@@ -50,8 +60,12 @@ def tie(
             as `{"kernel": "recurrent_kernel"}`, says by which names the owner has them.
             `None` ties every weight that both layers have, kernel with kernel, bias
             with bias; each sub-layer must have its partner.
+        transpose: Whether `layer` uses what `weights` names transposed, or by which axes, as
+            `numpy.transpose` takes them. It then shows the owner's variables, and has none of
+            its own: to whatever lists, counts or trains variables, there is the owner's only.
         input_shape: Shape to build unbuilt layers for, batch axis included. By
-            default an unbuilt `layer` is built for the owner's shape.
+            default an unbuilt `layer` is built for the owner's shape. With `transpose` it is
+            the shape for `layer` only.
 
     Returns:
         `layer`.
@@ -77,6 +91,12 @@ def tie(
     >>> dense = tiedio.tie(dense, to=gru, weights=names, input_shape=(None, 4))
     >>> dense.kernel is gru.recurrent_kernel
     True
+    >>> table, head = keras.layers.Embedding(100, 8), keras.layers.Dense(100, use_bias=False)
+    >>> table.build()
+    >>> names = {"kernel": "embeddings"}
+    >>> _ = tiedio.tie(head, to=table, weights=names, transpose=True, input_shape=(None, 8))
+    >>> head.kernel.shape == (8, 100), head.weights
+    (True, [])
 
     Source: a public way to share a variable has been asked for since
     [keras#18419](https://github.com/keras-team/keras/issues/18419).
@@ -88,14 +108,16 @@ def tie(
             f"Expected: two layers. Received: one, twice.\n"
             "Pass the layer whose variables are to be used as `to`."
         )
+    transpose = axes_in(transpose, weights)
     if weights is None:
         check_kinds(layer, to)
     # Nothing else can hold variables that do not exist yet.
     in_use = any(part.built for part in layer._flatten_layers())
-    _build(to, input_shape)
-    _build(layer, input_shape, like=to)
-    tied = pairs(Weights(layer), Weights(to), weights)
-    warn(join([(owned, own) for own, owned in tied], live_layers() if in_use else []))
+    _build(to, None if transpose else input_shape)
+    _build(layer, input_shape, like=None if transpose else to)
+    tied = pairs(Weights(layer), Weights(to), weights, transpose)
+    groups = [(owned, own) for own, owned, _ in tied]
+    warn(join(groups, live_layers() if in_use else [], [axes for *_, axes in tied]))
     return layer
 
 
@@ -137,13 +159,15 @@ def untie(layer: LayerT, weights: Iterable[str] | None = None) -> LayerT:
         names = dict.fromkeys(chain.from_iterable(held.find(names_in(weights)).values()))
     inside = {id(weight.holder) for weight in own.values()}
     everywhere = live_layers()
-    elsewhere = {
-        id(variable)
+    others = [
+        (other, variable)
         for other in everywhere
         if id(other) not in inside
         for variable in named_variables(other).values()
-    }
-    untied = [own[name] for name in names if id(own[name].variable) in elsewhere]
+    ]
+    elsewhere = {id(base(variable)) for _, variable in others}
+    untied = [own[name] for name in names if id(base(own[name].variable)) in elsewhere]
+    _check_not_only_shown(held, untied, others)
     if not untied:
         raise TieError(
             f"Cannot untie `{layer.name}`: no other layer holds its weights.\n"
@@ -183,7 +207,8 @@ def find_ties(model: keras.Layer | Mapping[str, keras.Layer]) -> Ties:
     ...     print(group)
     encoder/kernel = decoder/kernel  (4, 4) float32
     """
-    return _places_in(model).ties
+    found = _places_in(model)
+    return Ties((*found.ties, *found.transposed_ties))
 
 
 def assert_tied(
@@ -217,8 +242,9 @@ def assert_tied(
     not tied
     """
     found = _places_in(model)
-    groups = tie_memory.remembered(found) if ties is None else [one.places for one in ties_in(ties)]
-    if not groups and ties is None and not found.ties:
+    groups = tie_memory.remembered(found) if ties is None else map(_axes_of, ties_in(ties))
+    groups = list(groups)
+    if not groups and ties is None and not (found.ties or found.transposed_ties):
         raise TieError(
             f"{listed(one.name for one in each(as_one(model)))} has no ties to check.\n"
             "Expected: layers tied by `tie` or `load_tied`. Received: none.\n"
@@ -244,27 +270,43 @@ def _places_in(model: Any) -> Walk:
     return Walk(visits)
 
 
+def _axes_of(group: TieGroup) -> dict[Place, tuple[int, ...]]:
+    """Maps the places of a group, its owner first, to the axes that they show, if not its own."""
+    axes = group.axes if isinstance(group, TransposedTie) else ()
+    return {group.owner: (), **dict.fromkeys(group.aliases, axes)}
+
+
 def _broken(
-    groups: Iterable[Sequence[Place]], places: Mapping[Place, Held]
+    groups: Iterable[Mapping[Place, tuple[int, ...]]], places: Mapping[Place, Held]
 ) -> Iterator[tuple[str, str]]:
     """Yields the places that do not hold the variable of their owner, and how they differ."""
-    for owner, *aliases in groups:
+    for group in groups:
+        owner = next(iter(group))
         # Nothing can be said of the aliases of what is not there.
-        for place in (owner, *aliases) if owner in places else (owner,):
+        for place, axes in group.items() if owner in places else [(owner, ())]:
             if place not in places:
                 yield str(place), f"no variable at `{place}`"
-            elif (received := places[place].item) is not (expected := places[owner].item):
-                yield str(place), f"`{place}` and `{owner}` {_difference(received, expected)}"
+            elif not _is_tied(received := places[place].item, places[owner].item, axes):
+                differ = _difference(received, places[owner].item, axes)
+                yield str(place), f"`{place}` and `{owner}`{' transposed' * bool(axes)} {differ}"
 
 
-def _difference(received: Any, expected: Any) -> str:
-    facts = [facts_of(variable) for variable in (received, expected)]
+def _is_tied(received: Any, expected: Any, axes: tuple[int, ...]) -> bool:
+    if not axes:
+        return received is expected
+    is_view = isinstance(received, TransposedView)
+    return is_view and received.owner is expected and received.axes == axes
+
+
+def _difference(received: Any, expected: Any, axes: tuple[int, ...]) -> str:
+    facts = [facts_of(received), facts_of(expected, axes)]
     if facts[0] != facts[1]:
         return f"are {facts[0]} and {facts[1]}"
     a, b = (
         np.asarray(keras.ops.convert_to_numpy(variable), dtype="float64")
         for variable in (received, expected)
     )
+    b = b.transpose(axes) if axes else b
     return f"differ by up to {np.abs(a - b).max(initial=0.0):.3g}"
 
 
@@ -287,3 +329,19 @@ def _build(layer: keras.Layer, input_shape: Any, like: keras.Layer | None = None
             f"Expected: a shape it accepts. Received: {config}.\n"
             "Build the layer first, or pass its `input_shape` to `tie`."
         ) from error
+
+
+def _check_not_only_shown(
+    held: Weights, untied: Sequence[Weight], others: Sequence[tuple[keras.Layer, Any]]
+) -> None:
+    """Refuses to take a variable from its owner that other layers show, and none holds."""
+    shown = {id(one.variable) for one in untied}.difference(id(variable) for _, variable in others)
+    shown -= {id(one.variable) for one in untied if isinstance(one.variable, TransposedView)}
+    if shown:
+        showing = {other.name for other, variable in others if id(base(variable)) in shown}
+        names = [n for n, one in held.named.items() if id(one.variable) in shown]
+        raise TieError(
+            f"Cannot untie {listed(map(held.label, names))}: other layers show it transposed.\n"
+            f"Expected: {listed(showing)}, which show it. Received: the layer that has it.\n"
+            "Untie those instead."
+        )

@@ -1,25 +1,15 @@
-"""Visit what Keras saves of a live model, in the order and by the paths of its own walk."""
+"""What Keras saves of a live model, what its layers hold, and what of that is one."""
 
 import collections
-import contextlib
-import dataclasses
 import functools
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 
-from tiedio.model.keras_internals import (
-    TRACKED,
-    KerasSaveable,
-    get_attr_skipset,
-    name_key,
-    to_snake_case,
-)
+from tiedio.model.keras_internals import TRACKED
 from tiedio.model.own_state import Stored, stored_by
 from tiedio.model.places import (
-    CONTAINERS,
     attribute_of,
     attributes_of,
     members,
@@ -27,32 +17,10 @@ from tiedio.model.places import (
     raw_state,
 )
 from tiedio.model.several import Models
+from tiedio.model.views import TransposedView
+from tiedio.model.visits import Visit, visits_below
 from tiedio.record.record import HeldVariable, LayerState
-from tiedio.record.ties import Place, TieGroup, Ties, layer_labels, shown
-
-# What can hold a saveable, or be one.
-_HOLDING = (KerasSaveable, *CONTAINERS)
-_METHODS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
-
-
-@dataclasses.dataclass
-class Visit:
-    """One saveable met on the walk over a model.
-
-    Attributes:
-        saveable: The layer, optimizer, metric, ...
-        inner_paths: Every path it was met under; Keras stores it under the first.
-        views: Paths under which what holds it shows it once more, as `layers` does. Before
-            Keras 3.12, what is in a list in a list is stored there.
-    """
-
-    saveable: Any
-    inner_paths: list[str]
-    views: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def inner_path(self) -> str:
-        return self.inner_paths[0]
+from tiedio.record.ties import Place, TieGroup, Ties, TransposedTie, layer_labels, shown
 
 
 class Held(NamedTuple):
@@ -257,9 +225,10 @@ class Walk:
         """The tie groups."""
         groups = []
         for places in self.places_of.values():
-            if len(places) > 1:
+            variable = self.places[places[0]].item
+            if len(places) > 1 and not isinstance(variable, TransposedView):
                 owner, *aliases = self.owner_first(places)
-                groups.append(tie_group(owner, aliases, self.places[owner].item))
+                groups.append(tie_group(owner, aliases, variable))
         return Ties(groups)
 
     def owner_first(self, places: Sequence[Place]) -> list[Place]:
@@ -268,6 +237,22 @@ class Walk:
         # `max` keeps the first of equals, so the order of the walk decides a draw.
         owner = max(places, key=lambda place: created_by(self.places[place].layer, variable))
         return [owner, *(place for place in places if place != owner)]
+
+    @functools.cached_property
+    def transposed_ties(self) -> tuple[TransposedTie, ...]:
+        """The variables that places show transposed, in the order of these places."""
+        shown = collections.defaultdict(list)
+        for place, held in self.places.items():
+            if isinstance(held.item, TransposedView) and id(held.item.owner) in self.places_of:
+                shown[id(held.item.owner), held.item.axes].append(place)
+        ties = []
+        for (_, axes), places in shown.items():
+            variable = self.places[places[0]].item.owner
+            owner, *_ = self.owner_first(self.places_of[id(variable)])
+            group = tie_group(owner, places, variable)
+            facts = group.shape, group.dtype, group.trainable
+            ties.append(TransposedTie(group.owner, group.aliases, *facts, axes))
+        return tuple(ties)
 
     @functools.cached_property
     def stored(self) -> dict[str, dict[str, Stored]]:
@@ -323,95 +308,8 @@ class Walk:
 
 
 def walk(root: Any, skipped: Iterable[Any] = ()) -> Walk:
-    """Visits the saveables below `root`, itself first, as Keras does.
-
-    Those in `skipped` are left out, with what is reached through them only.
-    """
-    visits: dict[int, Visit] = {}
-    outside = {id(saveable) for saveable in skipped}
-    attributes = _Attributes()
-
-    def visit(saveable: Any, inner_path: str) -> None:
-        visits[id(saveable)] = Visit(saveable, [inner_path])
-        held: dict[int, bool] = {}  # what this one holds; whether a property showed it
-        for attribute, child in attributes.of(saveable):
-            view = isinstance(getattr(type(saveable), attribute, None), property)
-            for item, item_path in _saveables(child, f"{inner_path}/{attribute}".lstrip("/")):
-                if id(item) in outside:
-                    continue
-                if id(item) not in visits:
-                    visit(item, item_path)
-                elif id(item) in held and (view or held[id(item)]):
-                    if item_path != visits[id(item)].inner_path:
-                        visits[id(item)].views.append(item_path)
-                else:
-                    visits[id(item)].inner_paths.append(item_path)
-                held.setdefault(id(item), view)
-
-    if id(root) not in outside:
-        visit(root, "")
-    return Walk(visits.values())
-
-
-class _Attributes:
-    """The attributes of saveables that may hold others, in the order of Keras' own walk.
-
-    What all of a class have in common is found out once in a walk.
-    """
-
-    def __init__(self):
-        self._of_class: dict[type, set[str]] = {}
-
-    def of(self, saveable: Any) -> Iterator[tuple[str, Any]]:
-        """Yields name and value of those that hold a saveable or a container."""
-        kind = saveable._obj_type()
-        if kind in ("Sequential", "Functional"):
-            yield "layers", saveable.layers
-        names = self._names(saveable) - _skipped(kind)
-        for name in sorted(names, key=name_key):
-            value = None
-            with contextlib.suppress(Exception):  # a property may raise anything
-                value = getattr(saveable, name)
-            if isinstance(value, _HOLDING):
-                yield name, value
-
-    def _names(self, saveable: Any) -> set[str]:
-        if type(saveable).__dir__ is not object.__dir__:  # torch lists sub-layers there
-            return {name for name in dir(saveable) if not name.startswith("__")}
-        kind = type(saveable)
-        if kind not in self._of_class:
-            self._of_class[kind] = {
-                name
-                for name in dir(kind)
-                # Most of a class are functions, and none of them a saveable.
-                if not (name.startswith("__") or isinstance(getattr(kind, name, None), _METHODS))
-            }
-        return self._of_class[kind] | vars(saveable).keys()
-
-
-_snake_case = functools.cache(to_snake_case)
-
-# Keras makes a layer, an optimizer, ... to find these out, anew for every saveable.
-_skipped = functools.cache(get_attr_skipset)
-
-
-def _saveables(value: Any, inner_path: str, entered: tuple[int, ...] = ()) -> Iterator[Any]:
-    """Yields the saveables in an attribute, with their paths, as Keras names them."""
-    if isinstance(value, KerasSaveable):
-        yield value, inner_path
-    elif isinstance(value, CONTAINERS) and id(value) not in entered:
-        used: dict[str, int] = {}
-        for item in list(value.values()) if isinstance(value, dict) else value:
-            if isinstance(item, KerasSaveable):
-                kind = _snake_case(type(item).__name__)
-            elif isinstance(item, CONTAINERS):
-                kind = "container"
-            else:
-                continue
-            number = used.get(kind, 0)
-            used[kind] = number + 1
-            name = f"{kind}_{number}" if number else kind
-            yield from _saveables(item, f"{inner_path}/{name}", (*entered, id(value)))
+    """Walks over a model, or over what is below any saveable; `skipped` is left out."""
+    return Walk(visits_below(root, skipped))
 
 
 def tie_group(owner: Place, aliases: Iterable[Place], variable: Any) -> TieGroup:

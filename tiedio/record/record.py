@@ -11,10 +11,16 @@ from typing import Any, TypeVar
 
 from tiedio.errors import RecordError
 from tiedio.record.json_fields import Fields, Written, contradictory, malformed, typed, unreadable
-from tiedio.record.ties import VERSION, Place, TieGroup, layer_labels
+from tiedio.record.ties import VERSION, Place, TieGroup, TransposedTie, layer_labels
 
 # Few models have these: a file without is as older versions of tiedio wrote it.
-_RARE = ("excluded_from_weight_decay", "models", "process_random_states", "shared_optimizers")
+_RARE = (
+    "excluded_from_weight_decay",
+    "models",
+    "process_random_states",
+    "shared_optimizers",
+    "transposed_ties",
+)
 
 T = TypeVar("T")
 
@@ -121,6 +127,7 @@ class Record(Written):
             of its weight decay, also for one inside another: these variables.
         shared_optimizers: For each optimizer of several models all its inner_paths, as in
             `shared_layers`.
+        transposed_ties: The variables that other places show transposed.
         models: Of several models in one file, the inner_path of each by the name that it was
             given. One may be inside another.
     """
@@ -140,6 +147,7 @@ class Record(Written):
         default_factory=dict
     )
     shared_optimizers: tuple[tuple[str, ...], ...] = ()
+    transposed_ties: tuple[TransposedTie, ...] = ()
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -159,6 +167,11 @@ class Record(Written):
     def owners(self) -> dict[Place, Place]:
         """The owner of each place that is tied."""
         return {place: group.owner for group in self.tie_groups for place in group.places}
+
+    @functools.cached_property
+    def shown_transposed(self) -> dict[Place, Place]:
+        """The places that show a variable and hold none, with the place of what they show."""
+        return {place: tie.owner for tie in self.transposed_ties for place in tie.aliases}
 
     @property
     def is_complete(self) -> bool:
@@ -204,6 +217,9 @@ class Record(Written):
             axis_orders=fields.mapped("axis_orders", _axes),
             process_random_states=fields.mapped("process_random_states", _words),
             shared_optimizers=tuple(fields.each("shared_optimizers", _inner_paths, missing=[])),
+            transposed_ties=tuple(
+                fields.each("transposed_ties", TransposedTie.from_json, missing=[])
+            ),
             models=fields.mapped("models", lambda item: typed(item, str, "an inner_path")),
         )
         record._check_places()
@@ -215,6 +231,7 @@ class Record(Written):
         for what, places in (
             ("a tie group", [p for group in self.tie_groups for p in group.places]),
             ("an exact value", self.exact_values),
+            ("a transposed tie", [p for tie in self.transposed_ties for p in tie.aliases]),
             ("a random state", [p for state in self.random_states for p in state.places]),
             *(
                 (f"a slot of `{inner_path}`", [owners.get(place, place) for place in trained or ()])

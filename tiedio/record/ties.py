@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from tiedio.record import html
 from tiedio.record.json_fields import Fields, Written, malformed, typed
@@ -95,22 +95,27 @@ class TieGroup(Written):
         """Where a file keeps the value, the owner's path first: one tensor, and its links."""
         return list(dict.fromkeys(p.dataset_path for p in self.places if p.dataset_path))
 
-    def at(self, places: Sequence[Place]) -> "TieGroup":
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people call the places, the owner first."""
+        return tuple(map(str, self.places))
+
+    def at(self, places: Sequence[Place]) -> Self:
         """Returns the same with other places; without any, it has no aliases."""
         owner = places[0] if places else self.owner
         return dataclasses.replace(self, owner=owner, aliases=tuple(places[1:]))
 
     def __str__(self) -> str:
-        aliases = ", ".join(map(str, self.aliases))
+        owner, *aliases = self.names
         frozen = "" if self.trainable else ", not trainable"
-        return f"{self.owner} = {aliases}  {self.shape} {self.dtype}{frozen}"
+        return f"{owner} = {', '.join(aliases)}  {self.shape} {self.dtype}{frozen}"
 
     def _repr_html_(self) -> str:
         return html.tie_table([self._row()])
 
     def _row(self) -> tuple[str, list[str], str, str, bool]:
-        aliases = [str(alias) for alias in self.aliases]
-        return str(self.owner), aliases, str(self.shape), self.dtype, self.trainable
+        owner, *aliases = self.names
+        return owner, aliases, str(self.shape), self.dtype, self.trainable
 
     @classmethod
     def from_json(cls, data: Any) -> "TieGroup":
@@ -122,6 +127,40 @@ class TieGroup(Written):
             dtype=fields.get("dtype", str),
             trainable=fields.get("trainable", bool),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedTie(TieGroup):
+    """A variable, and the places that show it with its axes in another order.
+
+    Attributes:
+        owner: A place that holds the variable.
+        aliases: The places that show it so.
+        shape: Shape of the variable, as its owner has it.
+        axes: Its axes in the order of the aliases, as `numpy.transpose` takes them.
+    """
+
+    axes: tuple[int, ...]
+
+    @property
+    def transposed_shape(self) -> tuple[int, ...]:
+        """The shape that the aliases have."""
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        is_reverse = self.axes == tuple(reversed(range(len(self.axes))))
+        how = "transposed" if is_reverse else f"transposed {self.axes}"
+        return (str(self.owner), *(f"{alias} {how}" for alias in self.aliases))
+
+    @classmethod
+    def from_json(cls, data: Any) -> "TransposedTie":
+        fields = Fields(data, "a transposed tie")
+        group = TieGroup.from_json(data)
+        axes = tuple(fields.each("axes", lambda axis: typed(axis, int, "an axis")))
+        if sorted(axes) != list(range(len(group.shape))) or not group.aliases:
+            raise malformed("every axis once, and aliases of a transposed tie", data)
+        return cls(group.owner, group.aliases, group.shape, group.dtype, group.trainable, axes)
 
 
 class Ties(tuple[TieGroup, ...]):

@@ -22,7 +22,9 @@ from tiedio.model.keras_internals import TRACKED, axis_order
 from tiedio.model.own_state import loads_as_keras, own_state, to_numpy
 from tiedio.model.places import attribute_of, named_variables, own_variables
 from tiedio.model.rebuilding import optimizer_variables
-from tiedio.model.walk import Visit, Walk, created_by
+from tiedio.model.views import TransposedView
+from tiedio.model.visits import Visit
+from tiedio.model.walk import Walk, created_by
 from tiedio.record.record import RandomState, Record
 from tiedio.record.ties import Place, TieGroup
 from tiedio.saving.deferral import Deferral, unnoticed
@@ -30,10 +32,16 @@ from tiedio.saving.deferral import Deferral, unnoticed
 _log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=TiedioError)
+GroupT = TypeVar("GroupT", bound=TieGroup)
 
 
 def capture(
-    walk: Walk, assets: Path | None, everything: Walk | None = None, *, strict: bool = True
+    walk: Walk,
+    assets: Path | None,
+    everything: Walk | None = None,
+    *,
+    strict: bool = True,
+    stock_readable: bool = True,
 ) -> tuple[hdf5_writer.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once.
 
@@ -43,13 +51,14 @@ def capture(
         everything: All saveables of the model, if some are not to be saved: an optimizer may
             have been built for variables of theirs.
         strict: Whether to raise where `unsaved.warnings_for_weights` warns otherwise.
+        stock_readable: Whether what is shown transposed is stored so, for Keras to read.
 
     Raises:
         SaveError: If something would be lost: all is named.
     """
     everything = everything or walk
     _check_books(everything, strict)
-    found = _Capture(walk, assets)
+    found = _Capture(walk, assets, stock_readable)
     left_out = find_unsaved(walk, everything, strict)
     state_left_out = tuple(f"{path}/" for path in left_out)
     for visit in walk.visits:
@@ -75,10 +84,11 @@ class _Capture:
         layout: The tensors, and the links to them.
     """
 
-    def __init__(self, walk: Walk, assets: Path | None):
+    def __init__(self, walk: Walk, assets: Path | None, stock_readable: bool):
         self.layout = hdf5_writer.Layout()
         self._walk = walk
         self._assets = assets
+        self._stock_readable = stock_readable
         self._path_of: dict[int, str] = {}  # of each variable, the first dataset_path
         self._stored: dict[tuple[str, int], str] = {}  # dataset_paths by inner_path and variable
         self._exact_values: list[Place] = []
@@ -133,6 +143,8 @@ class _Capture:
             )
 
     def _add_value(self, path: str, inner_path: str, value: Any) -> None:
+        if isinstance(value, TransposedView) and not self._stock_readable:
+            return
         if isinstance(value, keras.Variable):
             self._stored.setdefault((inner_path, id(value)), path)
             first = self._path_of.setdefault(id(value), path)
@@ -153,13 +165,16 @@ class _Capture:
 
     def add_exact_values(self) -> None:
         """Adds the variables of which their layer stores another value, or none."""
-        for inner_path, named in self._walk.named.items():
+        for inner_path, held_here in self._walk.named.items():
+            # What is shown is another variable's value; the rest is then read by the record.
+            named = {k: v for k, v in held_here.items() if not isinstance(v, TransposedView)}
             unstored = [
                 name for name, v in named.items() if (inner_path, id(v)) not in self._stored
             ]
             own = {id(variable) for variable in own_variables(self._walk.layers[inner_path])}
             all_of_them = (
                 inner_path in self._reordered
+                or len(named) < len(held_here)
                 or any(map(listed_only, unstored))
                 # Layers of Keras refuse to read more than they list.
                 or any(id(v) not in own for name, v in named.items() if name not in unstored)
@@ -187,6 +202,7 @@ class _Capture:
                 stored[path] = self.layout.tensors[first]
         return Record(
             models=self._walk.models,
+            transposed_ties=tuple(map(self._stored_group, self._walk.transposed_ties)),
             shared_optimizers=self._walk.shared_optimizers,
             tie_groups=tuple(map(self._stored_group, self._walk.ties)),
             layers=self._walk.layer_states,
@@ -198,10 +214,10 @@ class _Capture:
             axis_orders={path: t.axis_order for path, t in stored.items() if t.axis_order},
         )
 
-    def _stored_group(self, group: TieGroup) -> TieGroup:
-        variable = self._walk.places[group.owner].item
-        stored = (self._stored.get((place.inner_path, id(variable))) for place in group.places)
-        return group.at(list(map(Place.stored_at, group.places, stored)))
+    def _stored_group(self, group: GroupT) -> GroupT:
+        held = (self._walk.places[place] for place in group.places)
+        keys = ((p.inner_path, id(one.item)) for p, one in zip(group.places, held, strict=True))
+        return group.at(list(map(Place.stored_at, group.places, map(self._stored.get, keys))))
 
 
 def _check_books(walk: Walk, strict: bool) -> None:

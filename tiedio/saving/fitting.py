@@ -6,7 +6,7 @@ the record of a file one of this model, it is checked against a walk over what i
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tiedio.errors import LoadError, RecordError, TiedioError, listed
@@ -38,7 +38,12 @@ def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record
     groups += _ties_of_shared_layers(record, walk)
     groups += [group.at([stored.get(p, p) for p in group.places]) for group in walk.ties]
     groups = merged(group for group in groups if group.aliases)
-    tied = dataclasses.replace(record, tie_groups=tuple(groups))
+    own = [tie.at([stored.get(p, p) for p in tie.places]) for tie in walk.transposed_ties]
+    here = {place for tie in own for place in tie.aliases}
+    told = [tie.at(kept(tie.places)) for tie in record.transposed_ties]
+    told = [tie.at([p for p in tie.places if p not in here]) for tie in told]
+    shown = tuple(tie for tie in (*told, *own) if tie.aliases)
+    tied = dataclasses.replace(record, tie_groups=tuple(groups), transposed_ties=shown)
     return dataclasses.replace(
         tied,
         layers={path: layer for path, layer in _layers(record, walk, tied) if path not in left_out},
@@ -74,6 +79,7 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
     owners = tied.owners
     layers = walk.layer_states
     stored = walk.stored_places
+    shown = tied.shown_transposed
     held = {
         Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
     }
@@ -87,7 +93,8 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
             return dataclasses.replace(mine, path=owner.path, trainable=owner.trainable)
 
         names = {one.attribute for one in saved.variables}
-        listed = list(saved.variables)
+        # Of what is shown in the model, its layer has no variable.
+        listed = [one for one in saved.variables if Place(path, one.attribute) not in shown]
         for one in own.variables if own else ():
             place = Place(path, one.attribute)
             if one.attribute in names:
@@ -171,7 +178,11 @@ def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | No
     aliases: dict[str, str] = {}
     for group in walk.ties:
         aliases |= _aliases(group, stored, weights)
-    return conflict_error(weights, aliases)
+    error = conflict_error(weights, aliases)
+    for tie in walk.transposed_ties:
+        shown = _aliases(tie, stored, weights)
+        error = error or conflict_error(weights, shown, tie.axes)
+    return error
 
 
 def without_lora(
@@ -231,14 +242,17 @@ def _aliases(
     return dict.fromkeys(others, first)
 
 
-def conflict_error(weights: WeightsFile, aliases: Mapping[str, str]) -> LoadError | None:
+def conflict_error(
+    weights: WeightsFile, aliases: Mapping[str, str], axes: Sequence[int] | None = None
+) -> LoadError | None:
     """The error for one variable of a model that would be given several values.
 
     Args:
         weights: The file.
         aliases: dataset_paths of one variable, to the first of them.
+        axes: The axes of the first in the order of the others, if these show it transposed.
     """
-    differing = weights.disagreements(aliases)
+    differing = weights.disagreements(aliases, axes)
     if not differing:
         return None
     return LoadError(

@@ -10,7 +10,8 @@ import keras
 
 from tiedio.errors import RecordError, listed
 from tiedio.formats.hdf5_reader import WeightsFile
-from tiedio.model.walk import Visit, Walk, tie_group
+from tiedio.model.visits import Visit
+from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import Record
 from tiedio.record.ties import Place, TieGroup, merged
 from tiedio.saving.stored_places import stored_places

@@ -31,7 +31,8 @@ from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import Store, damaged
 from tiedio.model import process_random, renewal, several
 from tiedio.model.keras_internals import has_value
-from tiedio.model.walk import Visit, Walk, walk
+from tiedio.model.visits import Visit
+from tiedio.model.walk import Walk, walk
 from tiedio.record.record import Record
 from tiedio.saving import (
     fitting,
@@ -39,6 +40,7 @@ from tiedio.saving import (
     keras2_record,
     optimizers,
     retying,
+    shared_objects,
     stored_places,
 )
 from tiedio.saving.capture import unreached_error
@@ -248,11 +250,7 @@ class Loading:
             for layer in found.layers.values():
                 if hasattr(layer, "finalize_state") and layer.weights:
                     layer.finalize_state()
-        for random_state in record.random_states:
-            place = next((p for p in random_state.places if p in found.generators), None)
-            state = place and found.generators[place].item.state
-            if state is not None and retying.fits(random_state.state, state):
-                state.assign(np.array(random_state.state))
+        shared_objects.restore_generators(found, record)
 
     def _without_value(self) -> LoadError | None:
         """The error for variables that were given no value, though their layers were read."""
@@ -292,7 +290,7 @@ class Loading:
         """
         source, old = self._source, self._source.old_layout
         if not self._exists:
-            if retying.share_optimizers(self._walk, self._record):
+            if shared_objects.share_optimizers(self._walk, self._record):
                 self._look()
             self._find_optimizers()
             if not self._reports.strict:  # otherwise training stops where it had stopped

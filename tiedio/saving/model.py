@@ -41,6 +41,7 @@ def save_tied(
     *,
     include_optimizer: bool = True,
     strict: bool = True,
+    stock_readable: bool = True,
     durable: bool = True,
     progress: bool = False,
 ) -> None:
@@ -67,6 +68,9 @@ def save_tied(
         strict: Whether it is an error if training could not resume: an optimizer was built for
             variables that were replaced since, or the model uses variables that saving does not
             reach. Else these are left out, with a `TiedioWarning`.
+        stock_readable: Whether variables that layers show transposed (`tie(..., transpose=True)`)
+            are stored once more for each, as stock Keras needs them. Without, the file is
+            smaller, and stock Keras says that variables are missing.
         durable: Whether to wait until the file is on disk. Without, saving is quicker, and
             a crash of the process still leaves the old file or the new one, but after a
             power failure the file may be incomplete, or missing.
@@ -122,7 +126,7 @@ def save_tied(
     if not include_optimizer:
         found = Walk(found.parts)
     with tempfile.TemporaryDirectory() as assets:
-        layout, record = capture(found, Path(assets), strict=strict)
+        layout, record = capture(found, Path(assets), strict=strict, stock_readable=stock_readable)
         config = several.write(root)
         if not include_optimizer:
             config = configs.uncompiled(config)

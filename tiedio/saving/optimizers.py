@@ -245,7 +245,7 @@ def find_unresumable(
     by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
     owner_of = {
         id(places[place].item): places[owner].item
-        for place, owner in record.owners.items()
+        for place, owner in {**record.shown_transposed, **record.owners}.items()
         if place in places and owner in places
     }
 

@@ -5,20 +5,21 @@ held one variable hold one again, and those that held two hold two.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from tiedio.errors import FileFormatError, RecordError, listed
 from tiedio.formats.hdf5_reader import WeightsFile, damaged
 from tiedio.model import renewal, substitution, tie_memory
 from tiedio.model.live_layers import live_layers
 from tiedio.model.substitution import Substitution, facts_of
-from tiedio.model.walk import Walk, walk
+from tiedio.model.views import TransposedView, view_of
+from tiedio.model.walk import Walk
 from tiedio.record.record import HeldVariable, Record
-from tiedio.record.ties import Place, TieGroup, shown
+from tiedio.record.ties import Place, TieGroup, TransposedTie, shown
+from tiedio.saving import shared_objects
 from tiedio.saving.capture import listed_only
 
 # What does not fit, by the layer or the place that it is about.
@@ -59,7 +60,7 @@ def retie(
             it was just built.
     """
     before = found
-    shares_anew, unshared = _share_layers(found, record.shared_layers, weights)
+    shares_anew, unshared = shared_objects.share_layers(found, record.shared_layers, weights)
     if shares_anew:
         found = again()
     problems = unshared | find_problems(found, record) | dict(_check_generators(found, record))
@@ -78,7 +79,12 @@ def retie(
         if path in record.optimizer_variables
     ]
     warnings = renewal.apply(substitutions, using, resumed)  # which may refuse
-    _share_generators(found, record)
+    found = Walk(found.visits)
+    views, unfit = _plan_views(found, record)
+    problems |= unfit
+    using = _using(views) if in_use else using
+    warnings += renewal.apply(views, using, resumed)
+    shared_objects.share_generators(found, record)
     found = Walk(found.visits)
     problems = _restore_layers(found, record, weights) | problems
     found = Walk(found.visits)
@@ -86,10 +92,11 @@ def retie(
         for place in trained or ():
             if place not in found.places:
                 problems.setdefault(name_of(place, found, record), "no such variable")
-    for group in record.tie_groups:
+    for group in (*record.tie_groups, *record.transposed_ties):
         known = [place for place in group.places if place in found.places]
         if known:
-            tie_memory.remember((found.places[place].layer, place.attribute) for place in known)
+            tied = ((found.places[place].layer, place.attribute) for place in known)
+            tie_memory.remember(tied, getattr(group, "axes", ()))
     replaced = [
         held.item for held in before.places.values() if id(held.item) not in found.places_of
     ]
@@ -98,7 +105,7 @@ def retie(
 
 def check_optimizers(walk: Walk, record: Record) -> None:
     """Raises a `TieError` if an optimizer in use cannot be built for what will be tied."""
-    substitutions, _ = _plan(walk, record)
+    substitutions = [*_plan(walk, record)[0], *_plan_views(walk, record)[0]]
     renewal.check(substitutions, _using(substitutions))
 
 
@@ -120,7 +127,7 @@ def error_of(problems: Problems) -> RecordError | None:
 
 def find_problems(walk: Walk, record: Record) -> Problems:
     """Compares a model with what a record says of it; nothing is changed."""
-    _, unfit = _plan(walk, record)
+    unfit = _plan(walk, record)[1] | _plan_views(walk, record)[1]
     problems = dict(_check_layers(walk, record)) | unfit
     for alias in _adoptable(walk, record):
         problems.pop(name_of(alias, walk, record), None)
@@ -136,7 +143,16 @@ def restorable(walk: Walk, record: Record) -> Record:
         )
         for group in record.tie_groups
     ]
-    return dataclasses.replace(record, tie_groups=tuple(one for one in groups if one.aliases))
+    shown = [
+        tie.at([p for p in tie.places if p not in _unfit_views(walk, tie)])
+        for tie in record.transposed_ties
+        if tie.owner in walk.places
+    ]
+    return dataclasses.replace(
+        record,
+        tie_groups=tuple(one for one in groups if one.aliases),
+        transposed_ties=tuple(one for one in shown if one.aliases),
+    )
 
 
 def generators_error(walk: Walk, record: Record) -> RecordError | None:
@@ -153,56 +169,6 @@ def name_of(place: Place, walk: Walk, record: Record) -> str:
     if place.inner_path in walk.layers or place.inner_path not in record.layers:
         return str(walk.place(place.inner_path, place.attribute))
     return f"{record.layer_labels[place.inner_path]}/{shown(place.attribute)}"
-
-
-def _share_layers(
-    model: Walk, shared_layers: Sequence[Sequence[str]], weights: WeightsFile
-) -> tuple[bool, Problems]:
-    """Makes one object of the layers that the record shares; whether any were two."""
-    problems: Problems = {}
-    shares_anew = False
-    for first, *others in shared_layers:
-        new = model.by_path.get(first)
-        for inner_path in others:
-            old = model.by_path.get(inner_path)
-            if new is None or old is None:
-                missing = first if new is None else inner_path
-                problems[model.label(missing)] = "no such layer"
-            elif old is new:
-                continue
-            elif _kind(old) != _kind(new):
-                problems[model.label(inner_path)] = f"another layer than `{model.label(first)}`"
-            elif _holds(old, new) or _holds(new, old):
-                problems[model.label(inner_path)] = f"inside or around `{model.label(first)}`"
-            elif weights.disagreements(weights.twins(first, inner_path)):
-                problems[model.label(inner_path)] = (
-                    f"stored with other values than `{model.label(first)}`"
-                )
-            else:
-                substitution.substitute_layer(old, new, model.layers.values())
-                shares_anew = True
-    return shares_anew, problems
-
-
-def share_optimizers(model: Walk, record: Record) -> bool:
-    """Gives models one optimizer that had one when saved; whether any had two."""
-    shares_anew = False
-    for first, *others in record.shared_optimizers:
-        optimizer = model.optimizers.get(first)
-        for inner_path in others if optimizer else ():
-            holder, _, attribute = inner_path.rpartition("/")
-            if model.optimizers.get(inner_path) is not None and holder in model.layers:
-                setattr(model.layers[holder], attribute, optimizer)
-                shares_anew = True
-    return shares_anew
-
-
-def _kind(layer: keras.Layer) -> tuple[type, list[str]]:
-    return type(layer), [facts_of(variable) for variable in layer.weights]
-
-
-def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
-    return any(visit.saveable is part for visit in walk(layer).visits)
 
 
 def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
@@ -230,7 +196,9 @@ def unrecorded(walk: Walk, record: Record, inner_path: str) -> list[HeldVariable
     return [
         held
         for held in walk.layer_states[inner_path].variables
-        if held.attribute not in known and Place(inner_path, held.attribute) not in record.owners
+        if held.attribute not in known
+        and (place := Place(inner_path, held.attribute)) not in record.owners
+        and place not in record.shown_transposed
     ]
 
 
@@ -239,28 +207,8 @@ def _check_generators(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
         for place in random_state.places:
             if place not in walk.generators:
                 yield name_of(place, walk, record), "no such seed generator"
-            elif not fits(random_state.state, walk.generators[place].item.state):
+            elif not shared_objects.fits(random_state.state, walk.generators[place].item.state):
                 yield name_of(place, walk, record), "a state of another size"
-
-
-def _share_generators(walk: Walk, record: Record) -> None:
-    """Makes one seed generator of those that the record shares."""
-    for random_state in record.random_states:
-        first, *others = random_state.places
-        for place in others:
-            if place in walk.generators and first in walk.generators:
-                layer, generator = walk.generators[place]
-                shared = walk.generators[first].item
-                if generator is not shared:
-                    substitution.substitute(layer, generator, shared)
-
-
-def fits(words: Sequence[int], state: Any) -> bool:
-    """Whether a seed generator of this kind may have had this state."""
-    limits = np.iinfo(keras.backend.standardize_dtype(state.dtype))
-    return (len(words),) == tuple(state.shape) and all(
-        limits.min <= word <= limits.max for word in words
-    )
 
 
 def _separations(walk: Walk, record: Record) -> Iterator[Substitution]:
@@ -280,6 +228,9 @@ def _separations(walk: Walk, record: Record) -> Iterator[Substitution]:
                 if group not in copies:
                     copies[group] = substitution.copy_of(variable, layer, place.attribute)
                 yield Substitution(layer, variable, copies[group])
+    for place, (layer, view) in walk.places.items():
+        if isinstance(view, TransposedView) and place in groups:
+            yield Substitution(layer, view, substitution.copy_of(view, layer, place.attribute))
 
 
 def _adoptable(walk: Walk, record: Record) -> Iterator[Place]:
@@ -314,16 +265,42 @@ def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
     return substitutions, problems
 
 
+def _plan_views(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
+    """Plans what is to show a variable of another place, of every tie that fits the model."""
+    problems: Problems = {}
+    substitutions = []
+    for tie in record.transposed_ties:
+        unfit = _unfit_views(walk, tie)
+        problems |= {name_of(place, walk, record): why for place, why in unfit.items()}
+        for alias in tie.aliases if not unfit else ():
+            owner, (layer, shown) = walk.places[tie.owner].item, walk.places[alias]
+            is_view = isinstance(shown, TransposedView)
+            if not (is_view and shown.owner is owner and shown.axes == tie.axes):
+                substitutions.append(Substitution(layer, shown, view_of(owner, tie.axes, shown)))
+    return substitutions, problems
+
+
+def _unfit_views(walk: Walk, tie: TransposedTie) -> dict[Place, str]:
+    """Finds the places that cannot show a variable, with what they hold instead."""
+    shapes = {tie.owner: tie.shape, **dict.fromkeys(tie.aliases, tie.transposed_shape)}
+    return _unlike(walk, shapes, tie.dtype)
+
+
 def _unfit(walk: Walk, group: TieGroup) -> dict[Place, str]:
     """Finds the places that cannot be tied, with what they hold instead."""
+    return _unlike(walk, dict.fromkeys(group.places, group.shape), group.dtype)
+
+
+def _unlike(walk: Walk, shapes: Mapping[Place, tuple[int, ...]], dtype: str) -> dict[Place, str]:
+    """Finds the places that have not these shapes, or not all one dtype."""
     # Values are cast, as by Keras; but one variable has one dtype.
-    dtypes = {walk.places[place].item.dtype for place in group.places if place in walk.places}
+    dtypes = {walk.places[place].item.dtype for place in shapes if place in walk.places}
     unfit = {}
-    for place in group.places:
+    for place, shape in shapes.items():
         if place not in walk.places:
             unfit[place] = "no such variable"
-        elif tuple((variable := walk.places[place].item).shape) != group.shape:
-            unfit[place] = f"{facts_of(variable)}, not {group.shape} {group.dtype}"
+        elif tuple((variable := walk.places[place].item).shape) != shape:
+            unfit[place] = f"{facts_of(variable)}, not {shape} {dtype}"
         elif len(dtypes) > 1:
             unfit[place] = f"{variable.dtype}, tied to another dtype"
     return unfit
@@ -371,6 +348,10 @@ def disagreement(walk: Walk, record: Record, weights: WeightsFile) -> FileFormat
         for path in group.dataset_paths[1:]
     }
     differing = weights.disagreements(owners)
+    for tie in record.transposed_ties:
+        if tie.owner in walk.places and (owner := tie.owner.dataset_path):
+            paths = [p.dataset_path for p in tie.aliases if p in walk.places and p.dataset_path]
+            differing += weights.disagreements(dict.fromkeys(paths, owner), tie.axes)
     if not differing:
         return None
     return damaged(weights.filepath, differing, "other values than at their owners")

@@ -49,7 +49,7 @@ def read_by_record(record: Record, walk: Walk) -> set[str]:
 
     What such a layer lists may be in another order than in the file, or not be stored by it.
     """
-    exact = {*record.exact_values}
+    exact = {*record.exact_values, *record.shown_transposed}
     return {
         path
         for path, named in walk.named.items()

@@ -35,6 +35,7 @@ def save_tied_weights(
     *,
     objects_to_skip: Iterable[Any] | None = None,
     strict: bool = True,
+    stock_readable: bool = True,
     durable: bool = True,
     progress: bool = False,
 ) -> None:
@@ -53,6 +54,7 @@ def save_tied_weights(
             in files beside the JSON, which says what is in which.
         objects_to_skip: Layers, or the optimizer, whose state is left out.
         strict: Whether it is an error if training could not resume, as in `save_tied`.
+        stock_readable: Whether stock Keras can load the file, as in `save_tied`.
         durable: Whether to wait until the files are on disk, as in `save_tied`.
         progress: Whether to show a progress bar, by bytes.
 
@@ -105,7 +107,7 @@ def save_tied_weights(
         return
     everything = walk(root)
     found = walk(root, skipped) if skipped else everything
-    layout, record = capture(found, None, everything, strict=strict)
+    layout, record = capture(found, None, everything, strict=strict, stock_readable=stock_readable)
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
     with shown(f"Saving {target.label}", progress) as advance:

@@ -11,6 +11,7 @@ from . import own_storing as own_storing
 from . import several as several
 from . import shared_layers as shared_layers
 from . import training_state as training_state
+from . import transposed as transposed
 from .base import (
     CONTROLS,
     SCENARIOS,
@@ -61,6 +62,8 @@ OF_EACH_KIND = (
     "muon",
     "optimizers_chosen_by_path",
     "equal_but_untied",
+    "autoencoder_of_plain_layers",
+    "three_views_of_one_table",
     "generator_discriminator_and_gan",
     "encoder_decoder_and_autoencoder",
     "two_models_of_a_class_around_one",
@@ -96,6 +99,10 @@ __all__ = [
 def ties_of(model):
     """Lists the tie groups by paths, which are the same where layers have other names."""
     return [
-        [[f"{place.inner_path}/{place.attribute}" for place in group.places], list(group.shape)]
+        [
+            [f"{place.inner_path}/{place.attribute}" for place in group.places],
+            list(group.shape),
+            *getattr(group, "axes", ()),
+        ]
         for group in tiedio.find_ties(model)
     ]

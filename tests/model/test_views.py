@@ -1,0 +1,240 @@
+"""A layer that shows another layer's variable transposed: live, and what is refused."""
+
+import copy
+import gc
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tiedio
+from tiedio.errors import ArgumentError, ModelNotBuiltError, TieError
+from tiedio.model.views import TransposedView
+
+DATA = np.random.default_rng(0).random((16, 6), "float32")
+
+
+class DenseTransposed(layers.Layer):
+    """A decoder as people write it by hand."""
+
+    def __init__(self, other, **options):
+        super().__init__(**options)
+        self.other = other
+
+    def build(self, input_shape):
+        shape = (self.other.kernel.shape[0],)
+        self.bias = self.add_weight(shape=shape, initializer="zeros", name="bias")
+
+    def call(self, inputs):
+        return ops.matmul(inputs, ops.transpose(self.other.kernel)) + self.bias
+
+
+class ConvTransposed(layers.Conv2D):
+    def __init__(self, other, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.other = other
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    @property
+    def kernel(self):
+        return ops.transpose(self.other.kernel, (0, 1, 3, 2))
+
+
+class Scores(layers.Layer):
+    def __init__(self, table, **options):
+        super().__init__(**options)
+        self.table = table
+
+    def call(self, inputs):
+        return ops.matmul(inputs, ops.transpose(self.table.embeddings))
+
+
+def value(variable):
+    return np.asarray(ops.convert_to_numpy(variable))
+
+
+def autoencoder(tied=True, **options):
+    keras.utils.set_random_seed(1)
+    encoder = layers.Dense(3, activation="tanh", name="encoder", **options)
+    decoder = layers.Dense(6, name="decoder", **options)
+    model = keras.Sequential([keras.Input((6,)), encoder, decoder])
+    if tied:
+        tiedio.tie(decoder, to=encoder, weights=["kernel"], transpose=True)
+    return model
+
+
+def by_hand():
+    keras.utils.set_random_seed(1)
+    encoder = layers.Dense(3, activation="tanh", name="encoder")
+    return keras.Sequential([keras.Input((6,)), encoder, DenseTransposed(encoder)])
+
+
+def convolutional(tied):
+    keras.utils.set_random_seed(1)
+    down = layers.Conv2D(4, 3, padding="same", activation="tanh")
+    up = layers.Conv2D(2, 3, padding="same") if tied else ConvTransposed(down, 2, 3, padding="same")
+    model = keras.Sequential([keras.Input((5, 5, 2)), down, up])
+    if tied:
+        tiedio.tie(up, to=down, weights=["kernel"], transpose=(0, 1, 3, 2))
+    return model
+
+
+def language_model(tied):
+    keras.utils.set_random_seed(1)
+    words, table, hidden = keras.Input((5,), dtype="int32"), layers.Embedding(7, 4), layers.Dense(4)
+    head = layers.Dense(7, use_bias=False) if tied else Scores(table)
+    model = keras.Model(words, head(hidden(table(words))))
+    if tied:
+        names = {"kernel": "embeddings"}
+        tiedio.tie(head, to=table, weights=names, transpose=True)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolutional", "language model"])
+def test_trains_as_a_layer_written_by_hand(kind):
+    shape = {"dense": (16, 6), "convolutional": (16, 5, 5, 2), "language model": (16, 5)}[kind]
+    inputs = np.random.default_rng(0).random(shape, "float32")
+    if kind == "language model":
+        inputs = (inputs * 7).astype("int32")
+    makers = {
+        "dense": (autoencoder, by_hand),
+        "convolutional": (lambda: convolutional(True), lambda: convolutional(False)),
+        "language model": (lambda: language_model(True), lambda: language_model(False)),
+    }
+    states = []
+    for make in makers[kind]:
+        model = make()
+        model.compile(keras.optimizers.Adam(0.01, use_ema=True), "mse")
+        targets = np.zeros(model.compute_output_shape(shape), "float32")
+        model.fit(inputs, targets, epochs=3, batch_size=4, shuffle=False, verbose=0)
+        states.append([value(one) for one in (*model.weights, *model.optimizer.variables)])
+        assert model.count_params() == sum(one.size for one in map(value, model.weights))
+    for ours, theirs in zip(*states, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
+def test_is_shown_as_any_variable(policy):
+    model = autoencoder(dtype=policy)
+    encoder, decoder = model.layers
+    shown = decoder.kernel
+    assert isinstance(shown, keras.Variable)
+    assert (tuple(shown.shape), shown.dtype, shown.ndim) == ((3, 6), "float32", 2)
+    assert np.array_equal(value(shown), value(encoder.kernel).T)
+    assert [one.name for one in decoder.weights] == ["bias"]
+    assert len(model.trainable_variables) == 3 and model.count_params() == 18 + 3 + 6
+    computed = keras.backend.standardize_dtype(model(DATA).dtype)
+    assert computed == ("bfloat16" if policy.startswith("mixed") else "float32")
+    shown.assign(np.full((3, 6), 2.0))
+    shown.assign_add(np.ones((3, 6)))
+    assert np.array_equal(value(encoder.kernel), np.full((6, 3), 3.0))
+    with pytest.raises(ValueError, match=r"Expected: \(3, 6\). Received: \(6, 3\)"):
+        shown.assign(np.ones((6, 3)))
+    shown.trainable = False
+    assert not encoder.kernel.trainable
+
+
+def test_untie_gives_the_value_of_that_moment(recwarn):
+    model = autoencoder()
+    model.compile("adam", "mse")
+    model.fit(DATA, DATA, verbose=0)
+    encoder, decoder = model.layers
+    expected = value(encoder.kernel).T
+    tiedio.untie(decoder)
+    assert "starts anew" in str(recwarn.pop(tiedio.TiedioWarning).message)
+    assert [one.name for one in decoder.weights] == ["kernel", "bias"]
+    assert np.array_equal(value(decoder.kernel), expected)
+    model.fit(DATA, DATA, verbose=0)
+    assert not np.array_equal(value(decoder.kernel), value(encoder.kernel).T)
+    assert tiedio.find_ties(model) == ()
+
+
+def test_what_ties_say(capsys):
+    model = autoencoder()
+    (tie,) = tiedio.find_ties(model)
+    assert str(tie) == "encoder/kernel = decoder/kernel transposed  (6, 3) float32"
+    assert tie.axes == (1, 0) and "decoder/kernel transposed" in tie._repr_html_()
+    tiedio.assert_tied(model)
+    tiedio.assert_tied(model, [tie])
+    with pytest.raises(TieError, match="`encoder/kernel` transposed differ by up to"):
+        tiedio.assert_tied(autoencoder(tied=False), [tie])
+    tiedio.summary(model)
+    assert "decoder/kernel transposed" in capsys.readouterr().out
+    (tie,) = tiedio.find_ties(convolutional(True))
+    assert "transposed (0, 1, 3, 2)" in str(tie)
+
+
+def test_a_view_of_a_view_and_of_what_is_tied_again():
+    first, second, third = (layers.Dense(4, name=name) for name in ("first", "second", "third"))
+    for layer in (first, second, third):
+        layer.build((None, 4))
+    tiedio.tie(second, to=first, weights=["kernel"], transpose=True)
+    tiedio.tie(third, to=second, weights=["kernel"], transpose=True)
+    assert third.kernel is first.kernel
+    other = layers.Dense(4, name="other")
+    other.build((None, 4))
+    tiedio.untie(third)
+    tiedio.tie(first, to=other, weights=["kernel"])
+    assert second.kernel.owner is other.kernel
+
+
+def test_models_of_their_parts(recwarn):
+    """The owner's layer cannot take its variable away from what shows it."""
+    model = autoencoder()
+    with pytest.raises(TieError, match=r"`encoder/kernel`.*\n.*`decoder`, which show it"):
+        tiedio.untie(model.layers[0])
+    copied = copy.deepcopy(model.layers[1].kernel)
+    assert isinstance(copied, TransposedView) and copied.owner is not model.layers[0].kernel
+
+
+def test_what_is_refused():
+    model = autoencoder(tied=False)
+    encoder, decoder = model.layers
+    before = list(model.weights)
+    for options, kind, words in (
+        ({"transpose": True}, ArgumentError, "names of what is to be transposed"),
+        ({"weights": ["kernel"], "transpose": (0, 0)}, ArgumentError, "each axis once"),
+        ({"weights": ["kernel"], "transpose": "yes"}, ArgumentError, "each axis once"),
+        ({"weights": ["kernel"], "transpose": (0, 1)}, TieError, r"\(6, 3\) float32 \(owner\)"),
+        ({"weights": ["kernel"], "transpose": (0, 1, 2)}, TieError, "shapes or dtypes differ"),
+        ({"weights": ["kernel"]}, TieError, "pass `transpose=True`"),
+    ):
+        with pytest.raises(kind, match=words):
+            tiedio.tie(decoder, to=encoder, **options)
+    with pytest.raises(ModelNotBuiltError, match="`input_shape`"):
+        tiedio.tie(layers.Dense(6), to=encoder, weights=["kernel"], transpose=True)
+    assert all(map(lambda a, b: a is b, model.weights, before))
+
+
+def test_without_a_copy_stock_keras_says_what_is_missing(tmp_path):
+    model = language_model(True)
+    paths = []
+    for stock_readable in (True, False):
+        path = tmp_path / f"{stock_readable}.weights.h5"
+        tiedio.save_tied_weights(model, path, stock_readable=stock_readable)
+        loaded = language_model(True)
+        tiedio.load_tied_weights(loaded, path)
+        assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+        paths.append(path)
+    words = keras.Input((5,), dtype="int32")
+    hidden = layers.Dense(4, "tanh")(layers.Embedding(7, 4)(words))
+    plain = keras.Model(words, layers.Dense(7, use_bias=False)(hidden))
+    plain.load_weights(paths[0])
+    with pytest.raises(ValueError, match="expected 1 variables, but received 0"):
+        plain.load_weights(paths[1])
+    tiedio.load_tied_weights(plain, paths[1])
+    tiedio.assert_tied(plain, tiedio.find_ties(model))
+
+
+def test_no_second_table_is_kept():
+    table, head = layers.Embedding(1000, 64), layers.Dense(1000, use_bias=False)
+    table.build()
+    names = {"kernel": "embeddings"}
+    tiedio.tie(head, to=table, weights=names, transpose=True, input_shape=(None, 64))
+    gc.collect()
+    held = [one for one in gc.get_objects() if isinstance(one, keras.Variable)]
+    assert sum(tuple(one.shape) == (64, 1000) for one in held) == 1
+    assert head.count_params() == 0
