@@ -62,7 +62,7 @@ TOLERANCES = {
     "loss_scaling": 8 * 2**-10,
 }
 # Backends draw other numbers from one state; that the state is the same is all that can be had.
-RANDOM = ("dropout", "one_seed_generator_in_two_layers")
+RANDOM = ("dropout", "one_seed_generator_in_two_layers", "generator_discriminator_and_gan")
 # The gradient is nothing but rounding where a constant added to what follows changes nothing: to
 # the keys of an attention, or before a batch normalisation. Adam makes full steps of any gradient.
 NO_GRADIENT = {

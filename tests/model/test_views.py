@@ -229,6 +229,26 @@ def test_without_a_copy_stock_keras_says_what_is_missing(tmp_path):
     tiedio.assert_tied(plain, tiedio.find_ties(model))
 
 
+def test_clones_show_it_too():
+    model = autoencoder()
+    clone = tiedio.clone_tied(model)
+    tiedio.assert_tied(clone, tiedio.find_ties(model))
+    assert clone.layers[1].kernel.owner is clone.layers[0].kernel
+
+
+@pytest.mark.skipif(not hasattr(keras.Model, "quantize"), reason="Keras quantizes no models")
+def test_quantized_layers_have_kernels_of_their_own():
+    model = autoencoder()
+    expected = model.predict(DATA, verbose=0)
+    with pytest.warns(tiedio.TiedioWarning, match="`decoder/kernel` from `encoder/kernel`"):
+        tiedio.quantize_tied(model, "int8")
+    assert np.allclose(model.predict(DATA, verbose=0), expected, atol=0.1)
+    assert tiedio.find_ties(model) == () and len(model.weights) == 6
+    model = autoencoder()
+    tiedio.quantize_tied(model, "float8")  # which leaves kernels alone
+    assert tiedio.find_ties(model)
+
+
 def test_no_second_table_is_kept():
     table, head = layers.Embedding(1000, 64), layers.Dense(1000, use_bias=False)
     table.build()

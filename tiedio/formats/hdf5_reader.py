@@ -292,8 +292,7 @@ class WeightsFile:
         """
         if self._found(other) == self._found(first):
             return {}
-        paths = self.below(other)
-        return {path: f"{first}{path.removeprefix(other)}" for path in paths}
+        return {path: f"{first}{path.removeprefix(other)}" for path in self.below(other)}
 
     def disagreements(
         self, paths: Mapping[str, str], axes: Sequence[int] | None = None
@@ -302,7 +301,7 @@ class WeightsFile:
 
         Args:
             paths: dataset_paths of aliases, to those of their owners.
-            axes: The axes of the owners in the order of the aliases, if that is another.
+            axes: The axes of the owners, as the aliases have them, if otherwise.
         """
         return [alias for alias, owner in paths.items() if not self._are_equal(alias, owner, axes)]
 

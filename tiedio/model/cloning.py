@@ -16,6 +16,7 @@ from tiedio.model.joining import alike, join, same_facts
 from tiedio.model.live_layers import live_layers
 from tiedio.model.pairing import Weight
 from tiedio.model.places import named_variables
+from tiedio.model.substitution import facts_of
 from tiedio.model.walk import walk
 from tiedio.record.ties import Place
 
@@ -102,6 +103,14 @@ def _tie(model: keras.Layer, pairs: _Pairs) -> list[str]:
     tied = [list(weights_of(places)) for places in found.places_of.values()]
     groups, apart = alike(tied, same_facts)
     lost = join(groups, live_layers())
+    for tie in found.transposed_ties:
+        for _, owner in [*weights_of([tie.owner])][:1]:
+            expected = owner.variable is not None and facts_of(owner.variable, tie.axes)
+            for name, weight in weights_of(tie.aliases):
+                if weight.variable is not None and facts_of(weight.variable) == expected:
+                    lost += join([[owner, weight]], live_layers(), [tie.axes])
+                else:
+                    apart.append(f"`{name}` from `{tie.owner}`")
     if apart:
         lost.append(
             f"Cloning `{model.name}` separated {'; '.join(apart)}: the layers that were made of "

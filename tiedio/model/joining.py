@@ -11,7 +11,7 @@ from tiedio.model import renewal, tie_memory
 from tiedio.model.pairing import Weight
 from tiedio.model.places import named_variables
 from tiedio.model.substitution import Substitution, facts_of
-from tiedio.model.views import TransposedView, view_of
+from tiedio.model.views import TransposedView, is_shown, view_of
 
 
 def join(
@@ -52,7 +52,8 @@ def replace(replaced: Sequence[tuple[Weight, Any]], everywhere: Sequence[keras.L
         for weight, new in replaced
         for layer in (weight.holder, *(one for one in wrappers if one.layer is weight.holder))
     ]
-    substitutions += _following(replaced, everywhere)
+    if is_shown(weight.variable for weight, _ in replaced):
+        substitutions += _following(replaced, everywhere)
     layers = [one.layer for one in substitutions]
     return renewal.apply(substitutions, renewal.models_with(layers, among=everywhere))
 

@@ -7,13 +7,15 @@ import keras
 import numpy as np
 
 from tiedio.errors import warn
-from tiedio.model.joining import alike, join, same_facts
+from tiedio.model.joining import alike, join, replace, same_facts
 from tiedio.model.live_layers import live_layers
 from tiedio.model.own_state import to_numpy
 from tiedio.model.pairing import Weight
 from tiedio.model.places import named_variables
+from tiedio.model.substitution import copy_of
 from tiedio.model.walk import walk
-from tiedio.record.ties import shown
+from tiedio.record.ties import Place
+from tiedio.record.ties import shown as shown_name
 
 
 class _Tied(NamedTuple):
@@ -29,7 +31,7 @@ class _Tied(NamedTuple):
     def weight(self) -> Weight:
         """What it holds now; GPTQ and AWQ put it into another attribute, by its old name."""
         named = named_variables(self.layer)
-        renamed = (one for one, held in named.items() if held.name == shown(self.attribute))
+        renamed = (one for one, held in named.items() if held.name == shown_name(self.attribute))
         attribute = self.attribute if self.attribute in named else next(renamed, self.attribute)
         return Weight(self.layer, attribute, named.get(attribute), "")
 
@@ -37,18 +39,47 @@ class _Tied(NamedTuple):
 def keep_ties(model: keras.Model, quantize: Callable[[], None]) -> None:
     """Quantizes a model, and ties again what has equal values; a warning names the rest."""
     tied = _find_tied(model)
+    shown = _keep_shown(model)
     try:
         quantize()
     finally:  # of a model that Keras refuses, some layers may be quantized
         now = [[(one.name, one.weight()) for one in places] for places in tied]
         groups, apart = alike(now, _equal)
         lost = join([*groups, *_scales(groups)], live_layers())
+        for owner, alias, axes in shown:
+            if _holds(owner) and _holds(alias):
+                lost += join([[owner, alias]], live_layers(), [axes])
+            else:
+                ends = [f"{one.holder.name}/{shown_name(one.attribute)}" for one in (alias, owner)]
+                apart.append(" from ".join(f"`{name}`" for name in ends))
         if apart:
             lost.append(
                 f"Quantizing separated {'; '.join(apart)}: their values, shapes or dtypes differ. "
                 "Layers of one kind that are quantized in one way stay tied."
             )
         warn(lost)
+
+
+def _keep_shown(model: keras.Model) -> list[tuple[Weight, Weight, tuple[int, ...]]]:
+    """Gives what is shown transposed a value, for Keras to quantize; returns who shows what."""
+    found = walk(model)
+
+    def weight(place: Place) -> Weight:
+        layer, variable = found.places[place]
+        return Weight(layer, place.attribute, variable, place.inner_path)
+
+    shown = []
+    for tie in found.transposed_ties:
+        for alias in map(weight, tie.aliases):
+            copy = copy_of(alias.variable, alias.holder, alias.attribute)
+            replace([(alias, copy)], live_layers())
+            shown.append((weight(tie.owner), alias._replace(variable=copy), tie.axes))
+    return shown
+
+
+def _holds(weight: Weight) -> bool:
+    """Whether a weight is still the variable that it was."""
+    return named_variables(weight.holder).get(weight.attribute) is weight.variable
 
 
 def _find_tied(model: keras.Model) -> list[list[_Tied]]:
@@ -66,7 +97,7 @@ def _find_tied(model: keras.Model) -> list[list[_Tied]]:
         if id(layer) not in inside:
             for attribute, variable in named_variables(layer).items():
                 if id(variable) in tied:
-                    name = f"{layer.name}/{shown(attribute)}"
+                    name = f"{layer.name}/{shown_name(attribute)}"
                     tied[id(variable)].append(_Tied(name, layer, attribute))
     return [places for places in tied.values() if len(places) > 1]
 

@@ -1,10 +1,14 @@
 """A variable that is another one, transposed: a view, with no value of its own."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+# By `id()`, as variables say themselves what is equal.
+_live: weakref.WeakValueDictionary[int, "TransposedView"] = weakref.WeakValueDictionary()
 
 
 class TransposedView(keras.Variable):
@@ -19,6 +23,11 @@ class TransposedView(keras.Variable):
         axes: Its axes in the order in which the view has them, as `numpy.transpose` takes them.
         like: The variable whose place it takes, and by whose name and path it is known.
     """
+
+    def __new__(cls, *arguments: Any) -> "TransposedView":
+        view = super().__new__(cls)
+        _live[id(view)] = view
+        return view
 
     def __init__(self, owner: Any, axes: Sequence[int], like: Any):
         # Not Keras' own, which would make a value.
@@ -71,6 +80,12 @@ class TransposedView(keras.Variable):
     @trainable.setter
     def trainable(self, value: bool) -> None:
         self.owner.trainable = value
+
+
+def is_shown(variables: Iterable[Any]) -> bool:
+    """Whether any of these variables is shown transposed, anywhere in this process."""
+    shown = {id(view.owner) for one in _live.valuerefs() if (view := one()) is not None}
+    return any(id(variable) in shown for variable in variables)
 
 
 def base(variable: Any) -> Any:
