@@ -9,6 +9,10 @@ import numpy as np
 _ALIGNMENT = 64  # bytes
 
 
+# The axes of an array in another order; `None` for their own.
+Axes = Sequence[int] | None
+
+
 class Stored(np.ndarray):
     """An array as it was read. One variable may use its memory."""
 
@@ -29,7 +33,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
+def ordered(array: np.ndarray, axes: Axes) -> np.ndarray:
     """Lays the memory of an array out so that its strides fall in the order of `axes`."""
     if axes is None:
         return array
@@ -40,7 +44,7 @@ def ordered(array: np.ndarray, axes: Sequence[int] | None) -> np.ndarray:
     return moved.transpose(np.argsort(axes))
 
 
-def are_equal(array: np.ndarray, other: np.ndarray, axes: Sequence[int] | None) -> bool:
+def are_equal(array: np.ndarray, other: np.ndarray, axes: Axes) -> bool:
     """Whether arrays are equal, bit for bit: the other with its axes in this order, if given."""
     if axes is None:
         return array.tobytes() == other.tobytes()
