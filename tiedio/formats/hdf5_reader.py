@@ -18,7 +18,7 @@ import xxhash
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
 from tiedio.errors import FileFormatError, first_line, listed
-from tiedio.formats.arrays import Stored, aligned, are_equal, ordered
+from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, ordered
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
 from tiedio.storage.streams import Threads, Window
 
@@ -294,9 +294,7 @@ class WeightsFile:
             return {}
         return {path: f"{first}{path.removeprefix(other)}" for path in self.below(other)}
 
-    def disagreements(
-        self, paths: Mapping[str, str], axes: Sequence[int] | None = None
-    ) -> list[str]:
+    def disagreements(self, paths: Mapping[str, str], axes: Axes = None) -> list[str]:
         """Lists the datasets that should be, but do not equal, another one.
 
         Args:
@@ -305,7 +303,7 @@ class WeightsFile:
         """
         return [alias for alias, owner in paths.items() if not self._are_equal(alias, owner, axes)]
 
-    def _are_equal(self, alias: str, owner: str, axes: Sequence[int] | None) -> bool:
+    def _are_equal(self, alias: str, owner: str, axes: Axes) -> bool:
         found = self._find(alias)
         # One object under two paths, as tiedio writes it, needs no look at the values.
         if found is not None and found == self._find(owner):
