@@ -77,7 +77,7 @@ def test_plan(folder):
     (row,) = cells(run("plan", "lost.keras")[0])
     assert row[1] == "equal contents, and 1 fewer in the optimizer's state"
     assert cells(run("plan", "tied.keras")[0])[0][-1] == ""
-    assert "No variables are tied" in run("plan", "apart.keras")[0]
+    assert "There is nothing to tie" in run("plan", "apart.keras")[0]
     found = read("plan", "unsure.keras", code=3)
     assert found["proposals"][0]["owner"] == "encoder/kernel"
     assert os.listdir() == os.listdir(folder)

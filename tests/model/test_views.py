@@ -9,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import tiedio
+from tiedio import files
 from tiedio.errors import ArgumentError, ModelNotBuiltError, TieError
 from tiedio.model.views import TransposedView
 
@@ -227,6 +228,44 @@ def test_without_a_copy_stock_keras_says_what_is_missing(tmp_path):
         plain.load_weights(paths[1])
     tiedio.load_tied_weights(plain, paths[1])
     tiedio.assert_tied(plain, tiedio.find_ties(model))
+
+
+def test_what_files_say(tmp_path):
+    model = autoencoder()
+    model.compile("adam", "mse")
+    model.fit(DATA, DATA, verbose=0)
+    for name, copy in (("with.keras", True), ("without.keras", False)):
+        tiedio.save_tied(model, tmp_path / name, stock_readable=copy)
+        (group,) = files.inspect(tmp_path / name).tie_groups
+        assert group.names == ("encoder/kernel", "decoder/kernel transposed")
+        assert group.nbytes == (0 if copy else 6 * 3 * 4)
+        plan = files.plan(tmp_path / name)
+        (note,) = plan.notes  # not that a state of the optimizer is missing
+        assert "decoder/kernel transposed: this stays so" in note and not plan.proposals
+        files.migrate(tmp_path / name, tmp_path / f"migrated {name}")
+        files.export(tmp_path / name, tmp_path / f"{name}.safetensors")
+        files.export(tmp_path / f"{name}.safetensors", tmp_path / f"back {name}")
+        for written in (f"migrated {name}", f"back {name}"):
+            loaded = tiedio.load_tied(tmp_path / written)
+            tiedio.assert_tied(loaded, tiedio.find_ties(model))
+            assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+
+
+def test_with_lora(tmp_path):
+    model = autoencoder()
+    encoder, decoder = model.layers
+    decoder.enable_lora(2)
+    assert not encoder.kernel.trainable  # one variable: frozen by LoRA for both
+    model.compile("adam", "mse")
+    model.fit(DATA, DATA, verbose=0)
+    tiedio.save_tied(model, tmp_path / "lora.keras")
+    loaded = tiedio.load_tied(tmp_path / "lora.keras")
+    for one in (model, loaded):
+        one.fit(DATA, DATA, shuffle=False, verbose=0)
+    tiedio.assert_tied(loaded, tiedio.find_ties(model))
+    for ours, theirs in zip(loaded.weights, model.weights, strict=True):
+        assert value(ours).tobytes() == value(theirs).tobytes()
+    assert value(loaded.layers[1].kernel).tobytes() == value(decoder.kernel).tobytes()
 
 
 def test_clones_show_it_too():

@@ -16,6 +16,7 @@ from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.record import Record
+from tiedio.record.ties import TransposedTie
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -105,10 +106,21 @@ class Checkpoint:
         """The name of the owner of each variable that is tied, by the variable's name."""
         return stated_ties.joined(self.ties)
 
+    @property
+    def transposed_ties(self) -> list[TransposedTie]:
+        """The variables that its layers show transposed, by the names of these."""
+        record = self.record
+        return [record.named(tie) for tie in record.transposed_ties] if record else []
+
     @functools.cached_property
     def untied(self) -> list[StoredVariable]:
-        """Its variables without those that are tied to another one."""
-        return [one for one in self.variables if self.owners.get(one.name, one.name) == one.name]
+        """Its variables without those that are tied to another one, or show one transposed."""
+        copies = {place.dataset_path for tie in self.transposed_ties for place in tie.aliases}
+        return [
+            one
+            for one in self.variables
+            if self.owners.get(one.name, one.name) == one.name and one.source not in copies
+        ]
 
     @property
     def is_by_position(self) -> bool:

@@ -141,7 +141,7 @@ def plan(found: "Plan", dry_run: bool = False) -> None:
         [_proposal(one) for one in found.proposals],
     )
     if not found.proposals:
-        _line("No variables are tied, as far as the file tells.")
+        _line("There is nothing to tie, as far as the file tells.")
     for one in found.forbidden:
         told = f"Not tied: {' = '.join(one.names)}: {one.why}"
         _line(f"{told}. To tie them: {', '.join(one.needs)}")

@@ -273,7 +273,11 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
             for tie in _gathered(found.forbidden)
         ),
-        notes=(*checkpoint.notes, *found.notes),
+        notes=(
+            *checkpoint.notes,
+            *found.notes,
+            *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
+        ),
     )
 
 

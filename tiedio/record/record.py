@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tiedio.errors import RecordError
 from tiedio.record.json_fields import Fields, Written, contradictory, malformed, typed, unreadable
-from tiedio.record.ties import VERSION, Place, TieGroup, TransposedTie, layer_labels
+from tiedio.record.ties import VERSION, Place, TieGroup, TransposedTie, layer_labels, shown
 
 # Few models have these: a file without is as older versions of tiedio wrote it.
 _RARE = (
@@ -23,6 +23,7 @@ _RARE = (
 )
 
 T = TypeVar("T")
+GroupT = TypeVar("GroupT", bound=TieGroup)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,15 @@ class Record(Written):
     def shown_transposed(self) -> dict[Place, Place]:
         """The places that show a variable and hold none, with the place of what they show."""
         return {place: tie.owner for tie in self.transposed_ties for place in tie.aliases}
+
+    def named(self, group: GroupT) -> GroupT:
+        """Returns a tie group whose places have the names that people call them by."""
+        labels = self.layer_labels
+
+        def name(place: Place) -> str:
+            return f"{labels.get(place.inner_path, place.inner_path)}/{shown(place.attribute)}"
+
+        return group.at([dataclasses.replace(p, name=name(p).lstrip("/")) for p in group.places])
 
     @property
     def is_complete(self) -> bool:

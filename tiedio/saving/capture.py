@@ -165,6 +165,8 @@ class _Capture:
 
     def add_exact_values(self) -> None:
         """Adds the variables of which their layer stores another value, or none."""
+        # What another layer may assign to what it shows, as one with LoRA does.
+        shown = {tie.owner.inner_path for tie in self._walk.transposed_ties}
         for inner_path, held_here in self._walk.named.items():
             # What is shown is another variable's value; the rest is then read by the record.
             named = {k: v for k, v in held_here.items() if not isinstance(v, TransposedView)}
@@ -174,6 +176,7 @@ class _Capture:
             own = {id(variable) for variable in own_variables(self._walk.layers[inner_path])}
             all_of_them = (
                 inner_path in self._reordered
+                or inner_path in shown
                 or len(named) < len(held_here)
                 or any(map(listed_only, unstored))
                 # Layers of Keras refuse to read more than they list.

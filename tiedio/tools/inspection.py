@@ -165,6 +165,17 @@ def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
         told = [flags[one.source] for one in members if one.source in flags]
         group = _group(members, spared, evidence)
         yield dataclasses.replace(group, trainable=told[0]) if told else group
+    sizes = {one.source: one.nbytes for one in checkpoint.variables}
+    for tie in checkpoint.transposed_ties:
+        without_copy = sum(place.dataset_path is None for place in tie.aliases)
+        yield Group(
+            names=tie.names,
+            shape=tie.shape,
+            dtype=tie.dtype,
+            evidence=(Evidence.RECORD.value,),
+            nbytes=without_copy * sizes.get(tie.owner.dataset_path or "", 0),
+            trainable=tie.trainable,
+        )
 
 
 def _copies(checkpoint: Checkpoint) -> Iterator[Group]:
