@@ -1,6 +1,6 @@
 """Draws the pictures of the docs. Run as `python docs/ties.py`.
 
-`ties.png` is a translator with one table in three layers, `several.png` a GAN in three models.
+`ties.png` is a translator with one table in three layers, transposed in the last, `several.png` a GAN in three models.
 """
 
 from pathlib import Path
@@ -8,13 +8,6 @@ from pathlib import Path
 import keras
 
 import tiedio
-
-
-class Logits(keras.layers.Embedding):
-    """Tells by a table of embeddings which token comes next."""
-
-    def call(self, inputs):
-        return keras.ops.matmul(inputs, keras.ops.transpose(self.embeddings))
 
 
 source, target = (keras.Input((None,), name=name) for name in ("source", "target"))
@@ -25,11 +18,11 @@ decoder = keras.layers.GRU(512, return_sequences=True, name="decoder")
 encoded = encoder(source_embedding(source))
 decoded = decoder(target_embedding(target))
 attended = keras.layers.Attention(name="attention")([decoded, encoded])
-logits = Logits(32_000, 512, name="logits")
+logits = keras.layers.Dense(32_000, use_bias=False, name="logits")
 model = keras.Model([source, target], logits(attended), name="translator")
 
 tiedio.tie(target_embedding, to=source_embedding)
-tiedio.tie(logits, to=source_embedding)
+tiedio.tie(logits, to=source_embedding, weights={"kernel": "embeddings"}, transpose=True)
 tiedio.tie(decoder, to=encoder)
 tiedio.summary(model)
 tiedio.plot_ties(model, Path(__file__).with_name("ties.png"), dpi=110)
