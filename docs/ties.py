@@ -1,6 +1,7 @@
 """Draws the pictures of the docs. Run as `python docs/ties.py`.
 
-`ties.png` is a translator with one table in three layers, transposed in the last, `several.png` a GAN in three models.
+`ties.png` is a translator with one table in three layers, transposed in the last; `several.png` a
+GAN in three models.
 """
 
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import keras
 
 import tiedio
-
 
 source, target = (keras.Input((None,), name=name) for name in ("source", "target"))
 source_embedding = keras.layers.Embedding(32_000, 512, name="source_embedding")

@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import json
+import zipfile
 
 import keras
 import numpy as np
@@ -10,7 +12,7 @@ from keras import layers, ops
 
 import tiedio
 from tiedio import files
-from tiedio.errors import ArgumentError, ModelNotBuiltError, TieError
+from tiedio.errors import ArgumentError, LoadError, ModelNotBuiltError, TieError
 from tiedio.model.views import TransposedView
 
 DATA = np.random.default_rng(0).random((16, 6), "float32")
@@ -251,6 +253,33 @@ def test_what_files_say(tmp_path):
             assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
 
 
+@pytest.mark.parametrize("kind", ["dense", "language model"])
+def test_migration_finds_what_lost_its_record(tmp_path, kind):
+    model = autoencoder() if kind == "dense" else language_model(True)
+    data = DATA if kind == "dense" else (DATA[:, :5] * 7).astype("int32")
+    targets = np.zeros(model.compute_output_shape(data.shape), "float32")
+    model.compile("adam", "mse")
+    model.fit(data, targets, verbose=0)
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    del metadata["tiedio"]
+    members["metadata.json"] = json.dumps(metadata).encode()
+    with zipfile.ZipFile(tmp_path / "lost.keras", "w") as archive:
+        for name, held in members.items():
+            archive.writestr(name, held)
+    (proposal,) = files.plan(tmp_path / "lost.keras").proposals
+    assert proposal.axes == (1, 0) and str(proposal.evidence) == "transposed contents and slots"
+    files.migrate(tmp_path / "lost.keras", tmp_path / "found.keras")
+    loaded = tiedio.load_tied(tmp_path / "found.keras")
+    tiedio.assert_tied(loaded, tiedio.find_ties(model))
+    for one in (model, loaded):
+        one.fit(data, targets, shuffle=False, verbose=0)
+    for ours, theirs in zip(loaded.weights, model.weights, strict=True):
+        assert value(ours).tobytes() == value(theirs).tobytes()
+
+
 def test_with_lora(tmp_path):
     model = autoencoder()
     encoder, decoder = model.layers
@@ -297,3 +326,20 @@ def test_no_second_table_is_kept():
     held = [one for one in gc.get_objects() if isinstance(one, keras.Variable)]
     assert sum(tuple(one.shape) == (64, 1000) for one in held) == 1
     assert head.count_params() == 0
+
+
+def test_a_file_of_two_equal_values_loads_into_what_shows_one(tmp_path):
+    model = autoencoder(tied=False)
+    encoder, decoder = model.layers
+    decoder.kernel.assign(ops.transpose(encoder.kernel))
+    decoder.bias.assign(np.arange(6))
+    model.save_weights(tmp_path / "equal.weights.h5")
+    shown = autoencoder()
+    shown.layers[0].kernel.assign(np.ones((6, 3)))
+    tiedio.load_tied_weights(shown, tmp_path / "equal.weights.h5")
+    assert np.array_equal(value(shown.layers[0].kernel), value(encoder.kernel))
+    assert np.array_equal(value(shown.layers[1].bias), np.arange(6))
+    decoder.kernel.assign(np.ones((3, 6)))
+    model.save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(LoadError, match="the model ties what has several values there"):
+        tiedio.load_tied_weights(shown, tmp_path / "other.weights.h5")

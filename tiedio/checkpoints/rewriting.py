@@ -18,7 +18,7 @@ from tiedio.checkpoints.variables import StoredVariable
 from tiedio.formats.content import ASSETS, Content, OldLayout, Weight
 from tiedio.formats.hdf5_writer import Layout, Tensor
 from tiedio.record.record import Record
-from tiedio.record.ties import METADATA_KEY, Place, TieGroup
+from tiedio.record.ties import METADATA_KEY, Place, TieGroup, TransposedTie
 
 # The oldest Keras that reads what is written here.
 _WRITTEN_FOR = "3.10.0"
@@ -45,7 +45,7 @@ def content(
         What is to be written, and what is to be said of it.
     """
     old = checkpoint.old_layout
-    groups = gathered(checkpoint.variables, joined(ties))
+    groups = gathered(checkpoint.variables, joined(one for one in ties if not one.axes))
     layout, first = _variables(checkpoint, groups, reconcile)
     record = checkpoint.record or Record()
     notes: list[str] = []
@@ -73,9 +73,15 @@ def content(
     checkpoint.extract_assets(assets)
     known = {place.dataset_path: place for group in record.tie_groups for place in group.places}
     tie_groups = tuple(_tie_group(checkpoint, members, known) for members in groups.values())
+    shown = [_transposed_tie(checkpoint, tie, known) for tie in ties if tie.axes]
     written = Content(
         layout=layout,
-        record=dataclasses.replace(record, tie_groups=tie_groups, digests={}),
+        record=dataclasses.replace(
+            record,
+            tie_groups=tie_groups,
+            transposed_ties=(*record.transposed_ties, *shown),
+            digests={},
+        ),
         metadata=_metadata(checkpoint),
         config=checkpoint.config if holds_model else None,
         assets=assets / ASSETS,
@@ -136,6 +142,14 @@ def _tie_group(
         dtype=members[0].dtype.name,
         trainable=members[0].trainable is not False,
     )
+
+
+def _transposed_tie(
+    checkpoint: Checkpoint, tie: Tie, known: Mapping[str | None, Place]
+) -> TransposedTie:
+    group = _tie_group(checkpoint, [checkpoint.by_name[name] for name in tie.names], known)
+    facts = group.shape, group.dtype, group.trainable
+    return TransposedTie(group.owner, group.aliases, *facts, tie.axes)
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Evidence(enum.StrEnum):
     FINGERPRINT = "fingerprint"
     GRAPH = "object graph"
     SLOTS = "slots"
+    TRANSPOSED = "transposed contents and slots"
     GIVEN = "given"
     CONTENTS = "contents"
 
@@ -33,11 +34,13 @@ class Tie:
         names: The variables; the owner first.
         evidence: The kind of evidence.
         why: The same in a sentence.
+        axes: The axes of the owner in the order of the others, if these are it transposed.
     """
 
     names: tuple[str, ...]
     evidence: Evidence
     why: str
+    axes: tuple[int, ...] = ()
 
 
 def stated(checkpoint: "Checkpoint") -> Iterator[Tie]:

@@ -2,12 +2,13 @@
 
 import collections
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tiedio.checkpoints.variables import StoredVariable, Tensors
+from tiedio.formats.arrays import are_equal
 from tiedio.formats.hdf5_writer import begin_digest
 
 # Fewer elements, or fewer different ones, may be equal by chance: constants, identities.
@@ -40,6 +41,15 @@ class Values:
         """Whether variables have the same shape, dtype and bytes."""
         kinds = {(one.shape, one.dtype) for one in variables}
         return len(kinds) == 1 and len({self.digest(one.source) for one in variables}) == 1
+
+    def are_transposed(
+        self, owner: StoredVariable, other: StoredVariable, axes: Sequence[int]
+    ) -> bool:
+        """Whether a variable is another one with its axes in this order."""
+        shape = tuple(owner.shape[axis] for axis in axes if axis < len(owner.shape))
+        if len(owner.shape) != len(axes) or (shape, owner.dtype) != (other.shape, other.dtype):
+            return False
+        return are_equal(self._tensors.read(other.source), self._tensors.read(owner.source), axes)
 
     def are_telling(self, variable: StoredVariable) -> bool:
         """Whether equality is evidence: constants and tiny tensors are equal by chance."""

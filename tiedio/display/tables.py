@@ -202,7 +202,7 @@ def _groups(title: str, verb: str, groups: "Sequence[Group]", with_evidence: boo
 def _proposal(one: "Proposal") -> tuple[str, ...]:
     differ = one.largest_difference != 0
     return (
-        " = ".join(one.names),
+        " = ".join(one.names) + " transposed" * bool(one.axes),
         one.why,
         _bytes(one.bytes_saved),
         f"{one.largest_difference:.3g}" if differ else "",

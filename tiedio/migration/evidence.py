@@ -20,11 +20,13 @@ class Findings:
     Attributes:
         ties: Those that something speaks for.
         forbidden: Those of equal contents that the optimizer's state speaks against.
+        transposed: Those of variables that are others transposed.
         notes: Notes on what could not be explained.
     """
 
     ties: tuple[Tie, ...]
     forbidden: tuple[Tie, ...]
+    transposed: tuple[Tie, ...]
     notes: tuple[str, ...]
 
 
@@ -51,7 +53,10 @@ def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> Findings:
             elif len({together.get(name, name) for name in tie.names}) > 1:  # not said already
                 (proposed if verdict is None else forbidden).append(tie)
     return Findings(
-        (*checkpoint.ties, *given_ties, *confirmed, *proposed), tuple(forbidden), tuple(slots.notes)
+        (*checkpoint.ties, *given_ties, *confirmed, *proposed),
+        tuple(forbidden),
+        tuple(slots.transposed),
+        tuple(slots.notes),
     )
 
 

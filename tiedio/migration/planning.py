@@ -46,6 +46,7 @@ class Proposal(Written):
         largest_difference: Between the values of the owner and of the others.
         mean_difference: The same on average.
         needs: The options without which it is not applied.
+        axes: The axes of the owner in the order of the others, if these show it transposed.
     """
 
     owner: str
@@ -58,6 +59,7 @@ class Proposal(Written):
     largest_difference: float = 0.0
     mean_difference: float = 0.0
     needs: tuple[str, ...] = ()
+    axes: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -203,7 +205,7 @@ def migrate(
         ):
             content, lost = rewriting.content(
                 checkpoint,
-                [Tie(one.names, one.evidence, one.why) for one in chosen],
+                [Tie(one.names, one.evidence, one.why, one.axes) for one in chosen],
                 reconcile=reconcile,
                 holds_model=holds_model,
                 assets=Path(assets),
@@ -261,13 +263,22 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             needs=tuple(filter(None, (needs, "--reconcile owner" if differences else ""))),
         )
 
+    def transposed(tie: Tie) -> Proposal:
+        owner = checkpoint.by_name[tie.names[0]]
+        facts = {"shape": owner.shape, "dtype": owner.dtype.name, "bytes_saved": 0}
+        told = {"evidence": tie.evidence, "why": tie.why, "axes": tie.axes}
+        return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
+
     return Plan(
         filepath=checkpoint.filepath,
         kind=checkpoint.kind,
         keras_version=checkpoint.keras_version,
-        proposals=tuple(
-            proposal(tie, "--accept contents" if tie.evidence is Evidence.CONTENTS else "")
-            for tie in _gathered(found.ties)
+        proposals=(
+            *(
+                proposal(tie, "--accept contents" if tie.evidence is Evidence.CONTENTS else "")
+                for tie in _gathered(found.ties)
+            ),
+            *map(transposed, found.transposed),
         ),
         forbidden=tuple(
             proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')

@@ -9,8 +9,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.stated_ties import Evidence, Tie
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.formats.content import Weight
+
+_TRANSPOSED = "equal contents, transposed, and none of them in the optimizer's state"
 
 # Whether equal variables were tied (`None`: that may be), and why.
 _Verdict = tuple[bool | None, str]
@@ -22,10 +25,12 @@ class SlotDeficit:
 
     Attributes:
         notes: Notes on what it leaves open.
+        transposed: Variables that have no slots, and are others transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint):
         self.notes: list[str] = []
+        self.transposed: list[Tie] = []
         self._values = checkpoint.values
         self._slots = checkpoint.slots
         self._per_use = checkpoint.version.is_multi_backend
@@ -59,12 +64,36 @@ class SlotDeficit:
             return None
         for shape, count in copies.items():
             equal = sum(len(group) - 1 for group in self._groups[shape])
-            if count > equal:
+            shown = self._find_transposed(shape) if count > equal else []
+            if len(shown) == count - equal:
+                self.transposed += shown
+            elif count > equal:
                 self.notes.append(
                     f"{count} variables of shape {shape} have no state in the optimizer, and only "
                     f"{equal} equal others: they were frozen, or tied and changed since."
                 )
         return copies
+
+    def _find_transposed(self, shape: tuple[int, ...]) -> list[Tie]:
+        """Finds variables of a shape that are others transposed, where that is no chance.
+
+        The axes are reversed, as in a `Dense`, or the last two of them, as in a convolution.
+        """
+        orders = _orders(len(shape))
+        ties = []
+        for number, one in enumerate(self._distinct):
+            if one.shape != shape or not self._values.are_telling(one):
+                continue
+            # Of two of one shape, the first has the slots.
+            others = self._distinct[:number] if shape == shape[::-1] else self._distinct
+            found = [
+                Tie((other.name, one.name), Evidence.TRANSPOSED, _TRANSPOSED, axes)
+                for other in others
+                for axes in orders
+                if self._values.are_transposed(other, one, axes)
+            ]
+            ties += found[:1]
+        return ties
 
     def judged(self, group: Sequence[StoredVariable]) -> Iterator[_Judgement]:
         """Judges parts of a group of equal variables.
@@ -139,3 +168,11 @@ class SlotDeficit:
                     yield [one for one, _ in alike], moved or None, why
         if len(held) == len(trained):
             yield trained, False, "equal contents, but other states in the optimizer"
+
+
+def _orders(rank: int) -> list[tuple[int, ...]]:
+    """Lists how the axes of a variable may be transposed."""
+    if rank < 2:
+        return []
+    axes = tuple(range(rank))
+    return list(dict.fromkeys([axes[::-1], (*axes[:-2], axes[-1], axes[-2])]))

@@ -36,7 +36,8 @@ def of_model(record: Record | None, walk: Walk, weights: WeightsFile) -> Record:
 
 def _by_attribute(record: Record, walk: Walk) -> Record:
     trained = record.optimizer_variables
-    places = [place for group in record.tie_groups for place in group.places]
+    groups = (*record.tie_groups, *record.transposed_ties)
+    places = [place for group in groups for place in group.places]
     places += [place for held in trained.values() for place in held or ()]
     if not any(place.attribute.isdigit() for place in places):
         return record
@@ -51,6 +52,7 @@ def _by_attribute(record: Record, walk: Walk) -> Record:
     return dataclasses.replace(
         record,
         tie_groups=tuple(merged(group.at(named(group.places)) for group in record.tie_groups)),
+        transposed_ties=tuple(tie.at(named(tie.places)) for tie in record.transposed_ties),
         optimizer_variables={path: held and named(held) for path, held in trained.items()},
     )
 

@@ -146,7 +146,8 @@ class Loading:
                     raise error
         old = self._source.old_layout
         if old is None:
-            self._record = inference.of_model(written, found, self._weights)
+            told = inference.of_model(written, found, self._weights)
+            self._record = stored_places.beside_what_is_shown(told, found)
             return
         matches, left_out = keras2_record.fitting(self.model, old, by_name, skip_mismatch)
         self._reports.warnings += map(str, left_out)

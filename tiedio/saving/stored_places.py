@@ -1,5 +1,6 @@
 """Where a file has the variables of a model: where layers store them, or its record says."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,18 @@ def stored_places(record: Record, walk: Walk) -> dict[Place, Any]:
     exact = {place: place for place in record.exact_values if place.inner_path in by_record}
     stored = {path: as_saved(record, walk, path) for path in walk.layers}
     return {exact.get(place, place): item for place, item in walk.places_in(stored).items()}
+
+
+def beside_what_is_shown(record: Record, walk: Walk) -> Record:
+    """Adds what layers hold beside a variable that they show, to be read by the record.
+
+    Keras' code of such a layer expects no more than what it lists.
+    """
+    here = {place for tie in walk.transposed_ties for place in tie.aliases}
+    shown = {place.inner_path for place in (*here, *record.shown_transposed)}
+    left_out = {*here, *record.shown_transposed, *record.exact_values}
+    beside = [p for p in walk.stored_places if p.inner_path in shown and p not in left_out]
+    return dataclasses.replace(record, exact_values=(*record.exact_values, *beside))
 
 
 def as_saved(record: Record, walk: Walk, inner_path: str) -> Mapping[str, Stored]:
