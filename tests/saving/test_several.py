@@ -110,12 +110,13 @@ def test_a_layer_among_them(tmp_path):
 
 
 def test_stock_keras_opens_models_of_many_inputs_and_outputs(tmp_path):
-    pair = {name: keras.Input((3,), name=name, sparse=name == "b") for name in "ab"}
+    is_sparse = keras.backend.backend() != "torch"
+    pair = {name: keras.Input((3,), name=name, sparse=is_sparse and name == "b") for name in "ab"}
     sums = layers.Dense(2)(pair["a"]) + layers.Dense(2)(pair["b"])
     models = {"pair": keras.Model(pair, {"sum": sums, "twice": 2 * sums}), "other": dense()}
     tiedio.save_tied(models, tmp_path / "many.keras")
     held = keras.saving.load_model(tmp_path / "many.keras")
-    assert [tensor.sparse for tensor in held.inputs] == [False, True, False]
+    assert [tensor.sparse for tensor in held.inputs] == [False, is_sparse, False]
     given = [keras.ops.ones((2, size)) for size in (3, 3, 4)]
     outputs = held(given)
     expected = models["pair"](dict(zip("ab", given, strict=False)))

@@ -57,7 +57,9 @@ class TransposedView(keras.Variable):
                 f"Expected: {tuple(self.shape)}. Received: {tuple(value.shape)}.\n"
                 "Assign a value of its shape."
             )
-        self.owner.assign(keras.ops.transpose(value, np.argsort(self.axes).tolist()))
+        own = keras.ops.transpose(value, np.argsort(self.axes).tolist())
+        # torch would keep the order of the axes in memory, and compute with other last bits.
+        self.owner.assign(own.contiguous() if hasattr(own, "contiguous") else own)
         return value
 
     @property
