@@ -253,8 +253,8 @@ def test_ranks_of_lora_differ():
 
 
 TRANSPOSED = (
-    "tiedio cannot tie through a transposition: use one `keras.layers.ReversibleEmbedding` (Keras "
-    "3.12 or newer) for both, or a layer of your own that transposes the table in its `call`."
+    "Name what is to be tied, and pass `transpose=True`, as in `tiedio.tie(head, to=table, "
+    'weights={"kernel": "embeddings"}, transpose=True)`.'
 )
 
 

@@ -271,7 +271,7 @@ def test_layers_in_several_places_follow(tmp_path, monkeypatch):
     first, second = (keras.layers.RNN(cell, name=name) for name in ("first", "second"))
     model = keras.Model(series, first(series) + second(series), name="twice")
     assert lines_of(model) == [
-        '"twice" has no tied variables.',
+        'Shared in "twice":',
         "One layer in 2 places: first/cell = second/cell",
     ]
     tiedio.save_tied(model, tmp_path / "twice", zipped=False)
@@ -293,7 +293,7 @@ def test_several_models(tmp_path):
         "One model in 2 places: decoder = autoencoder/decoder",
     ]
     assert lines_of(models) == [
-        '"autoencoder", "encoder" and "decoder" have no tied variables.',
+        'Shared in "autoencoder", "encoder" and "decoder":',
         *places,
     ]
     tiedio.tie(decoder.layers[0], to=encoder.layers[0], weights=["bias"])

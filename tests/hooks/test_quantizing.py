@@ -148,7 +148,8 @@ def test_what_cannot_stay_tied_is_named_in_one_warning(quantize):
     assert str(warning.message) == (
         "Quantizing separated `one/kernel`, `other/kernel` from `outside/kernel`; "
         "`words/embeddings` from `dense/kernel`: their values, shapes or dtypes differ. "
-        "Layers of one kind that are quantized in one way stay tied."
+        "Layers of one kind that are quantized in one way stay tied; `filters` leaves layers as "
+        "they are."
     )
     assert warning.filename == __file__
     assert twins[0].kernel_scale is twins[1].kernel_scale

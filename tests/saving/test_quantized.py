@@ -74,3 +74,21 @@ def test_variables_that_were_replaced_by_hand_are_told_from_that():
     scenarios.tie_by_hand(layers[2], layers[1], "_kernel")
     with pytest.raises(SaveError, match=r"Cannot save the optimizer state of .*/third/kernel`"):
         tiedio.save_tied(model, io.BytesIO())
+
+
+def test_a_layer_that_does_not_say_that_its_parts_are_quantized(tmp_path):
+    def build():
+        inputs = keras.Input((4, 8))
+        hidden = keras.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
+        return keras.Model(inputs, keras.layers.Dense(3, name="dense")(hidden))
+
+    model = build()
+    tiedio.quantize_tied(model, "int8")
+    with pytest.warns(tiedio.TiedioWarning, match="`attention/key`.* are quantized") as warned:
+        tiedio.save_tied(model, tmp_path / "model.keras")
+    assert "`dense`" not in str(warned[0].message)
+    again = build()
+    tiedio.quantize_tied(again, "int8")
+    tiedio.load_tied_weights(again, tmp_path / "model.keras")
+    data = np.ones((1, 4, 8), "float32")
+    assert np.array_equal(again.predict(data, verbose=0), model.predict(data, verbose=0))

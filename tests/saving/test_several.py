@@ -180,7 +180,7 @@ def test_what_files_of_several_say(tmp_path):
     tiedio.save_tied(models, tmp_path / "gan.keras")
     found = inspect(tmp_path / "gan.keras")
     assert found.models == ("generator", "discriminator", "gan")
-    assert found.optimizer == "Adam, RMSprop"
+    assert found.optimizer == "Adam (discriminator), RMSprop (gan)"
     assert found.variables == sum(len(models[name].weights) for name in found.models[:2])
     assert ("discriminator", "gan/discriminator") in found.shared_layers
     migrate(tmp_path / "gan.keras", tmp_path / "migrated.keras")

@@ -34,7 +34,8 @@ def as_json(content: Any) -> None:
 
 def inspection(found: "Inspection") -> None:
     """Prints what a file is."""
-    _line(f"{found.filepath}: {found.kind}")
+    many = f"{len(found.models)} models" if found.models else "a whole model"
+    _line(f"{found.filepath}: {found.kind.replace('a whole model', many)}")
     _line(
         f"Written by Keras {found.keras_version or '(it does not say which)'}"
         + (f", {found.date_saved}" if found.date_saved else "")
@@ -81,6 +82,8 @@ def sharing(
             f"hold them once saves {_bytes(sum(group.nbytes for group in groups))}.",
             **_PLAIN,
         )
+    elif layers:
+        console.print(f"Shared in {subject}:", **_PLAIN)
     else:
         console.print(f"{subject} {'have' if others else 'has'} no tied variables.", **_PLAIN)
     for names in layers:

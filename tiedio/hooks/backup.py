@@ -120,7 +120,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         **kwargs: Any,
     ):
         path_of(backup_dir, "backup_dir")
-        self._models = several_in(models)
+        self._models = several_in(models, args)
         super().__init__(backup_dir, *args, **kwargs)
 
     def set_model(self, model: Any) -> None:

@@ -24,6 +24,9 @@ class AssertTied(keras.callbacks.Callback):
         ties: The tie groups to check, as from `find_ties`. `None` checks those
             made by `tie` or restored by `load_tied`.
 
+        models: Several models by name, as for `assert_tied`, to check in the place of the one
+            that is trained.
+
     Raises:
         TieError: From `fit`, if a tie is broken before the first step.
 
@@ -38,18 +41,26 @@ class AssertTied(keras.callbacks.Callback):
     >>> _ = model.fit(data, data, callbacks=[tiedio.AssertTied()], verbose=0)
     """
 
-    def __init__(self, ties: Iterable[TieGroup] | None = None):
+    def __init__(
+        self,
+        ties: Iterable[TieGroup] | None = None,
+        models: Mapping[str, keras.Model] | None = None,
+    ):
         super().__init__()
+        self._models = several_in(models)
         self.ties = None if ties is None else ties_in(ties)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        model: Any = self.model
+        self._check()
+
+    def _check(self) -> None:
+        model: Any = self._models or self.model
         assert_tied(model, self.ties)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         model: Any = self.model
         try:
-            assert_tied(model, self.ties)
+            self._check()
         except TieError as error:
             model.stop_training = True
             warn([f"Training stopped. {error}"])
@@ -105,7 +116,7 @@ class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
         **kwargs: Any,
     ):
         path_of(filepath)  # of what is none, Keras tells no more than how it failed
-        self._models = several_in(models)
+        self._models = several_in(models, args)
         super().__init__(filepath, *args, **kwargs)
 
     def _save_model(self, *args: Any, **kwargs: Any) -> None:

@@ -75,8 +75,15 @@ def as_one(model: Any) -> Any:
     return Models(model)
 
 
-def several_in(models: Any) -> Models | None:
-    """Returns `Models` of those that were given by name, if any."""
+def several_in(models: Any, others: Iterable[Any] = ()) -> Models | None:
+    """Returns `Models` of those that were given by name, if any.
+
+    Args:
+        models: What was given so.
+        others: What was given without saying for which argument: no dict is meant there.
+    """
+    if given := [one for one in others if isinstance(one, Mapping)]:
+        raise unfit({"models": given[0]}, "it by its name", "Pass models as `models={...}`.")
     check_mapping("models", models, 'Name each, as in `{"encoder": encoder, "decoder": decoder}`.')
     return None if models is None else as_one(models)
 

@@ -55,7 +55,8 @@ def keep_ties(model: keras.Model, quantize: Callable[[], None]) -> None:
         if apart:
             lost.append(
                 f"Quantizing separated {'; '.join(apart)}: their values, shapes or dtypes differ. "
-                "Layers of one kind that are quantized in one way stay tied."
+                "Layers of one kind that are quantized in one way stay tied; `filters` leaves "
+                "layers as they are."
             )
         warn(lost)
 

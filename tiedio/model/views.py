@@ -57,7 +57,7 @@ class TransposedView(keras.Variable):
                 f"Expected: {tuple(self.shape)}. Received: {tuple(value.shape)}.\n"
                 "Assign a value of its shape."
             )
-        own = keras.ops.transpose(value, np.argsort(self.axes).tolist())
+        own: Any = keras.ops.transpose(value, np.argsort(self.axes).tolist())
         # torch would keep the order of the axes in memory, and compute with other last bits.
         self.owner.assign(own.contiguous() if hasattr(own, "contiguous") else own)
         return value

@@ -78,8 +78,12 @@ class Walk:
         )
 
     def label(self, inner_path: str) -> str:
-        """Tells what people call the saveable at an inner_path: a layer by its name."""
-        return self._labels.get(inner_path, inner_path) if inner_path else "the model"
+        """Tells what people call the saveable at an inner_path: by the name of its layer."""
+        if not inner_path:
+            return "the model"
+        holder, _, attribute = inner_path.rpartition("/")
+        held = f"{self._labels[holder]}/{attribute}" if self._labels.get(holder) else inner_path
+        return self._labels.get(inner_path, held if holder else inner_path)
 
     def place(self, inner_path: str, attribute: str) -> Place:
         """Returns a place, and what people call it."""

@@ -138,7 +138,7 @@ def save_tied(
         with shown(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
     warn(unsaved.warnings_for_weights(found, found, strict))
-    warn(unsaved.warnings_for(found, record, container.has_old_layout))
+    warn(unsaved.warnings_for(found, config, record, container.has_old_layout))
 
 
 def load_tied(

@@ -138,7 +138,9 @@ def as_saved(model: Any, saved: Mapping[str, str], path: str) -> Any:
     if given.keys() == saved.keys():
         return Models({name: given[name] for name in saved}) if saved else model
     expected, received = (listed(names) if names else "one model" for names in (saved, given))
-    advice = "Pass these models by their names" if saved else "Pass this model only"
+    advice = "Pass one model, and not by a name"
+    if saved:
+        advice = "Pass these models by their names; `tiedio.load_tied` returns them, to use one"
     raise LoadError(
         f"Cannot load `{path}`, which does not hold what was passed.\n"
         f"Expected: {expected}. Received: {received}.\n"

@@ -1,25 +1,40 @@
 """What training uses of a model, and its file does not say: told where the model is saved."""
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
+
+import keras
 
 from tiedio.errors import SaveError, listed
 from tiedio.model.walk import Walk
 from tiedio.record.record import Record
 from tiedio.saving.capture import find_unsaved, unreached_error
 
+# What a policy of Keras for quantized layers says in a config, and no other does.
+_SOURCE = '"source_name"'
+
 # What a layer asks of its variables when it makes them, and a script may set on them later.
 _WISHES = ("regularizer", "constraint")
 
 
-def warnings_for(walk: Walk, record: Record, has_old_layout: bool) -> Iterator[str]:
+def warnings_for(walk: Walk, config: Any, record: Record, has_old_layout: bool) -> Iterator[str]:
     """Yields a warning for each kind of it.
 
     Args:
         walk: The model.
+        config: Its config.
         record: The record of the file.
         has_old_layout: Whether the file has the layout of Keras 2, which has no place for that.
     """
+    if quantized := list(_quantized_inside(walk, config)):
+        yield (
+            f"{listed(quantized)} are quantized, and the config of the layer around them does "
+            "not say so: neither Keras nor tiedio can build this model from the file. Build it, "
+            "quantize it by `tiedio.quantize_tied`, and load the file by "
+            "`tiedio.load_tied_weights`; or leave them out by `filters` when quantizing."
+        )
     by_hand = sorted(_set_by_hand(walk))
     if by_hand:
         yield (
@@ -46,11 +61,27 @@ def warnings_for_weights(walk: Walk, everything: Walk, strict: bool) -> Iterator
     if optimizers := find_unsaved(walk, everything, strict):
         variables = {path for paths in optimizers.values() for path in paths}
         yield (
-            f"The state of {listed(optimizers)} is not saved: it trained {listed(variables)}, "
+            f"The state of {listed(map(walk.label, optimizers))} is not saved: it trained "
+            f"{listed(variables)}, "
             "which the model does not hold. After loading it starts anew."
         )
     if error := unreached_error(everything, SaveError, "save"):
         yield str(error)
+
+
+def _quantized_inside(walk: Walk, config: Any) -> Iterator[str]:
+    """Yields the quantized layers that other layers made, if the config tells of fewer than all.
+
+    So those in a `MultiHeadAttention`, which Keras makes anew, and does not quantize.
+    """
+    quantized = [p for p, layer in walk.layers.items() if getattr(layer, "quantization_mode", None)]
+    if len(quantized) <= json.dumps(config).count(_SOURCE):
+        return
+    for path in quantized:
+        around = (walk.layers.get(path[: slash.start()]) for slash in re.finditer("/", path))
+        holders = [layer for layer in around if layer is not None]
+        if holders and not isinstance(holders[-1], (keras.Model, keras.layers.Wrapper)):
+            yield walk.label(path)
 
 
 def _set_by_hand(walk: Walk) -> Iterator[str]:

@@ -146,10 +146,12 @@ def _shared_layers(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
 
 def _optimizers(checkpoint: Checkpoint) -> Iterator[str]:
     config, models = checkpoint.config, checkpoint.record.models if checkpoint.record else {}
-    for one in configs_of(config, models).values() if config and models else [config]:
-        name = (optimizer_slots.of_model(one) or {}).get("class_name")
-        if isinstance(name, str):
-            yield name.rpartition(">")[2]
+    held = configs_of(config, models) if config and models else {"": config}
+    names = {path: f" ({name})" for name, path in models.items()}
+    for path, one in held.items():
+        kind = (optimizer_slots.of_model(one) or {}).get("class_name")
+        if isinstance(kind, str):
+            yield kind.rpartition(">")[2] + names.get(path, "")
 
 
 def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
