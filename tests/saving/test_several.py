@@ -20,6 +20,7 @@ from tiedio.errors import (
     ModelNotBuiltError,
     RecordError,
     SaveError,
+    TiedioError,
 )
 from tiedio.files import export, inspect, migrate
 
@@ -88,10 +89,11 @@ def test_in_any_place(tmp_path, place):
 
 
 def test_one_model_by_two_names(tmp_path):
-    model = dense()
-    tiedio.save_tied({"student": model, "teacher": model}, tmp_path / "two.keras")
-    loaded = tiedio.load_tied(tmp_path / "two.keras")
-    assert loaded["student"] is loaded["teacher"]
+    model, other = dense(), dense()
+    tiedio.save_tied({"student": model, "teacher": model, "other": other}, tmp_path / "two.keras")
+    stock = keras.saving.load_model(tmp_path / "two.keras")  # needs tiedio
+    for loaded in (tiedio.load_tied(tmp_path / "two.keras"), stock.models):
+        assert loaded["student"] is loaded["teacher"] is not loaded["other"]
 
 
 def test_models_of_one_name(tmp_path):
@@ -226,16 +228,39 @@ def test_what_is_refused_when_weights_are_loaded(tmp_path):
         assert all(map(np.array_equal, before, after))
 
 
+def changed(filepath, member, change):
+    with zipfile.ZipFile(filepath) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    content = json.loads(members[member])
+    change(content)
+    members[member] = json.dumps(content).encode()
+    with zipfile.ZipFile(filepath, "w") as archive:
+        for name, held in members.items():
+            archive.writestr(name, held)
+
+
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "c")])
 def test_a_record_of_other_models_than_the_config_has(tmp_path, names):
     tiedio.save_tied({"a": dense("a"), "b": dense("b")}, tmp_path / "model.keras")
-    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    metadata = json.loads(members["metadata.json"])
-    metadata["tiedio"]["models"] = {name: f"layers/{name}" for name in names}
-    members["metadata.json"] = json.dumps(metadata).encode()
-    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
-        for name, held in members.items():
-            archive.writestr(name, held)
+    models = {name: f"layers/{name}" for name in names}
+    changed(tmp_path / "model.keras", "metadata.json", lambda m: m["tiedio"].update(models=models))
     with pytest.raises(RecordError, match="its config is not theirs"):
         tiedio.load_tied(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("is_graph", [True, False])
+@pytest.mark.parametrize(
+    "one", [1, {}, {"class_name": "Adam", "module": "keras.optimizers", "config": {}}]
+)
+def test_a_config_of_what_are_no_models(tmp_path, is_graph, one):
+    models = {"a": dense("a"), "b": dense("b" if is_graph else "a")}
+    tiedio.save_tied(models, tmp_path / "model.keras")
+    key, held = ("layers", [one, one]) if is_graph else ("models", {"a": one, "b": one})
+    for value in (held, one):
+        changed(
+            tmp_path / "model.keras", "config.json", lambda c, v=value: c["config"].update({key: v})
+        )
+        assert inspect(tmp_path / "model.keras").models == ("a", "b")
+        for strict in (True, False):
+            with pytest.raises(TiedioError):
+                tiedio.load_tied(tmp_path / "model.keras", strict=strict)

@@ -199,11 +199,11 @@ def configs_of(config: Any, models: Mapping[str, str]) -> dict[str, Any]:
     Returns:
         The configs by inner_path; none if there are others.
     """
-    paths = {path: name for name, path in reversed([*models.items()])}
-    held = config["config"]
-    if "models" in held:
-        is_as_named = held["models"].keys() == models.keys()
-        return {path: held["models"][name] for path, name in paths.items() if is_as_named}
-    parts = [one for one in held["layers"] if one["class_name"] != "InputLayer"]
-    is_as_many = len(parts) == len(paths)
-    return dict(zip(dict.fromkeys(models.values()), parts, strict=True)) if is_as_many else {}
+    names = {path: name for name, path in reversed([*models.items()])}
+    held, paths = _config(config), [*dict.fromkeys(models.values())]
+    parts: Any = held.get("layers")
+    if isinstance(named := held.get("models"), Mapping):
+        parts = [named[names[path]] for path in paths] if named.keys() == models.keys() else []
+    parts = parts if isinstance(parts, list) else []
+    parts = [one for one in parts if isinstance(one, Mapping) and _class(one) != "InputLayer"]
+    return dict(zip(paths, parts, strict=True)) if len(parts) == len(paths) else {}

@@ -1,7 +1,7 @@
 """Several models as one, for whatever goes through a model: saving, loading, tables."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,17 +30,31 @@ class Models(keras.Model):
         held = {name: self._layers[number] for name, number in self._numbers.items()}
         return types.MappingProxyType(held)  # no dict: Keras would visit its members once more
 
+    def named(self, each: Sequence[Any]) -> dict[str, Any]:
+        """Names what there is of each of the `layers`; a second name of one says the first."""
+        first = {number: name for name, number in reversed(self._numbers.items())}
+        return {
+            name: each[number] if first[number] == name else first[number]
+            for name, number in self._numbers.items()
+        }
+
     def _obj_type(self) -> str:
         # Of such a one Keras visits the `layers`: paths are those of the graph that holds the
         # models in a file, for whoever loads it without tiedio.
         return "Functional"
 
     def get_config(self) -> dict[str, Any]:
-        return {"models": keras.saving.serialize_keras_object(dict(self.models))}
+        return {"models": self.named([*map(keras.saving.serialize_keras_object, self._layers)])}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Models":
-        return cls(keras.saving.deserialize_keras_object(config["models"], custom_objects))
+        configs = config["models"]
+        first = {name: name if isinstance(one, dict) else one for name, one in configs.items()}
+        made = {
+            name: keras.saving.deserialize_keras_object(configs[name], custom_objects)
+            for name in dict.fromkeys(first.values())
+        }
+        return cls({name: made[first[name]] for name in configs})
 
 
 def each(model: Any) -> list[Any]:

@@ -25,8 +25,7 @@ def write(model: Any) -> dict[str, Any]:
     names = [part.name for part in model.layers]
     if len({*names}) == len(names) and all(map(_is_graph, model.layers)):
         return _graph(model.layers, written)
-    config_of = {id(part): config for part, config in zip(model.layers, written, strict=True)}
-    return _container({name: config_of[id(part)] for name, part in model.models.items()})
+    return _container(model.named(written))
 
 
 def _is_graph(model: Any) -> bool:
@@ -99,10 +98,9 @@ class ModelsConfig:
 
     def __init__(self, config: Any, models: Mapping[str, str], path: str, scopes: Any):
         self.differences: list[LoadError] = []
-        self._models = models
-        with configs.explained(config, path):
-            found = configs_of(config, models)
-            uncompiled = {name: {**one, "compile_config": None} for name, one in found.items()}
+        self._models, self._path = models, path
+        found = configs_of(config, models)
+        uncompiled = {name: {**one, "compile_config": None} for name, one in found.items()}
         if found.keys() != {*models.values()}:
             raise RecordError(
                 f"Cannot load {listed(models)} of `{path}`: its config is not theirs.\n"
@@ -114,8 +112,10 @@ class ModelsConfig:
 
     def build(self, deferral: Deferral) -> Models:
         """Builds the models, uncompiled."""
-        built = self._all.build(deferral).models
-        return Models({name: built[inner_path] for name, inner_path in self._models.items()})
+        built: Any = self._all.build(deferral)
+        for model in built.layers:
+            configs.check_model(model, self._path)
+        return Models({name: built.models[path] for name, path in self._models.items()})
 
     def compile(self, model: Models, deferral: Deferral) -> bool:
         """Compiles each that was, and whose class lets us; whether none is left out."""
