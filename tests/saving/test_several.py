@@ -195,9 +195,9 @@ def test_what_files_of_several_say(tmp_path):
 
 
 def test_what_is_refused_when_saved(tmp_path):
-    unbuilt = keras.Sequential([layers.Dense(2)], name="unbuilt")
+    unbuilt = keras.Sequential([layers.Dense(2)])
     for models, kind, words in (
-        ({"a": dense(), "b": unbuilt}, ModelNotBuiltError, "`unbuilt`"),
+        ({"a": dense(), "b": unbuilt}, ModelNotBuiltError, "Model `b` has"),
         ({"a/b": dense()}, ArgumentError, "'a/b'"),
         ({}, ArgumentError, "none"),
         ({1: dense()}, ArgumentError, "1"),

@@ -19,7 +19,7 @@ from tiedio.errors import (
     unfit,
 )
 from tiedio.model.keras_internals import KerasSaveable
-from tiedio.model.several import Models, each
+from tiedio.model.several import Models
 from tiedio.record.ties import TieGroup
 
 # What people pass instead of a layer or a model, and what they mean by it. The first that fits.
@@ -91,11 +91,12 @@ def several_in(models: Any, others: Iterable[Any] = ()) -> Models | None:
 def check_built(model: Any, what: str) -> None:
     """Raises an error if a model, or one of several, has no variables yet, or is none."""
     check_layers(model=model)
-    unbuilt = [one for one in each(model) if not _is_built(one)]
+    given = model.models if isinstance(model, Models) else {model.name: model}
+    unbuilt = {name: one for name, one in given.items() if not _is_built(one)}
     if unbuilt:
-        kind = "Model" if isinstance(unbuilt[0], keras.Model) else "Layer"
+        kind = "Model" if isinstance(next(iter(unbuilt.values())), keras.Model) else "Layer"
         raise ModelNotBuiltError(
-            f"{kind} {listed(one.name for one in unbuilt)} has no variables yet: it is not built.\n"
+            f"{kind} {listed(unbuilt)} has no variables yet: it is not built.\n"
             f"Expected: a built {kind.lower()}. Received: an unbuilt one.\n"
             f"Build it, or call it on data, before {what}."
         )
