@@ -3,6 +3,7 @@
 Attributes that Keras keeps private are read here, and `renewal`, only where a comment says why.
 """
 
+import collections
 import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
@@ -68,9 +69,37 @@ def substitute(layer: keras.Layer, old: Any, new: Any) -> None:
     track_parameters(layer)
 
 
-def substitute_layer(old: keras.Layer, new: keras.Layer, holders: Iterable[keras.Layer]) -> None:
-    """Puts one layer in the place of another in every layer and graph of `holders`."""
-    for node in old._inbound_nodes:  # the calls of a layer in graphs, numbered per layer
+def substitute_layers(
+    pairs: Iterable[tuple[keras.Layer, keras.Layer]], holders: Iterable[keras.Layer]
+) -> None:
+    """Puts a layer in the place of each other one, in every layer and graph of `holders`.
+
+    Args:
+        pairs: What is to be replaced, and by what.
+        holders: All that may hold them.
+    """
+    held: dict[int, dict[int, Any]] = collections.defaultdict(dict)
+    for holder in holders:
+        # A Sequential model keeps its graph in a model that nobody else sees.
+        for one in filter(None, (holder, getattr(holder, "_functional", None))):
+            for _, part in members(one, keras.Layer):
+                held[id(part)][id(one)] = one
+    graphs = {}
+    for old, new in pairs:
+        _take_calls(old, new)
+        for key, holder in held.pop(id(old), {}).items():
+            substitute(holder, old, new)
+            held[id(new)][key] = holder
+            if hasattr(holder, "_operations"):
+                graphs[key] = holder
+    for graph in graphs.values():
+        parts = map_graph(graph._inputs, graph._outputs)
+        graph.__dict__.update(zip(_GRAPH, parts, strict=True))
+
+
+def _take_calls(old: keras.Layer, new: keras.Layer) -> None:
+    """Makes the calls of a layer in graphs, which are numbered per layer, those of another one."""
+    for node in old._inbound_nodes:
         node.operation = new
         number = len(new._inbound_nodes)
         new._inbound_nodes.append(node)
@@ -79,14 +108,6 @@ def substitute_layer(old: keras.Layer, new: keras.Layer, holders: Iterable[keras
             tensor._keras_history = history._replace(operation=new, node_index=number)
     old._inbound_nodes = []
     new._outbound_nodes.extend(old._outbound_nodes)
-    for holder in holders:
-        substitute(holder, old, new)
-        # A Sequential model keeps its graph in a model that nobody else sees.
-        graph: Any = getattr(holder, "_functional", None) or holder
-        if any(operation in (old, new) for operation in getattr(graph, "_operations", ())):
-            substitute(graph, old, new)
-            parts = map_graph(graph._inputs, graph._outputs)
-            graph.__dict__.update(zip(_GRAPH, parts, strict=True))
 
 
 def track_parameters(layer: keras.Layer) -> None:

@@ -18,7 +18,7 @@ def share_layers(
 ) -> tuple[bool, dict[str, str]]:
     """Makes one object of the layers that the record shares; whether any were two."""
     problems: dict[str, str] = {}
-    shares_anew = False
+    pairs = []
     for first, *others in shared_layers:
         new = model.by_path.get(first)
         for inner_path in others:
@@ -37,9 +37,9 @@ def share_layers(
                     f"stored with other values than `{model.label(first)}`"
                 )
             else:
-                substitution.substitute_layer(old, new, model.layers.values())
-                shares_anew = True
-    return shares_anew, problems
+                pairs.append((old, new))
+    substitution.substitute_layers(pairs, model.layers.values())
+    return bool(pairs), problems
 
 
 def share_optimizers(model: Walk, record: Record) -> bool:

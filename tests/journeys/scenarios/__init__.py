@@ -62,11 +62,8 @@ OF_EACH_KIND = (
     "muon",
     "optimizers_chosen_by_path",
     "equal_but_untied",
-    "autoencoder_of_plain_layers",
     "three_views_of_one_table",
     "generator_discriminator_and_gan",
-    "encoder_decoder_and_autoencoder",
-    "two_models_of_a_class_around_one",
 )
 
 __all__ = [
