@@ -346,7 +346,14 @@ def test_a_class_that_holds_the_others(gan, tmp_path):
 
 
 @needs_dot
-@pytest.mark.parametrize("options", [{}, {"rankdir": "LR"}, {"expand_nested": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"rankdir": "LR"}, marks=pytest.mark.slow),
+        pytest.param({"expand_nested": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_of_several_models(gan, tmp_path, options):
     """`dot` draws whatever they share: also layers in another order, and in crowds."""
     parts = dense(*(f"layer_{number}" for number in range(12)))

@@ -250,7 +250,8 @@ def left_by(folder):
 @pytest.mark.parametrize(
     ("kill", "place", "epochs"),
     [
-        ({"step": (3, 3)}, 0, [3, 4, 5]),  # with the best weights two epochs before
+        # With the best weights two epochs before.
+        pytest.param({"step": (3, 3)}, 0, [3, 4, 5], marks=pytest.mark.slow),
         pytest.param({"step": (5, 3)}, 2, [5], marks=pytest.mark.slow),  # in the last one
         # The log has the epoch, the backup does not; best.keras was the second save.
         pytest.param({"save": (6, "writing")}, 5, [3, 4, 5], marks=pytest.mark.slow),

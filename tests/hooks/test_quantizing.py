@@ -26,7 +26,8 @@ def quantize_patched(model, *args, **options):
         model.quantize(*args, **options)
 
 
-QUANTIZE = pytest.mark.parametrize("quantize", [tiedio.quantize_tied, quantize_patched])
+PATCHED = pytest.param(quantize_patched, marks=pytest.mark.slow)
+QUANTIZE = pytest.mark.parametrize("quantize", [tiedio.quantize_tied, PATCHED])
 
 KINDS = {
     "Dense": (lambda name: layers.Dense(4, name=name), (5,), "float32"),

@@ -152,7 +152,7 @@ def test_a_graph_is_drawn_anew_for_another_layer():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.ReLU()(old(inputs)))
     new.build((None, 3))
-    substitution.substitute_layer(old, new, [model])
+    substitution.substitute_layers([(old, new)], [model])
     assert model.layers[1] is new
     assert old not in model.operations
     assert [node.operation for node in new._inbound_nodes] == [new]

@@ -96,7 +96,9 @@ def language_model(tied):
     return model
 
 
-@pytest.mark.parametrize("kind", ["dense", "convolutional", "language model"])
+@pytest.mark.parametrize(
+    "kind", ["dense", pytest.param("convolutional", marks=pytest.mark.slow), "language model"]
+)
 def test_trains_as_a_layer_written_by_hand(kind):
     shape = {"dense": (16, 6), "convolutional": (16, 5, 5, 2), "language model": (16, 5)}[kind]
     inputs = np.random.default_rng(0).random(shape, "float32")
@@ -253,7 +255,7 @@ def test_what_files_say(tmp_path):
             assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
 
 
-@pytest.mark.parametrize("kind", ["dense", "language model"])
+@pytest.mark.parametrize("kind", ["dense", pytest.param("language model", marks=pytest.mark.slow)])
 def test_migration_finds_what_lost_its_record(tmp_path, kind):
     model = autoencoder() if kind == "dense" else language_model(True)
     data = DATA if kind == "dense" else (DATA[:, :5] * 7).astype("int32")

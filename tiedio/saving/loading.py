@@ -329,7 +329,7 @@ class Loading:
                 self._walk, self._record, self._everything, self._stored
             )
         for visit in self._walk.optimizer_parts:
-            with self._reports.reading(visit.inner_path, training=True):
+            with self._reports.reading(self._walk.label(visit.inner_path), training=True):
                 self._resume(visit, reordered.get(visit.inner_path))
         self._deferral.finish()
 
@@ -361,7 +361,8 @@ class Loading:
             error = reordered
         elif self._written or by_position:
             store = store if reordered is None else reordered
-            error = optimizers.slots_error(path, visit.saveable, store, by_position)
+            name = self._walk.label(path)
+            error = optimizers.slots_error(name, visit.saveable, store, by_position)
         if error and self._written and not self._written.tells_of(path):
             self._reports.note(error)
         elif error:

@@ -65,7 +65,7 @@ def match_optimizers(
     if not missing:
         return rebuilt, None
     return rebuilt, LoadError(
-        f"Cannot resume {listed(missing)}: the model has no such optimizer.\n"
+        f"Cannot resume {listed(map(walk.label, missing))}: the model has no such optimizer.\n"
         "Expected: an optimizer. Received: none, as when the `compile` of a class is its own.\n"
         "Compile the model, and call `tiedio.load_tied_weights` with the same file."
     )
@@ -278,9 +278,9 @@ def find_unresumable(
         is_as_then = not is_short and as_then.issuperset({**saved, **expected})
         if is_lacking or not (fits or is_as_then):
             names = [retying.name_of(place, everything, record) for place in trained]
-            error = _other_variables(inner_path, names, expected, everything)
+            error = _other_variables(walk.label(inner_path), names, expected, everything)
         else:
-            error = _slots_error(inner_path, optimizer, known, store)
+            error = _slots_error(walk.label(inner_path), optimizer, known, store)
         if in_other_order and not error:
             order = now or tied(getattr(holder, "trainable_variables", ()))
             if [key for key in order if key in saved] != list(saved):
@@ -314,7 +314,7 @@ def _flags(layers: Mapping[str, LayerState]) -> dict[Place, bool]:
 
 
 def _other_variables(
-    inner_path: str, trained: Iterable[str], now: Mapping[int, Any], everything: Walk
+    name: str, trained: Iterable[str], now: Mapping[int, Any], everything: Walk
 ) -> LoadError:
     """The error for an optimizer that trained other variables when saved than it does now."""
     saved = set(trained)
@@ -322,7 +322,7 @@ def _other_variables(
     told = [f"does not train {listed(expected - saved)}"] if expected - saved else []
     told += [f"trains {listed(saved - expected)}"] if saved - expected else []
     return LoadError(
-        f"Cannot resume `{inner_path}`: in the file it {', and it '.join(told)}.\n"
+        f"Cannot resume `{name}`: in the file it {', and it '.join(told)}.\n"
         f"Expected: {len(expected)} variables, as in the model. Received: {len(saved)}.\n"
         "It keeps the state that it has here. To resume, let it train what it trained, and no more."
     )
@@ -333,30 +333,28 @@ def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
     return list(map(id, built)) == list(map(id, variables))
 
 
-def _slots_error(
-    inner_path: str, optimizer: Any, known: list[Any], store: Store
-) -> LoadError | None:
+def _slots_error(name: str, optimizer: Any, known: list[Any], store: Store) -> LoadError | None:
     if _is_built_for(optimizer, known):
-        return slots_error(inner_path, optimizer, store)
+        return slots_error(name, optimizer, store)
     try:
         expected = Rebuilding(optimizer).told(known, _shapes)
     except Exception as error:  # the code of optimizers may raise anything
         return LoadError(
-            f"Cannot resume `{inner_path}`: {first_line(error)}\n"
+            f"Cannot resume `{name}`: {first_line(error)}\n"
             "Expected: an optimizer that can be built for other variables. "
             f"Received: {type(error).__name__}.\n"
             "Give its class a `build` that can be called again."
         )
-    return _difference(inner_path, expected, store, is_by_position=False)
+    return _difference(name, expected, store, is_by_position=False)
 
 
 def slots_error(
-    inner_path: str, saveable: Any, store: Store, is_by_position: bool = False
+    name: str, saveable: Any, store: Store, is_by_position: bool = False
 ) -> LoadError | None:
     """Compares what an optimizer holds with what is stored, before any of it is changed."""
     if not isinstance(saveable, keras.optimizers.Optimizer):  # which has no slots
         return None
-    return _difference(inner_path, _shapes(saveable), store, is_by_position)
+    return _difference(name, _shapes(saveable), store, is_by_position)
 
 
 def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
@@ -364,7 +362,7 @@ def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
 
 
 def _difference(
-    inner_path: str, expected: list[tuple[int, ...]], store: Store, is_by_position: bool
+    name: str, expected: list[tuple[int, ...]], store: Store, is_by_position: bool
 ) -> LoadError | None:
     received = list(store.shapes().values())
     if received == expected:
@@ -376,7 +374,7 @@ def _difference(
             "`compile=False`, and compile it."
         )
     return LoadError(
-        f"Cannot resume `{inner_path}`: its variables are not those of the file.\n"
+        f"Cannot resume `{name}`: its variables are not those of the file.\n"
         f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "
         f"Received: {len(received)} of shapes {sorted(set(received))}.\n{advice}"
     )

@@ -28,6 +28,8 @@ def beside_what_is_shown(record: Record, walk: Walk) -> Record:
     """
     here = {place for tie in walk.transposed_ties for place in tie.aliases}
     shown = {place.inner_path for place in (*here, *record.shown_transposed)}
+    if not shown:  # nobody's code is asked for this
+        return record
     left_out = {*here, *record.shown_transposed, *record.exact_values}
     beside = [p for p in walk.stored_places if p.inner_path in shown and p not in left_out]
     return dataclasses.replace(record, exact_values=(*record.exact_values, *beside))
