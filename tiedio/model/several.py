@@ -54,6 +54,8 @@ class Models(keras.Model):
             name: keras.saving.deserialize_keras_object(configs[name], custom_objects)
             for name in dict.fromkeys(first.values())
         }
+        if others := [name for name, one in made.items() if not isinstance(one, keras.Layer)]:
+            raise TypeError(f"{others} are no models")
         return cls({name: made[first[name]] for name in configs})
 
 
