@@ -193,3 +193,25 @@ def test_the_backup_of_other_models_is_kept(tmp_path):
         with pytest.raises(errors.LoadError, match="does not hold what was passed"):
             loop(models, [backup])
     assert {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()} == before
+
+
+def test_ties_of_several_are_checked():
+    layers = [keras.layers.Dense(4, name=name) for name in ("one", "other")]
+    models = {layer.name: keras.Sequential([keras.Input((4,)), layer]) for layer in layers}
+    tiedio.tie(layers[1], to=layers[0])
+    data = np.ones((4, 4), "float32")
+    models["one"].compile("sgd", "mse")
+    for ties in (None, tiedio.find_ties(models)):
+        check = tiedio.AssertTied(ties, models=models)
+        models["one"].fit(data, data, callbacks=[check], verbose=0)
+    with pytest.warns(tiedio.TiedioWarning, match="starts anew"):
+        tiedio.untie(layers[1])
+    with pytest.raises(tiedio.TiedioError, match=r"`other/other/kernel`.* are not tied"):
+        models["one"].fit(data, data, callbacks=[check], verbose=0)
+
+
+@pytest.mark.parametrize("kind", [tiedio.TiedModelCheckpoint, tiedio.TiedBackupAndRestore])
+def test_models_are_given_by_their_name(kind, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    with pytest.raises(errors.ArgumentError, match="Pass models as `models="):
+        kind(tmp_path / "model.keras", {"model": model})
