@@ -12,7 +12,7 @@ from keras import layers, ops
 
 import tiedio
 from tiedio import files
-from tiedio.errors import ArgumentError, LoadError, ModelNotBuiltError, TieError
+from tiedio.errors import ArgumentError, LoadError, ModelNotBuiltError, TiedioError, TieError
 from tiedio.model.views import TransposedView
 
 DATA = np.random.default_rng(0).random((16, 6), "float32")
@@ -345,3 +345,17 @@ def test_a_file_of_two_equal_values_loads_into_what_shows_one(tmp_path):
     model.save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(LoadError, match="the model ties what has several values there"):
         tiedio.load_tied_weights(shown, tmp_path / "other.weights.h5")
+
+
+def test_into_a_model_of_another_size(tmp_path):
+    tiedio.save_tied_weights(autoencoder(), tmp_path / "small.weights.h5")
+    wide = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(5, name="encoder"), layers.Dense(6, name="decoder")]
+    )
+    before = wide.get_weights()
+    with pytest.raises(TiedioError, match="`decoder/kernel`"):
+        tiedio.load_tied_weights(wide, tmp_path / "small.weights.h5")
+    assert all(map(np.array_equal, wide.get_weights(), before))
+    with pytest.warns(tiedio.TiedioWarning):
+        tiedio.load_tied_weights(wide, tmp_path / "small.weights.h5", skip_mismatch=True)
+    assert tiedio.find_ties(wide) == ()

@@ -5,8 +5,8 @@ held one variable hold one again, and those that held two hold two.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import keras
 
@@ -21,6 +21,8 @@ from tiedio.record.record import HeldVariable, Record
 from tiedio.record.ties import Place, TieGroup, TransposedTie, shown
 from tiedio.saving import shared_objects
 from tiedio.saving.capture import listed_only
+
+GroupT = TypeVar("GroupT", bound=TieGroup)
 
 # What does not fit, by the layer or the place that it is about.
 Problems = dict[str, str]
@@ -137,16 +139,15 @@ def find_problems(walk: Walk, record: Record) -> Problems:
 def restorable(walk: Walk, record: Record) -> Record:
     """Returns a record without the places of ties that do not fit the model; others are tied."""
     adoptable = set(_adoptable(walk, record))
-    groups = [
-        group.at(
-            [place for place in group.places if place not in _unfit(walk, group).keys() - adoptable]
-        )
-        for group in record.tie_groups
-    ]
+
+    def fitting(group: GroupT, unfit: Collection[Place]) -> GroupT:
+        return group.at([place for place in group.places if place not in unfit])
+
+    groups = [fitting(one, _unfit(walk, one).keys() - adoptable) for one in record.tie_groups]
     shown = [
-        tie.at([p for p in tie.places if p not in _unfit_views(walk, tie)])
+        fitting(tie, unfit)
         for tie in record.transposed_ties
-        if tie.owner in walk.places
+        if tie.owner not in (unfit := _unfit_views(walk, tie))
     ]
     return dataclasses.replace(
         record,
