@@ -359,3 +359,15 @@ def test_into_a_model_of_another_size(tmp_path):
     with pytest.warns(tiedio.TiedioWarning):
         tiedio.load_tied_weights(wide, tmp_path / "small.weights.h5", skip_mismatch=True)
     assert tiedio.find_ties(wide) == ()
+
+
+def test_the_layer_that_is_shown_is_left_out(tmp_path):
+    model = autoencoder()
+    tiedio.save_tied_weights(model, tmp_path / "model.weights.h5")
+    plain = autoencoder(tied=False)
+    plain.layers[0].kernel.assign(np.ones((6, 3)))
+    skipped = [plain.layers[0]]
+    tiedio.load_tied_weights(plain, tmp_path / "model.weights.h5", objects_to_skip=skipped)
+    assert tiedio.find_ties(plain) == ()
+    assert np.array_equal(value(plain.layers[0].kernel), np.ones((6, 3)))
+    assert np.array_equal(value(plain.layers[1].kernel), value(model.layers[1].kernel))

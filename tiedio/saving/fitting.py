@@ -40,8 +40,11 @@ def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record
     groups = merged(group for group in groups if group.aliases)
     own = [tie.at([stored.get(p, p) for p in tie.places]) for tie in walk.transposed_ties]
     here = {place for tie in own for place in tie.aliases}
-    told = [tie.at(kept(tie.places)) for tie in record.transposed_ties]
-    told = [tie.at([p for p in tie.places if p not in here]) for tie in told]
+    told = [
+        tie.at([tie.owner, *(place for place in kept(tie.aliases) if place not in here)])
+        for tie in record.transposed_ties
+        if kept([tie.owner])
+    ]
     shown = tuple(tie for tie in (*told, *own) if tie.aliases)
     tied = dataclasses.replace(record, tie_groups=tuple(groups), transposed_ties=shown)
     return dataclasses.replace(
@@ -80,6 +83,7 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
     layers = walk.layer_states
     stored = walk.stored_places
     shown = tied.shown_transposed
+    apart = record.shown_transposed.keys() - shown
     held = {
         Place(path, one.attribute): one for path, layer in layers.items() for one in layer.variables
     }
@@ -92,6 +96,10 @@ def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, Lay
             owner = held.get(owners.get(place, place), mine)
             return dataclasses.replace(mine, path=owner.path, trainable=owner.trainable)
 
+        if own and any(Place(path, one.attribute) in apart for one in own.variables):
+            # What the file shows is a variable here: all go by the order of the model.
+            yield path, dataclasses.replace(own, variables=tuple(map(as_owned, own.variables)))
+            continue
         names = {one.attribute for one in saved.variables}
         # Of what is shown in the model, its layer has no variable.
         listed = [one for one in saved.variables if Place(path, one.attribute) not in shown]
