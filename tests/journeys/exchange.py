@@ -43,7 +43,8 @@ def facts_of(model):
 
 def containers_for(name):
     """Lists the containers to try; what stock Keras writes of tied models has lost its ties."""
-    return [one for one in CONTAINERS if not one.startswith("stock") or name.endswith("untied")]
+    kept = [one for one in CONTAINERS if name not in scenarios.NOT_CONTAINED.get(one, ())]
+    return [one for one in kept if not one.startswith("stock") or name.endswith("untied")]
 
 
 def save(folder):
