@@ -28,7 +28,7 @@ NAMES = (
     "subclassed",
     "in_lists_dicts_and_tuples",
     "equal_but_untied",
-    "generator_discriminator_and_gan",
+    "encoder_decoder_and_autoencoder",
 )
 CONTAINERS = {
     "keras": (tiedio.save_tied, tiedio.load_tied),
