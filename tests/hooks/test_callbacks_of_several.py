@@ -56,7 +56,8 @@ def interrupted(folder, train=fit, **options):
 
 
 @pytest.mark.parametrize(
-    ("train", "damaged", "epochs"), [(fit, True, [1, 2, 3]), (loop, False, [2, 3])]
+    ("train", "damaged", "epochs"),
+    [pytest.param(fit, True, [1, 2, 3], marks=pytest.mark.slow), (loop, False, [2, 3])],
 )
 def test_all_models_go_on_as_if_nothing_was_interrupted(tmp_path, train, damaged, epochs):
     """Those are built without their ties, and named in another order.

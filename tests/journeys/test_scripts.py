@@ -264,7 +264,7 @@ def run(script, folder, tied):
 # As Keras warns too: it does not call that `compile`.
 @pytest.mark.filterwarnings("ignore:Cannot resume `d_optimizer`, `g_optimizer`")
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [pytest.param(one, marks=pytest.mark.slow) for one in SCRIPTS])
 def test_scripts(tmp_path, script, tied):
     seen, (model, *_) = run(script, tmp_path / "stock", tied)
     with tiedio.patch():

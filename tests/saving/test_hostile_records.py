@@ -463,11 +463,11 @@ RECORDS = {
     "slots of nothing": (put([], "optimizer_variables", "optimizer"), "Cannot resume `optimizer`"),
     "an optimizer that is a layer": (
         put([place("layers/dense", "bias")], "optimizer_variables", "layers/dense"),
-        "Cannot resume `layers/dense`",
+        "Cannot resume `first`",
     ),
     "exclusions of a layer": (
         put({"layers/dense": [place("layers/dense", "bias")]}, "excluded_from_weight_decay"),
-        "Cannot resume `layers/dense`",
+        "Cannot resume `first`",
     ),
     "exclusions of nothing": (
         put({"optimizer": [place("layers/none", "bias")] * 9}, "excluded_from_weight_decay"),

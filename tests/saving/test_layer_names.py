@@ -93,7 +93,7 @@ OPTIMIZERS = {
     "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     "accumulated": lambda: keras.optimizers.Adam(gradient_accumulation_steps=3),
 }
-SLOW = ("sgd", "muon", "accumulated", "adafactor")
+SLOW = ("sgd", "muon", "accumulated", "adafactor", "loss scaling", "moving averages")
 IN_VAIN = {
     "muon": not hasattr(keras.optimizers, "Muon"),
     # Keras cannot go on after `fit` there, saved or not.
@@ -106,7 +106,7 @@ IN_VAIN = {
     [
         pytest.param("adam", False, False, marks=pytest.mark.slow),
         pytest.param("adam", True, False, marks=pytest.mark.slow),
-        ("adam", False, True),
+        pytest.param("adam", False, True, marks=pytest.mark.slow),
         ("adam", True, True),
         *(
             pytest.param(name, True, True, marks=pytest.mark.slow if name in SLOW else ())
