@@ -39,13 +39,13 @@ class _Tied(NamedTuple):
 def keep_ties(model: keras.Model, quantize: Callable[[], None]) -> None:
     """Quantizes a model, and ties again what has equal values; a warning names the rest."""
     tied = _find_tied(model)
-    shown = _keep_shown(model)
+    shown, restarted = _keep_shown(model)
     try:
         quantize()
     finally:  # of a model that Keras refuses, some layers may be quantized
         now = [[(one.name, one.weight()) for one in places] for places in tied]
         groups, apart = alike(now, _equal)
-        lost = join([*groups, *_scales(groups)], live_layers())
+        lost = [*restarted, *join([*groups, *_scales(groups)], live_layers())]
         for owner, alias, axes in shown:
             if _holds(owner) and _holds(alias):
                 lost += join([[owner, alias]], live_layers(), [axes])
@@ -61,21 +61,27 @@ def keep_ties(model: keras.Model, quantize: Callable[[], None]) -> None:
         warn(lost)
 
 
-def _keep_shown(model: keras.Model) -> list[tuple[Weight, Weight, tuple[int, ...]]]:
-    """Gives what is shown transposed a value, for Keras to quantize; returns who shows what."""
+def _keep_shown(
+    model: keras.Model,
+) -> tuple[list[tuple[Weight, Weight, tuple[int, ...]]], list[str]]:
+    """Gives what is shown transposed a value, for Keras to quantize.
+
+    Returns:
+        Who shows what, and warnings, as `renewal.apply`.
+    """
     found = walk(model)
 
     def weight(place: Place) -> Weight:
         layer, variable = found.places[place]
         return Weight(layer, place.attribute, variable, place.inner_path)
 
-    shown = []
+    shown, lost = [], []
     for tie in found.transposed_ties:
         for alias in map(weight, tie.aliases):
             copy = copy_of(alias.variable, alias.holder, alias.attribute)
-            replace([(alias, copy)], live_layers())
+            lost += replace([(alias, copy)], live_layers())
             shown.append((weight(tie.owner), alias._replace(variable=copy), tie.axes))
-    return shown
+    return shown, lost
 
 
 def _holds(weight: Weight) -> bool:
