@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.hooks.backup import TiedBackupAndRestore as TiedBackupAndRestore
     from tiedio.hooks.callbacks import AssertTied as AssertTied
     from tiedio.hooks.callbacks import TiedModelCheckpoint as TiedModelCheckpoint
+    from tiedio.hooks.orbax import TiedOrbaxCheckpoint as TiedOrbaxCheckpoint
     from tiedio.hooks.patching import patch as patch
     from tiedio.hooks.patching import unpatch as unpatch
     from tiedio.hooks.remaking import clone_tied as clone_tied
@@ -39,6 +40,7 @@ _HOMES = {
         "errors": ("TiedioError", "TiedioWarning"),
         "hooks.backup": ("TiedBackupAndRestore",),
         "hooks.callbacks": ("AssertTied", "TiedModelCheckpoint"),
+        "hooks.orbax": ("TiedOrbaxCheckpoint",),
         "hooks.patching": ("patch", "unpatch"),
         "hooks.remaking": ("clone_tied", "quantize_tied"),
         "model.tying": ("assert_tied", "find_ties", "tie", "untie"),

@@ -38,7 +38,7 @@ def reading(
         yield checkpoint
         return
     with table.reading(source) as opened:
-        title = table.format_of(source).title
+        title = opened.title or table.format_of(source).title
         old = opened.old_layout
         own = old.model_config if old else opened.config
         translated = config_translation.translated(

@@ -97,6 +97,8 @@ class Opened:
         read_lists: Reads its lists in the layout of Keras 2, if the format has some.
         old_layout: These lists, if it is read by them: if it has neither config nor record, or
             after `go_by_lists`.
+        title: Its format, if that is no row of the table.
+        unplaced: The leaves of an Orbax checkpoint of which only a model can say what they are.
     """
 
     filepath: str
@@ -108,6 +110,8 @@ class Opened:
     extract_assets: Callable[[Path], None] = lambda folder: None
     read_lists: Callable[[], "OldLayout | None"] | None = None
     old_layout: "OldLayout | None" = None
+    title: str = ""
+    unplaced: Any = None
 
     def go_by_lists(self) -> None:
         """Lets the file be read by its lists in the layout of Keras 2, if it has some."""

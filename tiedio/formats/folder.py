@@ -1,4 +1,7 @@
-"""The folder that Keras writes with `zipped=False`, and on the Hugging Face Hub."""
+"""The folder that Keras writes with `zipped=False`, and on the Hugging Face Hub.
+
+Those of Orbax are read by `orbax_folder`.
+"""
 
 import contextlib
 import json
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tiedio.errors import FileFormatError, damaged
-from tiedio.formats import hdf5_writer, members
+from tiedio.formats import hdf5_writer, members, orbax_folder
 from tiedio.formats.content import ASSETS, CONFIG, METADATA, SAVE, VALUES, WEIGHTS, Content, Opened
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
@@ -50,8 +53,14 @@ def reading(source: Storage) -> Iterator[Opened]:
 
     Raises:
         FileFormatError: If it is not one of a model, or holds files of several saves.
+        MissingFileError: If it is one of Orbax, without a finished checkpoint.
     """
-    with source.reading_folder() as path, _all_at_once(source.name, path) as folder:
+    with contextlib.ExitStack() as resources:
+        path = resources.enter_context(source.reading_folder())
+        if orbax_folder.is_one(path):
+            yield resources.enter_context(orbax_folder.reading(source.name, path))
+            return
+        folder = resources.enter_context(_all_at_once(source.name, path))
         if SAVED_MODEL in folder.names() and CONFIG not in folder.names():
             raise FileFormatError(
                 f"`{source.name}` is a SavedModel of TensorFlow.\n"

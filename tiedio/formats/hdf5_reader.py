@@ -20,7 +20,7 @@ from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compi
 from tiedio.errors import FileFormatError, first_line, listed
 from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, ordered
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
-from tiedio.storage.streams import Threads, Window
+from tiedio.storage.streams import Seeking, Threads
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class WeightsFile:
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
-    def __init__(self, files: Sequence[Window], filepath: str):
+    def __init__(self, files: Sequence[Seeking], filepath: str):
         self.filepath = filepath
         self.size = sum(file.size for file in files)
         self.digests: Mapping[str, str] = {}
@@ -233,7 +233,7 @@ class WeightsFile:
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
     def _read_parts(
-        self, window: Window, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None
+        self, window: Seeking, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None
     ) -> None:
         """Reads parts in other threads, several at a time, and digests them in order."""
         parts = list(cut(value, READ_CHUNK))
@@ -277,7 +277,7 @@ class WeightsFile:
             with self._explained(f"has an unreadable `{path}`"):
                 self._check_size(self._placed(path)[0])
 
-    def _placed(self, path: str) -> tuple[h5py.Dataset, Window]:
+    def _placed(self, path: str) -> tuple[h5py.Dataset, Seeking]:
         """Returns a dataset, and the file that it is in."""
         for file, window in zip(self._files, self._windows, strict=True):
             dataset = self._at(file, path)

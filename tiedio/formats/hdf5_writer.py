@@ -115,9 +115,7 @@ def write(
     digests: dict[str, str] = {}
     if record:
         layout = _with_record(layout, record, digests)
-    sheet = Sheet()
-    with h5py.File(sheet, "w") as file:
-        placed = sorted(_lay_out(layout, file))
+    sheet, placed = lay_out(layout)
     if record and placed[-1][1] != RECORD:  # which HDF5 promises nowhere
         raise SaveError(
             f"Cannot save a record in an HDF5 file by HDF5 {h5py.version.hdf5_version}.\n"
@@ -179,8 +177,15 @@ def cut(array: np.ndarray, size: int) -> Iterator[memoryview]:
     return (content[start : start + size] for start in range(0, array.nbytes, size))
 
 
-def _lay_out(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
-    """Creates every object of `layout`; returns the offset and path of each tensor."""
+def lay_out(layout: Layout) -> tuple[Sheet, list[tuple[int, str]]]:
+    """Makes the file without a tensor in it; returns the offset and path of each, in order."""
+    sheet = Sheet()
+    with h5py.File(sheet, "w") as file:
+        return sheet, sorted(_create(layout, file))
+
+
+def _create(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
+    """Creates every object of `layout`."""
     for path, attributes in layout.groups.items():
         file.require_group(f"/{path}").attrs.update(attributes)
     # Allocated at once and never filled, a dataset gets its place and no bytes.

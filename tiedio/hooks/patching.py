@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from tiedio.errors import ModelNotBuiltError, NoModelError, SaveError
+from tiedio.hooks import orbax
 from tiedio.model.arguments import check_built
 from tiedio.model.cloning import clone_by_config, clone_by_layers, config_of
 from tiedio.model.keras_internals import KerasSaveable, cloning, saving_api
@@ -249,7 +250,37 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
         ),
     )
     yield cloning, "serialization_lib", by_config
+    yield from _orbax_replacements()
     yield KerasSaveable, "__reduce__", _either(_reduce, KerasSaveable.__reduce__)
+
+
+def _orbax_replacements() -> Iterator[tuple[Any, str, Any]]:
+    kind: Any = getattr(keras.callbacks, "OrbaxCheckpoint", None)
+    if kind is None:  # Keras before 3.14
+        return
+    save = kind._save_checkpoint
+
+    @functools.wraps(save)
+    def save_recorded(callback: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (_is_routed() and _is_saved(callback.model)):
+            return save(callback, *args, **kwargs)
+        with orbax.recorded(callback, strict=False):
+            return save(callback, *args, **kwargs)
+
+    yield kind, "_save_checkpoint", save_recorded
+    load = saving_api._load_model_from_orbax_checkpoint
+    ours = functools.partial(load_tied, strict=False)
+    yield saving_api, "_load_model_from_orbax_checkpoint", _either(ours, load)
+    # Where Keras loads weights, it does so itself in the middle of its own function.
+    load_weights = saving_api.load_weights
+    either = _either(_load_weights, load_weights)
+
+    @functools.wraps(load_weights)
+    def load_recorded(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        is_orbax = saving_api.is_orbax_checkpoint(filepath)
+        return (either if is_orbax else load_weights)(model, filepath, *args, **kwargs)
+
+    yield saving_api, "load_weights", load_recorded
 
 
 def _save_weights(

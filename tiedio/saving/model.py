@@ -9,6 +9,7 @@ built, so that they see the shared variables, and their state is read.
 import contextlib
 import dataclasses
 import datetime
+import posixpath
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +23,14 @@ from tiedio.formats.content import ASSETS, Content, Opened
 from tiedio.model.arguments import as_one, check_built
 from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
-from tiedio.saving import configs, keras2_config, keras2_layout, several, unsaved
+from tiedio.saving import configs, keras2_config, keras2_layout, orbax, several, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
 from tiedio.saving.reports import Reports
 from tiedio.storage.base import Storage
 from tiedio.storage.hub import Hub
-from tiedio.storage.locating import at
+from tiedio.storage.locating import at, path_of
 from tiedio.storage.progress import shown
 
 
@@ -150,6 +151,7 @@ def load_tied(
     strict: bool = True,
     verify: bool = True,
     random_state: bool | None = None,
+    step: int | None = None,
     progress: bool = False,
 ) -> keras.Model:
     """Loads a model and shares again the variables that it shared when saved.
@@ -161,7 +163,8 @@ def load_tied(
 
     Args:
         filepath: Path of a file or folder in any format that `save_tied` writes, whatever
-            it is called; also a URL, an open file, or `hf://namespace/name`.
+            it is called; also a URL, an open file, or `hf://namespace/name`. Or the folder of
+            `TiedOrbaxCheckpoint`, or of Keras' own `OrbaxCheckpoint`.
         custom_objects: Maps names to classes and functions of your own.
         compile: Whether to compile the model as it was.
         safe_mode: Whether to refuse Python lambdas, which can run any code. As in Keras,
@@ -174,6 +177,7 @@ def load_tied(
             `keras.random`, or by `Dropout` on torch) go on as when the model was saved. They
             come from generators of the process, which other models draw from, too: by default
             these are left alone, with a `TiedioWarning` if training would not resume exactly.
+        step: The step of an Orbax checkpoint; the last that was finished, unless given.
         progress: Whether to show a progress bar, by bytes.
 
     Returns:
@@ -206,21 +210,25 @@ def load_tied(
     Source: identity of variables after loading is what
     [keras#18821](https://github.com/keras-team/keras/issues/18821) asks for.
     """
-    place = at(filepath)
+    place = at(filepath if step is None else posixpath.join(path_of(filepath), str(step)))
     check_mapping("custom_objects", custom_objects, "Map names to the classes and functions.")
     with (
         table.reading(place) as source,
         configs.for_keras_2(source.keras_version),
         tempfile.TemporaryDirectory() as folder,
-        shown(f"Loading {place.label}", progress) as source.weights.advance,
+        shown(f"Loading {place.label}", progress) as advance,
     ):
+        reports = Reports(strict=strict)
+        if source.unplaced and source.config:
+            with configs.reading(custom_objects, safe_mode) as scopes:
+                orbax.place_by_config(source, _config(source, scopes, {}), reports)
+        source.weights.advance = advance
         record = source.read_record(verify)
         with (
             Deferral(source.weights.size) as deferral,
             configs.reading(custom_objects, safe_mode) as scopes,
         ):
             config = _config(source, scopes, record.models if record else {})
-            reports = Reports(strict=strict)
             loading = Loading(source, deferral, reports)
             loading.build(config)
             loading.describe(record)

@@ -11,7 +11,7 @@ from tiedio.formats import table
 from tiedio.formats.content import Content, Opened
 from tiedio.model.arguments import as_one, check_built, saveables_in
 from tiedio.model.walk import walk
-from tiedio.saving import several, unsaved
+from tiedio.saving import orbax, several, unsaved
 from tiedio.saving.capture import capture
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.fitting import has_all
@@ -183,10 +183,13 @@ def load_tied_weights(
     skipped = saveables_in(objects_to_skip)
     with (
         table.reading(place) as source,
-        shown(f"Loading {place.label}", progress) as source.weights.advance,
+        shown(f"Loading {place.label}", progress) as advance,
         Deferral(source.weights.size) as deferral,
     ):
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)
+        if source.unplaced:
+            orbax.place(source, given, reports)
+        source.weights.advance = advance
         record = source.read_record(verify)
         root = several.as_saved(given, record.models if record else {}, source.filepath)
         loading = Loading(source, deferral, reports, skipped)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 _WORTH_A_THREAD = 1 << 18  # bytes
 
 
-class _Seeking(io.RawIOBase):
+class Seeking(io.RawIOBase):
     """What is read from any position on."""
 
     def __init__(self, size: int = 0):
@@ -41,7 +41,7 @@ class _Seeking(io.RawIOBase):
         """Fills `buffer` from `position` on."""
 
 
-class Sheet(_Seeking):
+class Sheet(Seeking):
     """A file of pages; what was never written to reads as zeros."""
 
     PAGE = 4096
@@ -168,7 +168,7 @@ class Onward(io.BufferedIOBase):
         return done
 
 
-class Window(_Seeking):
+class Window(Seeking):
     """A part of a file, read in place."""
 
     def __init__(self, file: Any, start: int, size: int):

@@ -1,0 +1,300 @@
+"""Read the folders of `keras.callbacks.OrbaxCheckpoint`, by Orbax itself.
+
+A folder has a folder for each step. In that Orbax keeps a tree, whose leaves have the paths that
+the variables had, and beside it what tiedio adds: the record, and which leaf is which dataset. By
+that, the tree is shown as the weights file that it would be: an HDF5 file that is laid out in
+memory, with the leaves where its tensors lie.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiedio.errors import MissingFileError, damaged, explained, imported, listed
+from tiedio.formats.content import ASSETS, Opened, put_asset
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.hdf5_writer import Layout, Tensor, lay_out
+from tiedio.record.json_fields import Fields, parse
+from tiedio.record.ties import METADATA_KEY
+from tiedio.storage.streams import Seeking
+
+# What Orbax calls the parts of a step, as Keras names them, and what it writes last.
+TREE, CONFIG = "pytree", "model_config"
+_DONE = "_CHECKPOINT_METADATA"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+# What tiedio adds: which leaf is which dataset, and values that no variable has.
+PLACING, VALUES = "placing", "values"
+
+# Orbax compresses what it stores: slots that are still zero to almost nothing.
+_MOST_COMPRESSED, _ROOM = 1000, 1 << 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Placing:
+    """Which dataset each leaf is, in the weights file that a tree is shown as.
+
+    Attributes:
+        record: The record of the model.
+        groups: The groups of that file, with their attributes.
+        links: Second paths, to the first ones.
+        leaves: By the path of each dataset: its leaf, and its dtype, which a leaf that is a
+            number does not say.
+        others: Leaves that are no dataset: metrics, and seeds, which the record has.
+        metadata: When, and by which Keras, it was saved.
+    """
+
+    record: dict[str, Any]
+    groups: Mapping[str, dict[str, Any]]
+    links: Mapping[str, str]
+    leaves: Mapping[str, tuple[str, str]]
+    others: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, filepath: str, text: str) -> "Placing":
+        fields = Fields(parse(filepath, METADATA_KEY, text.encode()), "an Orbax checkpoint")
+        return cls(
+            record=fields.get("record", dict),
+            groups=fields.mapped("groups", _attributes),
+            links=fields.mapped("links", _text),
+            leaves=fields.mapped("leaves", _leaf),
+            others=tuple(fields.each("others", _text, missing=[])),
+            metadata=fields.get("metadata", dict),
+        )
+
+
+def _text(item: Any) -> str:
+    return Fields({"path": item}, "a path").get("path", str)
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    return Fields({"attributes": item}, "a group").get("attributes", dict)
+
+
+def _leaf(item: Any) -> tuple[str, str]:
+    leaf, dtype = Fields({"leaf": item}, "a leaf").get("leaf", list)
+    return _text(leaf), _text(dtype)
+
+
+def is_one(path: Path) -> bool:
+    """Whether a folder is one of Orbax: one step, or several."""
+    names = {entry.name for entry in path.iterdir()}
+    return _DONE in names or any(_UNFINISHED in name or _is_step(path / name) for name in names)
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit() and (path / _DONE).is_file() and (path / TREE).is_dir()
+
+
+def _step_in(filepath: str, path: Path) -> Path:
+    """Returns the folder of a step, which this is, or of the last one that was finished."""
+    if (path / _DONE).is_file():
+        return path
+    steps = [entry for entry in path.iterdir() if _is_step(entry)]
+    if not steps:
+        raise MissingFileError(
+            f"`{filepath}` has no finished checkpoint.\n"
+            f"Expected: the folder of a step, with `{_DONE}`. "
+            f"Received: {listed(sorted(entry.name for entry in path.iterdir()))}.\n"
+            "Saving did not come to its end there; load another checkpoint."
+        )
+    return max(steps, key=lambda step: int(step.name))
+
+
+@contextlib.contextmanager
+def reading(filepath: str, path: Path) -> Iterator[Opened]:
+    """Opens a folder.
+
+    Args:
+        filepath: Its name for messages.
+        path: Where it is.
+
+    Raises:
+        MissingFileError: If no checkpoint in it is finished.
+        MissingPackageError: If Orbax is not installed.
+        FileFormatError: If it is damaged.
+    """
+    orbax = imported("orbax.checkpoint", "An Orbax checkpoint", "orbax").v1
+    tree = Tree(orbax, filepath, _step_in(filepath, path))
+    with contextlib.ExitStack() as resources:
+        nothing = resources.enter_context(contextlib.closing(WeightsFile([], filepath)))
+        opened = Opened(
+            filepath=filepath,
+            record=None,
+            config=tree.config(),
+            weights=nothing,
+            extract_assets=tree.extract_assets,
+            title="Orbax checkpoint",
+        )
+
+        def place(placing: Placing) -> None:
+            window = tree.as_file(placing)
+            weights = resources.enter_context(contextlib.closing(WeightsFile([window], filepath)))
+            opened.record, opened.metadata = placing.record, placing.metadata
+            opened.weights, opened.unplaced = weights, None
+
+        if placing := tree.placing():
+            place(placing)
+        else:
+            opened.unplaced = Unplaced(tree.shapes, tree.value, place)
+        yield opened
+
+
+@dataclasses.dataclass(frozen=True)
+class Unplaced:
+    """The leaves of a tree that nothing in the folder says the datasets of.
+
+    Attributes:
+        shapes: The shape of each leaf, by its path, such as `trainable_variables/dense/kernel`.
+        value: Reads a leaf.
+        place: Shows the leaves as a weights file.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    value: Callable[[str], Any]
+    place: Callable[[Placing], None]
+
+
+class Tree:
+    """The parts of one step: the tree that Keras wrote, and what tiedio added."""
+
+    def __init__(self, orbax: Any, filepath: str, step: Path):
+        self._orbax = orbax
+        self._filepath = filepath
+        self._step = step.absolute()
+        self._values: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        with self._explained():
+            self._parts = dict(orbax.checkpointables_metadata(self._step).metadata)
+            self._tree = self._parts[TREE]
+            self._added: Any = None
+            if METADATA_KEY in self._parts:
+                self._added = self._load({METADATA_KEY: None})[METADATA_KEY]
+            self.shapes = {path: np.shape(leaf) for path, leaf in self._leaves_of(self._tree)}
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained(self._filepath, Exception)  # Orbax tells in many ways what is not there
+
+    def _leaves_of(self, tree: Any) -> Iterator[tuple[str, Any]]:
+        """Yields the leaves of Keras' tree, then the values that were added, by their paths."""
+        yield from flat(tree)
+        if self._added:
+            yield from flat(self._added[VALUES], f"{METADATA_KEY}/{VALUES}/")
+
+    def placing(self) -> Placing | None:
+        """Tells which leaf is which dataset; `None` if it was not tiedio that wrote it."""
+        return self._added and Placing.from_json(self._filepath, self._added[PLACING])
+
+    def config(self) -> dict[str, Any] | None:
+        """Reads the config of the model; `None` if it holds weights only."""
+        if CONFIG not in self._parts:
+            return None
+        with self._explained():
+            text = self._load({CONFIG: None})[CONFIG]["config"]
+        return parse(self._filepath, CONFIG, text.encode())
+
+    def extract_assets(self, folder: Path) -> None:
+        if ASSETS not in self._parts:
+            return
+        with self._explained():
+            assets = dict(flat(self._load({ASSETS: None})[ASSETS]))
+        for name, content in assets.items():
+            put_asset(self._filepath, folder / ASSETS, name, np.asarray(content, np.uint8))
+
+    def as_file(self, placing: Placing) -> "Shown":
+        """Shows the leaves as a weights file.
+
+        Raises:
+            FileFormatError: If they are others than were placed.
+        """
+        told = {*placing.others, *(leaf for leaf, _ in placing.leaves.values())}
+        if differing := sorted(told ^ set(self.shapes)):
+            received = f"leaves that are missing, or too many: {listed(differing)}"
+            raise damaged(self._filepath, received)
+        with explained(self._filepath, TypeError, ValueError, KeyError, OSError, RuntimeError):
+            tensors = {
+                path: Tensor(
+                    self.shapes[leaf],
+                    np.dtype(dtype),
+                    lambda leaf=leaf, dtype=dtype: np.asarray(self.value(leaf), dtype),
+                )
+                for path, (leaf, dtype) in placing.leaves.items()
+            }
+            return Shown(Layout(dict(placing.groups), tensors, dict(placing.links)))
+
+    def value(self, leaf: str) -> Any:
+        """Reads a leaf: an array, or a number. All are read with the first."""
+        with self._lock:
+            if not self._values:
+                self._check_size()
+                with self._explained():
+                    tree = self._load({TREE: abstract(self._tree)})[TREE]
+                    self._values = dict(self._leaves_of(tree))
+            return self._values[leaf]
+
+    def _load(self, wanted: Any) -> Any:
+        return self._orbax.load_checkpointables(self._step, wanted)
+
+    def _check_size(self) -> None:
+        """Refuses a tree that declares far more than is stored."""
+        declared = sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize
+            for _, leaf in flat(self._tree)
+            if hasattr(leaf, "shape")
+        )
+        stored = sum(file.stat().st_size for file in self._step.rglob("*") if file.is_file())
+        if declared > _ROOM + _MOST_COMPRESSED * stored:
+            raise damaged(self._filepath, f"{declared} bytes declared, {stored} stored")
+
+
+class Shown(Seeking):
+    """A weights file that lies nowhere: what HDF5 writes beside tensors is in memory.
+
+    Tensors are made when they are read.
+    """
+
+    def __init__(self, layout: Layout):
+        self._sheet, placed = lay_out(layout)
+        super().__init__(self._sheet.size)
+        self._tensors = [
+            (offset, layout.tensors[path]) for offset, path in placed if layout.tensors[path].nbytes
+        ]
+        self._offsets = [offset for offset, _ in self._tensors]
+
+    def read_at(self, buffer: memoryview, position: int) -> None:
+        number = bisect.bisect_right(self._offsets, position) - 1
+        offset, tensor = self._tensors[number] if number >= 0 else (self.size, None)
+        if tensor is None or position >= offset + tensor.nbytes:
+            self._sheet.read_at(buffer, position)
+            return
+        content = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data
+        buffer[:] = content[position - offset : position - offset + len(buffer)]
+
+
+def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of a tree by their paths."""
+    for name, item in tree.items():
+        if isinstance(item, Mapping):
+            yield from flat(item, f"{path}{name}/")
+        else:
+            yield f"{path}{name}", item
+
+
+def abstract(leaf: Any) -> Any:
+    """Tells Orbax to read arrays as those of NumPy, wherever they were and will be."""
+    if isinstance(leaf, Mapping):
+        return {name: abstract(item) for name, item in leaf.items()}
+    # It looks at shape and dtype: one element takes the place of all.
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) if hasattr(leaf, "shape") else leaf

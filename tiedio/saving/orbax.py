@@ -1,0 +1,234 @@
+"""What tiedio adds to the checkpoints of Orbax, and finds out where it was not added.
+
+Keras keeps a tree of the values of variables, by the paths that these have. A tied variable is in
+it once, and nothing says where else it belongs; and paths depend on how many models were made
+before. So a record is added, and which leaf is which dataset of a weights file.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tiedio.errors import LoadError, SaveError, listed
+from tiedio.formats.content import Opened
+from tiedio.formats.hdf5_writer import Layout
+from tiedio.formats.orbax_folder import PLACING, VALUES, Placing, Unplaced
+from tiedio.model.walk import Walk, walk
+from tiedio.record.record import Record
+from tiedio.record.ties import METADATA_KEY
+from tiedio.saving.capture import capture
+from tiedio.saving.deferral import Deferral, unnoticed
+from tiedio.saving.reports import Reports
+
+# The parts of Keras' tree that tiedio tells apart; metrics begin anew with each epoch.
+_OPTIMIZER, _METRICS = "optimizer_variables", "metrics_variables"
+_SEED = "/seed_generator_state"
+
+
+def addition(
+    model: keras.Model, metadata: Mapping[str, Any], *, weights_only: bool, strict: bool
+) -> dict[str, Any]:
+    """Returns what is stored beside the tree that Keras makes of a model.
+
+    Args:
+        model: The model.
+        metadata: When, and by which Keras, it is saved.
+        weights_only: Whether the state of optimizers is left out.
+        strict: As for `save_tied`.
+
+    Raises:
+        SaveError: If something would be lost, or two variables have one path; all are named.
+    """
+    leaves = dict(_leaves(model, weights_only))
+    layout, record = _captured(model, weights_only, strict)
+    leaf_of = {id(variable): leaf for leaf, variable in leaves.items()}
+    placed, values = {}, {}
+    for path, tensor in layout.tensors.items():
+        leaf = leaf_of.get(id(tensor.source))
+        if leaf is None:  # of no variable, or one that Keras does not list
+            name = str(len(values))
+            leaf, values[name] = f"{METADATA_KEY}/{VALUES}/{name}", tensor.read()
+        placed[path] = leaf, tensor.dtype.name
+    placing = _placing(layout, record, placed, leaves, metadata)
+    return {PLACING: placing.to_json(), VALUES: values}
+
+
+def place(source: Opened, model: keras.Model, reports: Reports) -> None:
+    """Finds which leaf is which dataset, where nothing in a checkpoint says so, by a model.
+
+    Its record is then that of the model, with the seeds of the checkpoint.
+
+    Args:
+        source: The checkpoint.
+        model: The model that it is loaded into, or one like it.
+        reports: Takes the error for seeds that cannot be told from each other.
+
+    Raises:
+        LoadError: If leaves and variables do not belong to each other one by one; all are named.
+    """
+    unplaced: Unplaced = source.unplaced
+    weights_only = not any(leaf.startswith(f"{_OPTIMIZER}/") for leaf in unplaced.shapes)
+    layout, record = _captured(model, weights_only, strict=False)
+    variables = dict(_leaves(model, weights_only))
+    matched = _matched(source.filepath, variables, unplaced.shapes)
+    leaf_of = {id(variables[path]): leaf for path, leaf in matched.items()}
+    placed = {
+        path: (leaf_of[id(tensor.source)], tensor.dtype.name)
+        for path, tensor in layout.tensors.items()
+        if id(tensor.source) in leaf_of
+    }
+    generators = walk(model).generators
+    seeds = {state: generators[state.places[0]].item.state for state in record.random_states}
+    if lacking := [str(one.places[0]) for one, seed in seeds.items() if id(seed) not in leaf_of]:
+        reports.unresumed(
+            LoadError(
+                f"Cannot resume the seeds of {listed(lacking)} from `{source.filepath}`.\n"
+                "Expected: a record that tells them from each other. Received: none.\n"
+                "Save with `tiedio.TiedOrbaxCheckpoint`, which records them."
+            )
+        )
+    random_states = tuple(
+        dataclasses.replace(one, state=tuple(map(int, unplaced.value(leaf_of[id(seed)]))))
+        for one, seed in seeds.items()
+        if id(seed) in leaf_of
+    )
+    record = dataclasses.replace(record, random_states=random_states, process_random_states={})
+    unplaced.place(_placing(layout, record, placed, unplaced.shapes, {}))
+
+
+def place_by_config(source: Opened, config: Any, reports: Reports) -> None:
+    """Does the same for a whole model: one more is made of its config, to look at."""
+    with unnoticed(), Deferral(0) as deferral:
+        model = config.build(deferral)
+        compiled = config.compile(model, deferral)
+        deferral.finish()
+        if compiled and model.optimizer:
+            model.optimizer.build(model.trainable_variables)
+    place(source, model, reports)
+
+
+def _captured(model: keras.Model, weights_only: bool, strict: bool) -> tuple[Layout, Record]:
+    found = walk(model)
+    saved = Walk(found.parts) if weights_only else found
+    return capture(saved, None, found, strict=strict, stock_readable=False)
+
+
+def _placing(
+    layout: Layout,
+    record: Record,
+    placed: Mapping[str, tuple[str, str]],
+    leaves: Iterable[str],
+    metadata: Mapping[str, Any],
+) -> Placing:
+    used = {leaf for leaf, _ in placed.values()}
+    return Placing(
+        record=record.to_json(),
+        groups=layout.groups,
+        links=layout.links,
+        leaves=placed,
+        others=tuple(leaf for leaf in leaves if leaf not in used),
+        metadata=metadata,
+    )
+
+
+def _leaves(model: keras.Model, weights_only: bool) -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of the tree that Keras makes of a model, with their variables.
+
+    Raises:
+        SaveError: If variables have one path, or one that leads through another's.
+    """
+    parts = {
+        "trainable_variables": model.trainable_variables,
+        "non_trainable_variables": model.non_trainable_variables,
+    }
+    if not weights_only:
+        parts[_OPTIMIZER] = model.optimizer.variables if model.optimizer else []
+        parts[_METRICS] = model.metrics_variables
+    for part, variables in parts.items():
+        paths = sorted(f"{variable.path}/" for variable in variables)
+        colliding = [
+            path.rstrip("/")
+            for path, following in itertools.pairwise(paths)
+            if following.startswith(path)
+        ]
+        if colliding:
+            raise SaveError(
+                f"Cannot save {listed(colliding)} to an Orbax checkpoint: Keras has one path for "
+                "several variables.\n"
+                f"Expected: a path for each. Received: {listed(colliding)} more than once.\n"
+                "Give the layers names of their own."
+            )
+        yield from ((f"{part}/{variable.path}", variable) for variable in variables)
+
+
+def _matched(
+    filepath: str, variables: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
+    """Finds the leaf of each variable, as `_leaves` names it; seeds may have none.
+
+    Those of one path belong to each other. Else one path is the end of the other: Keras leaves out
+    the name of a `Sequential` model where it builds one of its config. The seeds of a model, if
+    it has one, are what is left.
+
+    Raises:
+        LoadError: If other variables, or other leaves, are left over; all are named.
+    """
+    found = {path: path for path in variables if shapes.get(path) == _shape(variables[path])}
+
+    def left(paths: Iterable[str], used: Collection[str]) -> list[str]:
+        return [p for p in paths if p not in used and not p.startswith(f"{_METRICS}/")]
+
+    def pair(first: str, other: str) -> bool:
+        return shapes[first] == _shape(variables[other])
+
+    here, there = left(variables, found), left(shapes, found.values())
+    found |= {path: leaf for leaf, path in _by_ends(there, here, pair).items()}
+    here, there = left(here, found), left(there, found.values())
+    found |= _by_ends(here, there, lambda path, leaf: pair(leaf, path))
+    here, there = left(here, found), left(there, found.values())
+    seeds = [[path for path in paths if path.endswith(_SEED)] for paths in (here, there)]
+    if len(seeds[0]) == len(seeds[1]) == 1:
+        found |= dict(zip(*seeds, strict=True))
+    lacking, unread = ([p for p in paths if not p.endswith(_SEED)] for paths in (here, there))
+    if lacking or unread:
+        raise LoadError(
+            f"Cannot load `{filepath}`: it does not say which variables its leaves are.\n"
+            f"Expected: a leaf for each variable. Received: {len(lacking)} variables without one "
+            f"({listed(lacking)}), {len(unread)} leaves too many ({listed(unread)}).\n"
+            "Tie the model as it was when it was saved, and load the weights into it; or save with "
+            "`tiedio.TiedOrbaxCheckpoint`, which records ties."
+        )
+    return found
+
+
+def _by_ends(
+    longer: Iterable[str], shorter: Sequence[str], fits: Callable[[str, str], bool]
+) -> dict[str, str]:
+    """Finds for each path the one that it ends with, the longest, if no other ends with that."""
+    found = {}
+    for path in longer:
+        ends = [end for end in shorter if _is_end(path, end) and fits(path, end)]
+        if ends:
+            found[path] = max(ends, key=len)
+    times = collections.Counter(found.values())
+    return {path: end for path, end in found.items() if times[end] == 1}
+
+
+def _is_end(path: str, end: str) -> bool:
+    part, _, path = path.partition("/")
+    part_of_end, _, end = end.partition("/")
+    if part != part_of_end:
+        return False
+    if part == _OPTIMIZER:  # `adam/dense_kernel_momentum`
+        optimizer, _, path = path.rpartition("/")
+        optimizer_of_end, _, end = end.rpartition("/")
+        return optimizer == optimizer_of_end and path.endswith(f"_{end}")
+    return path.endswith(f"/{end}")
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(map(int, variable.shape))
