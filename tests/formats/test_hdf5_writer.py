@@ -217,14 +217,14 @@ def test_a_record_of_any_length_is_written_last(length):
 
 
 def test_a_record_that_is_not_placed_last_is_an_error(monkeypatch):
-    lay_out = hdf5_writer._lay_out
+    create = hdf5_writer._create
 
     def in_front(layout, file):
         return [
-            (0 if path == hdf5_writer.RECORD else at, path) for at, path in lay_out(layout, file)
+            (0 if path == hdf5_writer.RECORD else at, path) for at, path in create(layout, file)
         ]
 
-    monkeypatch.setattr(hdf5_writer, "_lay_out", in_front)
+    monkeypatch.setattr(hdf5_writer, "_create", in_front)
     layout = hdf5_writer.Layout(tensors={"a": hdf5_writer.Tensor.of(np.ones(8))})
     stream = io.BytesIO()
     with pytest.raises(SaveError, match=r"Expected: `tiedio/record` behind .* Received: `a` there"):

@@ -50,6 +50,8 @@ class Placing:
             number does not say.
         others: Leaves that are no dataset: metrics, and seeds, which the record has.
         metadata: When, and by which Keras, it was saved.
+        config: The config of the model, unless weights alone are saved. Keras' own has another
+            optimizer where losses are scaled.
     """
 
     record: dict[str, Any]
@@ -58,6 +60,7 @@ class Placing:
     leaves: Mapping[str, tuple[str, str]]
     others: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -72,6 +75,7 @@ class Placing:
             leaves=fields.mapped("leaves", _leaf),
             others=tuple(fields.each("others", _text, missing=[])),
             metadata=fields.get("metadata", dict),
+            config=fields.get("config", dict | None),
         )
 
 
@@ -90,7 +94,10 @@ def _leaf(item: Any) -> tuple[str, str]:
 
 def is_one(path: Path) -> bool:
     """Whether a folder is one of Orbax: one step, or several."""
-    names = {entry.name for entry in path.iterdir()}
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except FileNotFoundError:  # a save puts another folder in its place
+        return False
     return _DONE in names or any(_UNFINISHED in name or _is_step(path / name) for name in names)
 
 
@@ -143,6 +150,7 @@ def reading(filepath: str, path: Path) -> Iterator[Opened]:
             window = tree.as_file(placing)
             weights = resources.enter_context(contextlib.closing(WeightsFile([window], filepath)))
             opened.record, opened.metadata = placing.record, placing.metadata
+            opened.config = placing.config or opened.config
             opened.weights, opened.unplaced = weights, None
 
         if placing := tree.placing():

@@ -12,7 +12,6 @@ from tiedio.errors import MissingPackageError, imported
 from tiedio.model.arguments import check_model
 from tiedio.record.ties import METADATA_KEY
 from tiedio.saving import orbax
-from tiedio.saving.model import metadata
 from tiedio.storage.locating import path_of
 
 
@@ -45,9 +44,7 @@ def recorded(callback: Any, strict: bool = True) -> Iterator[None]:
         yield
         return
     check_model(model)
-    added = orbax.addition(
-        model, metadata(), weights_only=callback.save_weights_only, strict=strict
-    )
+    added = orbax.addition(model, callback.save_weights_only, strict)
     callback.checkpointer = _Adding(checkpointer, added)
     try:
         yield

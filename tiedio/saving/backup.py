@@ -21,8 +21,7 @@ from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields, parse
 from tiedio.record.ties import Place
 from tiedio.saving import inference, several, unsaved
-from tiedio.saving.capture import capture
-from tiedio.saving.model import metadata
+from tiedio.saving.capture import capture, metadata
 from tiedio.storage.locating import at
 
 # As tensors, not in the record: they have digests, and no layer has such a path.

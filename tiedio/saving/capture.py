@@ -6,6 +6,7 @@ what Keras itself does not store.
 
 import collections
 import dataclasses
+import datetime
 import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -372,3 +373,11 @@ def _tensor(value: Any) -> hdf5_writer.Tensor:
 def listed_only(attribute: str) -> bool:
     """Whether a variable is in a layer's list and in no attribute of it."""
     return attribute.split("/")[0] in TRACKED
+
+
+def metadata() -> dict[str, Any]:
+    """Says when, and by which Keras, a file is saved."""
+    return {
+        "keras_version": keras.__version__,
+        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+    }

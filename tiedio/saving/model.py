@@ -8,7 +8,6 @@ built, so that they see the shared variables, and their state is read.
 
 import contextlib
 import dataclasses
-import datetime
 import posixpath
 import tempfile
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from tiedio.model.arguments import as_one, check_built
 from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
 from tiedio.saving import configs, keras2_config, keras2_layout, orbax, several, unsaved
-from tiedio.saving.capture import capture
+from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
 from tiedio.saving.reports import Reports
@@ -261,14 +260,6 @@ def _config(
         "Expected: a whole model. Received: no config.\n"
         "Build the model, and pass it to `tiedio.load_tied_weights`."
     )
-
-
-def metadata() -> dict[str, Any]:
-    """Says when, and by which Keras, a file is saved."""
-    return {
-        "keras_version": keras.__version__,
-        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
-    }
 
 
 def may_replace(target: Storage, overwrite: bool) -> bool:

@@ -20,7 +20,8 @@ from tiedio.formats.orbax_folder import PLACING, VALUES, Placing, Unplaced
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
-from tiedio.saving.capture import capture
+from tiedio.saving import several
+from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral, unnoticed
 from tiedio.saving.reports import Reports
 
@@ -29,14 +30,11 @@ _OPTIMIZER, _METRICS = "optimizer_variables", "metrics_variables"
 _SEED = "/seed_generator_state"
 
 
-def addition(
-    model: keras.Model, metadata: Mapping[str, Any], *, weights_only: bool, strict: bool
-) -> dict[str, Any]:
+def addition(model: keras.Model, weights_only: bool, strict: bool) -> dict[str, Any]:
     """Returns what is stored beside the tree that Keras makes of a model.
 
     Args:
         model: The model.
-        metadata: When, and by which Keras, it is saved.
         weights_only: Whether the state of optimizers is left out.
         strict: As for `save_tied`.
 
@@ -53,7 +51,11 @@ def addition(
             name = str(len(values))
             leaf, values[name] = f"{METADATA_KEY}/{VALUES}/{name}", tensor.read()
         placed[path] = leaf, tensor.dtype.name
-    placing = _placing(layout, record, placed, leaves, metadata)
+    placing = dataclasses.replace(
+        _placing(layout, record, placed, leaves),
+        metadata=metadata(),
+        config=None if weights_only else several.write(model),
+    )
     return {PLACING: placing.to_json(), VALUES: values}
 
 
@@ -97,7 +99,7 @@ def place(source: Opened, model: keras.Model, reports: Reports) -> None:
         if id(seed) in leaf_of
     )
     record = dataclasses.replace(record, random_states=random_states, process_random_states={})
-    unplaced.place(_placing(layout, record, placed, unplaced.shapes, {}))
+    unplaced.place(_placing(layout, record, placed, unplaced.shapes))
 
 
 def place_by_config(source: Opened, config: Any, reports: Reports) -> None:
@@ -122,7 +124,6 @@ def _placing(
     record: Record,
     placed: Mapping[str, tuple[str, str]],
     leaves: Iterable[str],
-    metadata: Mapping[str, Any],
 ) -> Placing:
     used = {leaf for leaf, _ in placed.values()}
     return Placing(
@@ -131,7 +132,6 @@ def _placing(
         links=layout.links,
         leaves=placed,
         others=tuple(leaf for leaf in leaves if leaf not in used),
-        metadata=metadata,
     )
 
 
@@ -151,7 +151,7 @@ def _leaves(model: keras.Model, weights_only: bool) -> Iterator[tuple[str, Any]]
     for part, variables in parts.items():
         paths = sorted(f"{variable.path}/" for variable in variables)
         colliding = [
-            path.rstrip("/")
+            path.removesuffix("/")
             for path, following in itertools.pairwise(paths)
             if following.startswith(path)
         ]
@@ -160,7 +160,8 @@ def _leaves(model: keras.Model, weights_only: bool) -> Iterator[tuple[str, Any]]
                 f"Cannot save {listed(colliding)} to an Orbax checkpoint: Keras has one path for "
                 "several variables.\n"
                 f"Expected: a path for each. Received: {listed(colliding)} more than once.\n"
-                "Give the layers names of their own."
+                "Give the layers names of their own; or save with `tiedio.TiedModelCheckpoint`, as "
+                "some optimizers have one name for several variables."
             )
         yield from ((f"{part}/{variable.path}", variable) for variable in variables)
 
@@ -195,10 +196,12 @@ def _matched(
         found |= dict(zip(*seeds, strict=True))
     lacking, unread = ([p for p in paths if not p.endswith(_SEED)] for paths in (here, there))
     if lacking or unread:
+        received = [f"no leaf for {listed(lacking)}"] if lacking else []
+        received += [f"no variable for {listed(unread)}"] if unread else []
         raise LoadError(
-            f"Cannot load `{filepath}`: it does not say which variables its leaves are.\n"
-            f"Expected: a leaf for each variable. Received: {len(lacking)} variables without one "
-            f"({listed(lacking)}), {len(unread)} leaves too many ({listed(unread)}).\n"
+            f"Cannot load `{filepath}`: nothing in it says which variables were tied, and others "
+            "are there than in its config.\n"
+            f"Expected: a leaf for each variable. Received: {'; '.join(received)}.\n"
             "Tie the model as it was when it was saved, and load the weights into it; or save with "
             "`tiedio.TiedOrbaxCheckpoint`, which records ties."
         )

@@ -12,11 +12,11 @@ from tiedio.formats.content import Content, Opened
 from tiedio.model.arguments import as_one, check_built, saveables_in
 from tiedio.model.walk import walk
 from tiedio.saving import orbax, several, unsaved
-from tiedio.saving.capture import capture
+from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.fitting import has_all
 from tiedio.saving.loading import Loading
-from tiedio.saving.model import may_replace, metadata
+from tiedio.saving.model import may_replace
 from tiedio.saving.reports import Reports
 from tiedio.storage.locating import at
 from tiedio.storage.open_file import OpenFile
