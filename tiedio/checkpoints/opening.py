@@ -7,7 +7,7 @@ from typing import Any
 
 from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, tensorflow_walk
 from tiedio.checkpoints.checkpoint import Checkpoint
-from tiedio.errors import check_mapping, explained
+from tiedio.errors import FileFormatError, check_mapping, explained
 from tiedio.formats import damage, table
 from tiedio.keras_versions import config_translation
 from tiedio.storage.locating import at
@@ -38,6 +38,13 @@ def reading(
         yield checkpoint
         return
     with table.reading(source) as opened:
+        if opened.unplaced:
+            raise FileFormatError(
+                f"`{opened.filepath}` names values as Keras named the variables, and not where a "
+                "model has them.\n"
+                "Expected: the record of `tiedio.TiedOrbaxCheckpoint`. Received: none.\n"
+                "Load it with `tiedio.load_tied`, or the weights into a model, and save that again."
+            )
         title = opened.title or table.format_of(source).title
         old = opened.old_layout
         own = old.model_config if old else opened.config

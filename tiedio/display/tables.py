@@ -111,7 +111,7 @@ def verification(found: "Verification") -> None:
     else:
         _line(
             f"{found.filepath}: {found.tensors} tensors can be read, and there is nothing to "
-            "verify them against: no record, and no checksum."
+            "verify them against: no digests, and no checksum."
         )
 
 

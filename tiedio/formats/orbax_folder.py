@@ -66,8 +66,8 @@ class Placing:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, filepath: str, text: str) -> "Placing":
-        fields = Fields(parse(filepath, METADATA_KEY, text.encode()), "an Orbax checkpoint")
+    def from_json(cls, filepath: str, text: bytes) -> "Placing":
+        fields = Fields(parse(filepath, METADATA_KEY, text), "an Orbax checkpoint")
         return cls(
             record=fields.get("record", dict),
             groups=fields.mapped("groups", _attributes),
@@ -187,9 +187,10 @@ class Tree:
         with self._explained():
             self._parts = dict(orbax.checkpointables_metadata(self._step).metadata)
             self._tree = self._parts[TREE]
-            self._added: Any = None
+            self._text, self._added = None, {}
             if METADATA_KEY in self._parts:
-                self._added = self._load({METADATA_KEY: None})[METADATA_KEY]
+                added = self._load({METADATA_KEY: None})[METADATA_KEY]
+                self._text, self._added = added[PLACING].encode(), added[VALUES]
             self.shapes = {path: np.shape(leaf) for path, leaf in self._leaves_of(self._tree)}
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
@@ -198,12 +199,11 @@ class Tree:
     def _leaves_of(self, tree: Any) -> Iterator[tuple[str, Any]]:
         """Yields the leaves of Keras' tree, then the values that were added, by their paths."""
         yield from flat(tree)
-        if self._added:
-            yield from flat(self._added[VALUES], f"{METADATA_KEY}/{VALUES}/")
+        yield from flat(self._added, f"{METADATA_KEY}/{VALUES}/")
 
     def placing(self) -> Placing | None:
         """Tells which leaf is which dataset; `None` if it was not tiedio that wrote it."""
-        return self._added and Placing.from_json(self._filepath, self._added[PLACING])
+        return self._text and Placing.from_json(self._filepath, self._text)
 
     def config(self) -> dict[str, Any] | None:
         """Reads the config of the model; `None` if it holds weights only."""

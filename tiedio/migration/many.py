@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tiedio.errors import MigrationError, TiedioError, listed
-from tiedio.formats import table
+from tiedio.formats import orbax_folder, table
 from tiedio.formats.content import CONFIG, VALUES, WEIGHTS
 from tiedio.formats.folder import SAVED_MODEL
 from tiedio.migration import planning
@@ -191,8 +191,10 @@ def _identity(path: str) -> object:
 
 
 def _is_model(folder: str) -> bool:
-    """Whether a folder is one file of Keras, unpacked, or one of TensorFlow."""
+    """Whether a folder is one file of Keras, unpacked, or one of TensorFlow or Orbax."""
     names = set(os.listdir(folder))
+    if orbax_folder.is_one(Path(folder)):
+        return True
     is_of_keras = CONFIG in names and not names.isdisjoint((WEIGHTS, VALUES))
     return is_of_keras or any(name == SAVED_MODEL or name.endswith(".index") for name in names)
 

@@ -172,8 +172,8 @@ def _matched(
     """Finds the leaf of each variable, as `_leaves` names it; seeds may have none.
 
     Those of one path belong to each other. Else one path is the end of the other: Keras leaves out
-    the name of a `Sequential` model where it builds one of its config. The seeds of a model, if
-    it has one, are what is left.
+    the name of a `Sequential` model where it builds one of its config. Its seeds, if it has only
+    one generator, are what is left.
 
     Raises:
         LoadError: If other variables, or other leaves, are left over; all are named.
@@ -196,11 +196,14 @@ def _matched(
         found |= dict(zip(*seeds, strict=True))
     lacking, unread = ([p for p in paths if not p.endswith(_SEED)] for paths in (here, there))
     if lacking or unread:
+        # Slots follow from what they belong to.
+        lacking = [p for p in lacking if not p.startswith(_OPTIMIZER)] or lacking
+        unread = [p for p in unread if not p.startswith(_OPTIMIZER)] or unread
         received = [f"no leaf for {listed(lacking)}"] if lacking else []
         received += [f"no variable for {listed(unread)}"] if unread else []
         raise LoadError(
-            f"Cannot load `{filepath}`: nothing in it says which variables were tied, and others "
-            "are there than in its config.\n"
+            f"Cannot load `{filepath}`: nothing in it says what was tied, and its leaves are not "
+            "the variables of this model.\n"
             f"Expected: a leaf for each variable. Received: {'; '.join(received)}.\n"
             "Tie the model as it was when it was saved, and load the weights into it; or save with "
             "`tiedio.TiedOrbaxCheckpoint`, which records ties."
@@ -226,10 +229,9 @@ def _is_end(path: str, end: str) -> bool:
     part_of_end, _, end = end.partition("/")
     if part != part_of_end:
         return False
-    if part == _OPTIMIZER:  # `adam/dense_kernel_momentum`
-        optimizer, _, path = path.rpartition("/")
-        optimizer_of_end, _, end = end.rpartition("/")
-        return optimizer == optimizer_of_end and path.endswith(f"_{end}")
+    if part == _OPTIMIZER:  # `adam/dense_kernel_momentum`; `adam_1` is the next in one process
+        path, end = f"_{path.rpartition('/')[2]}", end.rpartition("/")[2]
+        return path.endswith(f"_{end}")
     return path.endswith(f"/{end}")
 
 
