@@ -101,3 +101,9 @@ def to_numpy(value: Any) -> np.ndarray:
             except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
                 continue  # on another device, or bfloat16
     return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def is_at_hand(variable: Any) -> bool:
+    """Whether this process has the whole value, as where JAX does not lay it out over several."""
+    value = getattr(variable, "value", None)
+    return any(getattr(value, f"is_fully_{how}", True) for how in ("addressable", "replicated"))

@@ -20,7 +20,7 @@ from tiedio.errors import SaveError, TiedioError, listed
 from tiedio.formats import hdf5_writer
 from tiedio.model import process_random, weight_decay
 from tiedio.model.keras_internals import TRACKED, axis_order
-from tiedio.model.own_state import loads_as_keras, own_state, to_numpy
+from tiedio.model.own_state import is_at_hand, loads_as_keras, own_state, to_numpy
 from tiedio.model.places import attribute_of, named_variables, own_variables
 from tiedio.model.rebuilding import optimizer_variables
 from tiedio.model.views import TransposedView
@@ -43,6 +43,7 @@ def capture(
     *,
     strict: bool = True,
     stock_readable: bool = True,
+    by_orbax: bool = False,
 ) -> tuple[hdf5_writer.Layout, Record]:
     """Lays out the state of every saveable, each shared tensor once.
 
@@ -53,11 +54,14 @@ def capture(
             have been built for variables of theirs.
         strict: Whether to raise where `unsaved.warnings_for_weights` warns otherwise.
         stock_readable: Whether what is shown transposed is stored so, for Keras to read.
+        by_orbax: Whether Orbax stores the values, of which this process need not have all.
 
     Raises:
         SaveError: If something would be lost: all is named.
     """
     everything = everything or walk
+    if not by_orbax:
+        _check_at_hand(everything)
     _check_books(everything, strict)
     found = _Capture(walk, assets, stock_readable)
     left_out = find_unsaved(walk, everything, strict)
@@ -222,6 +226,18 @@ class _Capture:
         held = (self._walk.places[place] for place in group.places)
         keys = ((p.inner_path, id(one.item)) for p, one in zip(group.places, held, strict=True))
         return group.at(list(map(Place.stored_at, group.places, map(self._stored.get, keys))))
+
+
+def _check_at_hand(walk: Walk) -> None:
+    """Refuses values of which other processes have a part."""
+    elsewhere = [place for place, held in walk.places.items() if not is_at_hand(held.item)]
+    if elsewhere:
+        raise SaveError(
+            f"Cannot save {listed(map(str, elsewhere))} to a file: other processes have a part of "
+            "the values.\n"
+            "Expected: values that this process has. Received: values laid out over several.\n"
+            "Save with `tiedio.TiedOrbaxCheckpoint`, by which each process writes its own part."
+        )
 
 
 def _check_books(walk: Walk, strict: bool) -> None:

@@ -56,21 +56,25 @@ class Deferral:
 
         `make` is called once more if not, and must then start from the beginning.
         """
-        # The values of distributed variables are laid out by their initializers.
-        reason = "it is distributed" if keras.distribution.distribution() else ""
+        if keras.distribution.distribution():
+            # The values of distributed variables are laid out by their initializers: all processes
+            # must draw the same ones.
+            with unnoticed():
+                random.seed(0)
+                return make()
         made: Any = None
-        if not reason:
-            with Uninitialized() as uninitialized, _Assignments() as assignments:
-                try:
-                    made = make()
-                except Exception as error:  # what a class raises that wants to see a value
-                    reason = str(error)
-            # Also what was made in vain, if something outside holds it now.
-            for variable in uninitialized.variables:
-                self._made.append(weakref.ref(variable))
-                variable.assign = _FirstAssign(variable)
-            if not reason and not assignments.made:
-                return made
+        reason = ""
+        with Uninitialized() as uninitialized, _Assignments() as assignments:
+            try:
+                made = make()
+            except Exception as error:  # what a class raises that wants to see a value
+                reason = str(error)
+        # Also what was made in vain, if something outside holds it now.
+        for variable in uninitialized.variables:
+            self._made.append(weakref.ref(variable))
+            variable.assign = _FirstAssign(variable)
+        if not reason and not assignments.made:
+            return made
         _log.debug("built with initial values: %s", reason or "it assigns values")
         return make()
 

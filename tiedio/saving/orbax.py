@@ -116,7 +116,7 @@ def place_by_config(source: Opened, config: Any, reports: Reports) -> None:
 def _captured(model: keras.Model, weights_only: bool, strict: bool) -> tuple[Layout, Record]:
     found = walk(model)
     saved = Walk(found.parts) if weights_only else found
-    return capture(saved, None, found, strict=strict, stock_readable=False)
+    return capture(saved, None, found, strict=strict, stock_readable=False, by_orbax=True)
 
 
 def _placing(
