@@ -40,6 +40,9 @@ DOCSTRINGS = Sybil(
 )
 
 
+NEED_ORBAX = ("docs/large-scale.md", "tiedio/hooks/orbax.py")
+
+
 def examples():
     for sybil, paths in (
         (MARKDOWN, [page for page in PAGES if page.name != "recipes.md"]),
@@ -48,7 +51,9 @@ def examples():
     ):
         for path in sorted(paths):
             if list(sybil.parse(path).examples()):  # without one, there is nothing to test
-                yield pytest.param(sybil, path, id=str(path.relative_to(ROOT)))
+                name = str(path.relative_to(ROOT))
+                marks = [pytest.mark.orbax] if name in NEED_ORBAX else []
+                yield pytest.param(sybil, path, id=name, marks=marks)
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def test_examples(anywhere, sybil, path):
 @pytest.mark.parametrize(
     "name",
     [name for name in tiedio.__all__ if name[0].islower()]
-    + ["AssertTied", "TiedBackupAndRestore", "TiedModelCheckpoint"],
+    + ["AssertTied", "TiedBackupAndRestore", "TiedModelCheckpoint", "TiedOrbaxCheckpoint"],
 )
 def test_every_public_function_has_an_example(name):
     assert "Example:\n\n" in getattr(tiedio, name).__doc__

@@ -16,6 +16,7 @@ import scenarios
 
 import tiedio
 from tiedio.errors import FileFormatError, LoadError, MissingFileError, SaveError, TiedioWarning
+from tiedio.formats import orbax_folder
 
 pytestmark = [
     pytest.mark.orbax,
@@ -367,6 +368,15 @@ def test_leaves_that_are_missing_or_too_many_are_told():
     gone, _ = placing["leaves"].pop("layers/batch_normalization/vars/0")
     text.write_text(json.dumps({**held, "placing": json.dumps(placing)}))
     with pytest.raises(FileFormatError, match=gone):
+        tiedio.load_tied("checkpoints")
+
+
+def test_trees_that_declare_far_more_than_they_store_are_refused(monkeypatch):
+    save(compiled(functional))
+    monkeypatch.setattr(orbax_folder, "_ROOM", 0)
+    tiedio.load_tied("checkpoints")
+    monkeypatch.setattr(orbax_folder, "_MOST_COMPRESSED", 0.001)
+    with pytest.raises(FileFormatError, match="bytes declared"):
         tiedio.load_tied("checkpoints")
 
 

@@ -25,6 +25,7 @@ from tiedio.model.keras_internals import (
     initialize,
     json_utils,
     keras_option_scope,
+    saving_api,
     saving_utils,
     show_callbacks,
 )
@@ -353,3 +354,12 @@ def test_cloning_and_quantizing_go_through_what_is_replaced():
     assert called <= set(keras.models.clone_model.__code__.co_names)
     model = keras.Sequential([keras.layers.Dense(2)])
     assert "quantize" in vars(model) and "quantize" in vars(keras.Model)
+
+
+def test_orbax_is_given_what_it_saves_where_keras_is_patched():
+    kind = getattr(keras.callbacks, "OrbaxCheckpoint", None)
+    if kind is None:
+        pytest.skip("Keras before 3.14")
+    assert callable(kind._save_checkpoint)
+    names = ("load_weights", "_load_model_from_orbax_checkpoint", "is_orbax_checkpoint")
+    assert all(callable(getattr(saving_api, name)) for name in names)

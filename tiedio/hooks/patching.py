@@ -51,7 +51,8 @@ class patch(contextlib.AbstractContextManager):  # noqa: N801 - it is called as 
 
     What tiedio does not save goes on to Keras, with its checks and without ties: models without
     variables, weights of models that are not built, layers and optimizers that are not in a
-    model, Orbax checkpoints, and models without ties that would not come back as they are.
+    model, and models without ties that would not come back as they are. Where weights are
+    loaded from Orbax checkpoints, `model.load_weights` is routed, and what was imported is not.
 
     Raises:
         TiedioError: From Keras' functions, where those of tiedio raise it.
