@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.record.ties import Place as Place
     from tiedio.record.ties import TieGroup as TieGroup
     from tiedio.record.ties import Ties as Ties
+    from tiedio.saving.background import Saving as Saving
     from tiedio.saving.model import load_tied as load_tied
     from tiedio.saving.model import save_tied as save_tied
     from tiedio.saving.weights import load_tied_weights as load_tied_weights
@@ -45,6 +46,7 @@ _HOMES = {
         "hooks.remaking": ("clone_tied", "quantize_tied"),
         "model.tying": ("assert_tied", "find_ties", "tie", "untie"),
         "record.ties": ("Place", "TieGroup", "Ties"),
+        "saving.background": ("Saving",),
         "saving.model": ("load_tied", "save_tied"),
         "saving.weights": ("load_tied_weights", "save_tied_weights"),
     }.items()

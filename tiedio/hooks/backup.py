@@ -5,6 +5,7 @@ back, and all have seen the end of an epoch before it is saved, in whatever orde
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiedio.model.keras_internals import show_callbacks
 from tiedio.model.several import Models
 from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields
+from tiedio.saving.background import Buffer
 from tiedio.saving.backup import Run, load_run
 from tiedio.storage.locating import path_of
 
@@ -61,6 +63,8 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
             its optimizer, whichever of them is trained by `fit`, or by a loop of its own that
             calls the callback: a GAN's, say. A class that trains the others is named, too: its
             own optimizers belong to it. What else the callbacks know is of the trained one.
+        save_on_background: Whether training goes on while backups are written, as for
+            `TiedModelCheckpoint`. A backup comes after what other callbacks save, also there.
 
     Raises:
         ArgumentError: If something else is passed than models by name, and a path; from `fit`,
@@ -117,10 +121,13 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         backup_dir: Any,
         *args: Any,
         models: Mapping[str, keras.Model] | None = None,
+        save_on_background: bool = False,
         **kwargs: Any,
     ):
         path_of(backup_dir, "backup_dir")
         self._models = several_in(models, args)
+        self.save_on_background = save_on_background
+        self._buffer = Buffer()
         super().__init__(backup_dir, *args, **kwargs)
 
     def set_model(self, model: Any) -> None:
@@ -165,6 +172,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         self._current_epoch = epoch  # Keras counts from 0, also where a run goes on
 
     def on_train_end(self, logs: Any = None) -> None:
+        self._buffer.settle()  # before Keras removes the folder
         super().on_train_end(logs)
         self._go_on_with(None)  # Keras would begin the next `fit` there, too
         self._callbacks = ()
@@ -181,6 +189,8 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         self._run = load_run(self._models or model, self._weights_path, model.weights)
         if self._run:
             self._go_on_with(Fields(self._run.state, "a run").get("epoch", int))
+        elif not os.path.exists(self._weights_path):  # killed while it wrote the first backup
+            self._go_on_with(None)
         elif damage:  # a backup of Keras, which says the epoch there only
             path = self._training_metadata_path
             # Of the kind for which Keras takes the backup before, if it has one.
@@ -191,6 +201,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
             ) from damage
 
     def _save_model(self) -> None:
+        self._buffer.settle()  # before Keras copies the backup
         states, problems = callback_states.collect(self._callbacks)
         warn(problem for name, problem in problems.items() if name not in self._told)
         self._told |= problems.keys()
@@ -201,7 +212,8 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         }
         model: Any = self.model
         run = Run(state, callback_states.best_weights(self._callbacks), model.weights)
-        with routed(self, self._models, run=run):
+        background = self.save_on_background and self._buffer
+        with routed(self, self._models, run=run, background=background):
             super()._save_model()
 
 

@@ -10,6 +10,7 @@ from tiedio.hooks.patching import routed
 from tiedio.model.arguments import several_in, ties_in
 from tiedio.model.tying import assert_tied
 from tiedio.record.ties import TieGroup
+from tiedio.saving.background import Buffer
 from tiedio.storage.locating import path_of
 
 
@@ -77,6 +78,9 @@ class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
         filepath: As in Keras, like all that follow it there.
         models: Several models by name, as for `save_tied`, that are saved in the place of the
             one that is trained: these, each with its optimizer, and no other.
+        save_on_background: Whether training goes on while files are written, with the values
+            of that moment, as with `background=True` of `save_tied`. A save waits for the one
+            before, and so does the end of training; both raise what that failed with.
 
     Raises:
         ArgumentError: If something else is passed than models by name, and a path.
@@ -113,12 +117,19 @@ class TiedModelCheckpoint(keras.callbacks.ModelCheckpoint):
         filepath: Any,
         *args: Any,
         models: Mapping[str, keras.Model] | None = None,
+        save_on_background: bool = False,
         **kwargs: Any,
     ):
         path_of(filepath)  # of what is none, Keras tells no more than how it failed
         self._models = several_in(models, args)
+        self.save_on_background = save_on_background
+        self._buffer = Buffer()
         super().__init__(filepath, *args, **kwargs)
 
     def _save_model(self, *args: Any, **kwargs: Any) -> None:
-        with routed(self, self._models):
+        self._buffer.settle()
+        with routed(self, self._models, background=self.save_on_background and self._buffer):
             super()._save_model(*args, **kwargs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._buffer.settle()

@@ -32,7 +32,7 @@ _Function = Callable[..., Any]
 _lock = threading.Lock()
 _undo = contextlib.ExitStack()  # gives Keras its own back
 _uses: tuple["patch", ...] = ()  # what wants it replaced; others read it without the lock
-# What this thread saves or loads weights with; `None` where it is not routed.
+# What this thread saves or loads with; `None` where it is not routed.
 _here: contextvars.ContextVar[dict[str, Any] | None]
 _here = contextvars.ContextVar("tiedio_routed", default=None)
 
@@ -120,7 +120,8 @@ class routed(patch):  # noqa: N801
     Args:
         callback: What saves and loads its model there, if it does so with other models instead.
         models: These models.
-        options: Further ones for weights: those of `load_tied_weights`, or of `save_backup`.
+        options: Further ones for what the callback calls: those of `save_tied`, of
+            `load_tied_weights`, or of `save_backup`.
     """
 
     everywhere = False
@@ -148,6 +149,10 @@ class routed(patch):  # noqa: N801
 
 def _is_routed() -> bool:
     return _here.get() is not None or any(use.everywhere for use in _uses)
+
+
+def _option(name: str) -> Any:
+    return (_here.get() or {}).get(name)
 
 
 class _Overlay:
@@ -224,7 +229,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     """Lists what is replaced in Keras: where, its name, and by what."""
     containers = _Overlay(
         saving_api.saving_lib,
-        save_model=save_tied,
+        save_model=_save_model,
         load_model=functools.partial(load_tied, strict=False),
         save_weights_only=_save_weights,
         load_weights_only=_load_weights,
@@ -284,6 +289,10 @@ def _orbax_replacements() -> Iterator[tuple[Any, str, Any]]:
     yield saving_api, "load_weights", load_recorded
 
 
+def _save_model(*args: Any, **kwargs: Any) -> None:
+    save_tied(*args, **kwargs, background=_option("background"))
+
+
 def _save_weights(
     model: keras.Model,
     filepath: Any,
@@ -291,19 +300,21 @@ def _save_weights(
     objects_to_skip: Any = None,
     strict: bool = True,
 ) -> None:
-    if options := _here.get():
-        return backup.save_backup(model, filepath, strict=strict, **options)
+    background = _option("background")
+    if run := _option("run"):
+        return backup.save_backup(model, filepath, run, strict=strict, background=background)
     weights.save_tied_weights(
         model,
         filepath,
         max_shard_size=max_shard_size,
         objects_to_skip=objects_to_skip,
         strict=strict,
+        background=background,
     )
 
 
 def _load_weights(*args: Any, **kwargs: Any) -> None:
-    weights.load_tied_weights(*args, **kwargs, strict=False, **(_here.get() or {}))
+    weights.load_tied_weights(*args, **kwargs, strict=False, random_state=_option("random_state"))
 
 
 def _save_hdf5(
@@ -314,7 +325,7 @@ def _save_hdf5(
     strict: bool = True,
 ) -> None:
     # Keras has asked at the prompt already.
-    save_tied(model, filepath, include_optimizer=include_optimizer, strict=strict)
+    _save_model(model, filepath, include_optimizer=include_optimizer, strict=strict)
 
 
 def _load_hdf5(

@@ -21,6 +21,7 @@ from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields, parse
 from tiedio.record.ties import Place
 from tiedio.saving import inference, several, unsaved
+from tiedio.saving.background import Buffer, buffer_for, catch_up, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.storage.locating import at
 
@@ -46,7 +47,13 @@ class Run:
     variables: Sequence[Any]
 
 
-def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True) -> None:
+def save_backup(
+    model: keras.Model,
+    filepath: Any,
+    run: Run,
+    strict: bool = True,
+    background: bool | Buffer = False,
+) -> None:
     """Saves weights as `save_tied_weights` does, and a run.
 
     Raises:
@@ -67,7 +74,10 @@ def save_backup(model: keras.Model, filepath: Any, run: Run, strict: bool = True
             layout.tensors[path] = hdf5_writer.Tensor.of(to_numpy(value))
     container = table.format_to_save(target, holds_model=False)
     content = Content(layout, record, metadata())
-    container.write(target, content, durable=True, advance=lambda done, of: None)
+    buffer = buffer_for(background, model)
+    if not buffer:
+        catch_up()  # with what the run knows of them: a checkpoint that is the best one, say
+    write(container, target, content, durable=True, buffer=buffer)
     warn(unsaved.warnings_for_weights(found, found, strict))
 
 

@@ -23,6 +23,7 @@ from tiedio.model.arguments import as_one, check_built
 from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
 from tiedio.saving import configs, keras2_config, keras2_layout, orbax, several, unsaved
+from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended, settle, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.loading import Loading
@@ -44,7 +45,8 @@ def save_tied(
     stock_readable: bool = True,
     durable: bool = True,
     progress: bool = False,
-) -> None:
+    background: bool | Buffer = False,
+) -> Saving | None:
     """Saves a model, with its shared variables, as a `.keras` file or in another format.
 
     Takes the place of `model.save`. The file is one that Keras itself can load,
@@ -75,6 +77,14 @@ def save_tied(
             a crash of the process still leaves the old file or the new one, but after a
             power failure the file may be incomplete, or missing.
         progress: Whether to show a progress bar, by bytes.
+        background: Whether to return once all is checked and the values are copied, and to write
+            meanwhile: the file gets the values of the call, whatever is trained next. The copy
+            takes as much memory as the file, which the next save of the model uses again. If it
+            would take more than half of the memory that is free, or the file is an open one,
+            the call returns when all is written.
+
+    Returns:
+        With `background`, a `tiedio.Saving`: `wait()` waits, and raises what the save fails with.
 
     Raises:
         ArgumentError: If something else is passed than a model, or models by name, and a path.
@@ -120,25 +130,35 @@ def save_tied(
                 "call it on data, before saving."
             ]
         )
+    settle(target)
     if not may_replace(target, overwrite):
-        return
+        return ended(target) if background else None
     found = walk(root)
     if not include_optimizer:
         found = Walk(found.parts)
-    with tempfile.TemporaryDirectory() as assets:
-        layout, record = capture(found, Path(assets), strict=strict, stock_readable=stock_readable)
+    with contextlib.ExitStack() as resources:
+        assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+        layout, record = capture(found, assets, strict=strict, stock_readable=stock_readable)
         config = several.write(root)
         if not include_optimizer:
             config = configs.uncompiled(config)
-        content = Content(layout, record, metadata(), config=config, assets=Path(assets))
+        content = Content(layout, record, metadata(), config=config, assets=assets)
         if container.has_old_layout:
             target.make_folder()
             old = keras2_layout.capture(root, layout, include_optimizer)
             content = dataclasses.replace(content, old_layout=old)
-        with shown(f"Saving {target.label}", progress) as advance:
-            container.write(target, content, durable, advance)
+        saving = write(
+            container,
+            target,
+            content,
+            durable=durable,
+            progress=progress,
+            buffer=buffer_for(background, root),
+            resources=resources,
+        )
     warn(unsaved.warnings_for_weights(found, found, strict))
     warn(unsaved.warnings_for(found, config, record, container.has_old_layout))
+    return saving
 
 
 def load_tied(
@@ -211,6 +231,7 @@ def load_tied(
     """
     place = at(filepath if step is None else posixpath.join(path_of(filepath), str(step)))
     check_mapping("custom_objects", custom_objects, "Map names to the classes and functions.")
+    catch_up(place)
     with (
         table.reading(place) as source,
         configs.for_keras_2(source.keras_version),

@@ -12,6 +12,7 @@ from tiedio.formats.content import Content, Opened
 from tiedio.model.arguments import as_one, check_built, saveables_in
 from tiedio.model.walk import walk
 from tiedio.saving import orbax, several, unsaved
+from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended, settle, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.fitting import has_all
@@ -38,7 +39,8 @@ def save_tied_weights(
     stock_readable: bool = True,
     durable: bool = True,
     progress: bool = False,
-) -> None:
+    background: bool | Buffer = False,
+) -> Saving | None:
     """Saves the weights of a model, each shared tensor once, and what they share.
 
     Takes the place of `model.save_weights`; the file is one that Keras itself can load. As
@@ -57,6 +59,10 @@ def save_tied_weights(
         stock_readable: Whether stock Keras can load the file, as in `save_tied`.
         durable: Whether to wait until the files are on disk, as in `save_tied`.
         progress: Whether to show a progress bar, by bytes.
+        background: Whether to write while the program goes on, as in `save_tied`.
+
+    Returns:
+        With `background`, a `tiedio.Saving`, as from `save_tied`.
 
     Raises:
         ArgumentError: If something else is passed than a model, a path and the like.
@@ -103,16 +109,24 @@ def save_tied_weights(
         target = target.sibling(target.label.removesuffix(_ONE_FILE) + _SHARDED)
         warn([f"`max_shard_size` needs a path ending in `{_SHARDED}`: saving to `{target.name}`."])
     container = table.format_to_save(target, holds_model=False)
+    settle(target)
     if not may_replace(target, overwrite):
-        return
+        return ended(target) if background else None
     everything = walk(root)
     found = walk(root, skipped) if skipped else everything
     layout, record = capture(found, None, everything, strict=strict, stock_readable=stock_readable)
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
-    with shown(f"Saving {target.label}", progress) as advance:
-        container.write(target, content, durable, advance)
+    saving = write(
+        container,
+        target,
+        content,
+        durable=durable,
+        progress=progress,
+        buffer=buffer_for(background, root),
+    )
     warn(unsaved.warnings_for_weights(found, everything, strict))
+    return saving
 
 
 def load_tied_weights(
@@ -181,6 +195,7 @@ def load_tied_weights(
     check_built(given, "loading its weights")
     place = at(filepath)
     skipped = saveables_in(objects_to_skip)
+    catch_up(place)
     with (
         table.reading(place) as source,
         shown(f"Loading {place.label}", progress) as advance,
