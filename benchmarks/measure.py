@@ -8,6 +8,7 @@ import ctypes
 import gc
 import importlib
 import json
+import operator
 import shutil
 import statistics
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import methods
 import models
+import numpy as np
 
 Figures = dict[str, dict[str, Any]]
 
@@ -95,6 +97,36 @@ def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder:
         note("load", method.name, _seconds(method.load, path))
         _clean_up(folder)
     note("find", "tiedio", _seconds(tiedio.find_ties, model))
+
+
+def stalls(scale: str, flavour: str, repetitions: int, folder: Path) -> Figures:
+    """Times for how long callbacks hold training up, in turn, and the step of training after each.
+
+    That pays for what a callback leaves to it: memory that is still in use is not used again.
+    """
+    size = models.SIZES[scale][flavour]
+    model = models.with_shared_table(size)
+    batch = np.zeros((8, 8), "int32"), np.zeros((8, 8, size.units[-1]), "float32")
+    callbacks = [type_(model, folder) for type_ in methods.CHECKPOINTS if type_.is_installed()]
+    calls: dict[str, list[float]] = {}
+    steps: dict[str, list[float]] = {}
+    for epoch in range(1 + repetitions):
+        steps.setdefault(methods.NO_CALLBACK, []).append(_seconds(model.train_on_batch, *batch))
+        for one in callbacks:
+            calls.setdefault(one.name, []).append(_seconds(one.save_epoch, epoch))
+            steps.setdefault(one.name, []).append(_seconds(model.train_on_batch, *batch))
+            one.wait()
+    calls, steps = (  # the first ones were to warm up
+        {name: all_[1:] for name, all_ in times.items()} for times in (calls, steps)
+    )
+    return {
+        "stall seconds": {name: _median(all_) for name, all_ in calls.items()},
+        "step seconds": {name: _median(all_) for name, all_ in steps.items()},
+        "stall": {
+            name: _median(map(operator.truediv, all_, calls[callbacks[0].name]))
+            for name, all_ in calls.items()
+        },
+    }
 
 
 def versions(folder: Path) -> Figures:

@@ -200,6 +200,82 @@ class Orbax(Method):
         return self.checkpointer.restore(os.path.abspath(path))
 
 
+class Checkpoint(Method):
+    """A callback that saves a model at the end of an epoch."""
+
+    def __init__(self, subject: Any, folder: Path):
+        """Takes a model, and where its files go."""
+        super().__init__(subject)
+        self.callback = self.made(folder)
+        self.callback.set_model(subject)
+
+    def made(self, folder: Path) -> Any:
+        raise NotImplementedError
+
+    def save_epoch(self, epoch: int) -> None:
+        """Saves, and returns when training may go on."""
+        self.callback.on_epoch_end(epoch, {})
+
+    def wait(self) -> None:
+        """Waits for what goes on in the background."""
+
+
+class KerasCheckpoint(Checkpoint):
+    """Stock Keras."""
+
+    name, what, needs = "ModelCheckpoint", "model, shared tensors twice", "keras"
+
+    def made(self, folder: Path) -> Any:
+        import keras
+
+        return keras.callbacks.ModelCheckpoint(folder / "stock.keras")
+
+
+class OrbaxCheckpoint(Checkpoint):
+    """Keras' callback for Orbax, which saves in the background by default."""
+
+    name, what, needs = "OrbaxCheckpoint", "model", "orbax.checkpoint"
+
+    def made(self, folder: Path) -> Any:
+        import keras
+
+        return keras.callbacks.OrbaxCheckpoint(os.path.abspath(folder / "orbax"))
+
+    def wait(self) -> None:
+        self.callback.wait_until_finished()
+
+
+class TiedCheckpoint(Checkpoint):
+    """What tiedio does by default."""
+
+    name, what, needs = "TiedModelCheckpoint", "model", "tiedio"
+    on_background: ClassVar[bool] = False
+
+    def made(self, folder: Path) -> Any:
+        import tiedio
+
+        return tiedio.TiedModelCheckpoint(
+            folder / f"{self.on_background}.keras", save_on_background=self.on_background
+        )
+
+    def wait(self) -> None:
+        self.callback.on_train_end()
+
+
+class TiedCheckpointOnBackground(TiedCheckpoint):
+    """The same, in the background."""
+
+    name, on_background = "TiedModelCheckpoint, on background", True
+
+
 OF_MODELS: tuple[type[Method], ...] = (StockKeras, Tiedio)
 PEERS: tuple[type[Method], ...] = (H5py, Safetensors, Torch, TensorFlowCheckpoint, Orbax)
 METHODS = {method.name: method for method in OF_MODELS + PEERS}
+NO_CALLBACK = "none"
+# The others are compared with the first.
+CHECKPOINTS: tuple[type[Checkpoint], ...] = (
+    TiedCheckpoint,
+    TiedCheckpointOnBackground,
+    OrbaxCheckpoint,
+    KerasCheckpoint,
+)

@@ -74,6 +74,19 @@ def peers(figures: Figures) -> list[list[str]]:
     return table
 
 
+def stalls(figures: Figures) -> list[list[str]]:
+    """Fills in the table of callbacks: for how long training waits for each."""
+    first = methods.CHECKPOINTS[0].name
+    table = [["", "saves", "training waits", f"/ {first}", "next step takes"]]
+    what = {m.name: m.what if m.is_installed() else "not installed" for m in methods.CHECKPOINTS}
+    for name, saved in {**what, methods.NO_CALLBACK: ""}.items():
+        waits, step = (figures.get(f"{act} seconds", {}).get(name) for act in ("stall", "step"))
+        cells = [_number(time and 1000 * time, "ms", 0) for time in (waits, step)]
+        cells.insert(1, _number(figures.get("stall", {}).get(name), "x"))
+        table.append([name, saved, *cells])
+    return table
+
+
 def as_rich(table: list[list[str]], met: Sequence[bool] = ()) -> Table:
     """Draws a table for the console; `met` colours what tiedio needs, line by line."""
     heading, *lines = table
@@ -137,5 +150,5 @@ def draw(figures: Figures, header: str, filepath: Path) -> None:
     figure.savefig(filepath, dpi=150)
 
 
-def _number(value: Any, unit: str) -> str:
-    return "" if value is None else f"{value:.2f} {unit}".rstrip()
+def _number(value: Any, unit: str, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f} {unit}".rstrip()

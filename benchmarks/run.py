@@ -71,10 +71,11 @@ def main(
             if as_json:  # at each step: the whole takes minutes
                 as_json.write_text(json.dumps(figures, indent=1))
     header = _header(figures.pop("versions"))
-    tables = report.headline(figures), report.peers(figures)
+    tables = report.headline(figures), report.peers(figures), report.stalls(figures)
     console.print(header, highlight=False)
     console.print(report.as_rich(tables[0], report.goals_met(figures)))
-    console.print(report.as_rich(tables[1]))
+    for table in tables[1:]:
+        console.print(report.as_rich(table))
     if markdown:
         print(*map(report.as_markdown, tables), header, sep="\n\n")
     if picture:
@@ -94,6 +95,7 @@ def _tasks(quick: bool) -> list[Any]:
     for method in methods.PEERS:
         if method.is_installed():
             tasks.append(("speed", method.name, scale, "plain", repetitions))
+    tasks.append(("stalls", scale, "Adam", repetitions))
     for count, times in ((2, 1), (4, 1)) if quick else ((100, 3), (400, 3), (1600, 1)):
         tasks.append(("many_layers", count, times))
     return tasks

@@ -31,6 +31,11 @@ safetensors
 torch.save
 tf.train.Checkpoint
 Orbax
+TiedModelCheckpoint
+TiedModelCheckpoint, on background
+OrbaxCheckpoint
+ModelCheckpoint
+none
 """.splitlines()
 
 
