@@ -179,8 +179,9 @@ def _either(ours: _Function, stock: _Function) -> _Function:
             except (NoModelError, ModelNotBuiltError):  # a file of an optimizer, say
                 pass
             except SaveError:  # what could not resume; Keras saves it all the same, but untied
-                # What ties cost there is told by a warning; and only ours saves a backup's run.
-                if _here.get() or any(map(_shares, saved)):
+                # What ties cost there is told by a warning; and only ours saves a backup's run, or
+                # in the background.
+                if _option("run") or _option("background") or any(map(_shares, saved)):
                     return ours(*args, **kwargs, strict=False)
         return stock(*args, **kwargs)
 
