@@ -50,7 +50,9 @@ def slow(monkeypatch):
     assert not background._unsettled
 
 
-@pytest.mark.parametrize("name", ["{epoch}.keras", "{epoch}.weights.h5"])
+@pytest.mark.parametrize(
+    "name", ["{epoch}.keras", pytest.param("{epoch}.weights.h5", marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_holds_the_values_of_its_epoch(tmp_path, slow, name):
     options = {"save_weights_only": "weights" in name, "save_on_background": True}
     noted = Note()
@@ -82,7 +84,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, slow):
     assert not (tmp_path / "backup").exists()
 
 
-@pytest.mark.parametrize("in_background", [True, False])
+@pytest.mark.parametrize("in_background", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_backup_comes_after_the_checkpoint_that_it_knows(tmp_path, slow, in_background):
     """Whoever is killed in between has a best model that is replaced by a worse one."""
     best = tiedio.TiedModelCheckpoint(
@@ -111,7 +113,7 @@ def test_a_kill_in_the_first_backup_leaves_no_epoch_to_go_on_with(tmp_path):
     assert state(model) == state(uninterrupted)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [tiedio.TiedModelCheckpoint, tiedio.TiedBackupAndRestore])
 def test_an_error_ends_the_run(tmp_path, monkeypatch, kind, epochs):
     """At the next save, or at the end of training."""
