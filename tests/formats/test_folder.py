@@ -19,6 +19,7 @@ from checkout import start
 from other_users import NOBODY, PATIENCE, as_nobody, posix
 
 import tiedio
+from tiedio.errors import MissingPackageError
 from tiedio.formats import hdf5_writer
 from tiedio.storage import atomic
 from tiedio.storage.local import Local
@@ -418,3 +419,12 @@ def test_a_model_with_shared_variables(tmp_path):
     loaded = tiedio.load_tied(tmp_path / "model")
     assert scenarios.ties_of(loaded) == scenarios.ties_of(model) != []
     assert Local(tmp_path / "model").is_folder()
+
+
+def test_a_folder_of_orbax_needs_it(tmp_path, monkeypatch):
+    (tmp_path / "run" / "0" / "pytree").mkdir(parents=True)
+    (tmp_path / "run" / "0" / "_CHECKPOINT_METADATA").write_text("{}")
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    for use in (tiedio.load_tied, tiedio.files.inspect, tiedio.TiedOrbaxCheckpoint):
+        with pytest.raises(MissingPackageError, match=r"pip install 'tiedio\[orbax\]'"):
+            use(tmp_path / "run")

@@ -97,8 +97,10 @@ class TiedOrbaxCheckpoint(_OrbaxCheckpoint):
                 f"Expected: `keras.callbacks.OrbaxCheckpoint`. Received: Keras {keras.__version__}."
                 "\nInstall it: `pip install --upgrade keras`."
             )
-        # Orbax takes absolute paths only.
-        super().__init__(os.path.abspath(path_of(directory, "directory")), *args, **kwargs)
+        directory = path_of(directory, "directory")
+        if "://" not in directory:  # Orbax takes no relative path
+            directory = os.path.abspath(directory)
+        super().__init__(directory, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with recorded(self):
