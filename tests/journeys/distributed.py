@@ -59,6 +59,11 @@ def built():
     return model
 
 
+def tied(model):
+    tiedio.tie(model.layers[2], to=model.layers[0])
+    return model
+
+
 def train(model, callbacks=()):
     model.fit(DATA, DATA, epochs=2, shuffle=False, verbose=0, callbacks=[*callbacks])
 
@@ -68,8 +73,7 @@ def state_of(model):
 
 
 def save():
-    model = built()
-    tiedio.tie(model.layers[2], to=model.layers[0])
+    model = tied(built())
     train(model, [] if IS_TENSORFLOW else [tiedio.TiedOrbaxCheckpoint(ORBAX)])
     tiedio.save_tied(model, FOLDER / "model.keras")
     tiedio.save_tied_weights(model, FOLDER / "model.weights.h5")
@@ -115,10 +119,9 @@ def check_layout(model):
 
 def in_processes():
     """Values are on no single process: Orbax saves them, a file cannot."""
-    model = built()
-    tiedio.tie(model.layers[2], to=model.layers[0])
-    for save_to_file in (tiedio.save_tied, tiedio.save_tied_weights):
-        path = FOLDER / ("model.keras" if save_to_file is tiedio.save_tied else "m.weights.h5")
+    model = tied(built())
+    file, weights_file = FOLDER / "model.keras", FOLDER / "model.weights.h5"
+    for save_to_file, path in ((tiedio.save_tied, file), (tiedio.save_tied_weights, weights_file)):
         try:
             save_to_file(model, path)
         except tiedio.TiedioError as error:
@@ -132,14 +135,26 @@ def in_processes():
     tiedio.load_tied_weights(weights, ORBAX)
     train(model)
     for one in (resumed, weights):
-        assert one.layers[0].kernel is one.layers[2].kernel
         train(one)
-        for got, expected in zip(one.weights, model.weights, strict=True):
-            assert got.value.sharding == expected.value.sharding
-            for mine, its in zip(
-                got.value.addressable_shards, expected.value.addressable_shards, strict=True
-            ):
-                assert np.array_equal(mine.data, its.data)
+        check_parts(one, model)
+    with layout("data"):  # each process has all values, and both save them to one path
+        whole = tied(built())
+        for _ in range(5):
+            tiedio.save_tied(whole, file)
+            tiedio.save_tied_weights(whole, weights_file)
+    laid_out, weights = tiedio.load_tied(file), built()
+    tiedio.load_tied_weights(weights, weights_file)
+    for one in (laid_out, weights):
+        check_parts(one, tied(built()))
+
+
+def check_parts(model, expected):
+    """Checks that ties, and what of the values this process has, are as expected."""
+    assert model.layers[0].kernel is model.layers[2].kernel
+    for one, other in zip(model.weights, expected.weights, strict=True):
+        assert one.value.sharding == other.value.sharding
+        shards = one.value.addressable_shards, other.value.addressable_shards
+        assert all(np.array_equal(a.data, b.data) for a, b in zip(*shards, strict=True))
 
 
 if __name__ == "__main__":
