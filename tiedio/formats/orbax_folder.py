@@ -192,6 +192,7 @@ class Tree:
                 added = self._load({METADATA_KEY: None})[METADATA_KEY]
                 self._text, self._added = added[PLACING].encode(), added[VALUES]
             self.shapes = {path: np.shape(leaf) for path, leaf in self._leaves_of(self._tree)}
+        self._check_size()
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self._filepath, Exception)  # Orbax tells in many ways what is not there
@@ -246,7 +247,6 @@ class Tree:
         """Reads a leaf: an array, or a number. All are read with the first."""
         with self._lock:
             if not self._values:
-                self._check_size()
                 with self._explained():
                     tree = self._load({TREE: abstract(self._tree)})[TREE]
                     self._values = dict(self._leaves_of(tree))
