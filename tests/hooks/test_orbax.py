@@ -50,6 +50,18 @@ class Twice(keras.Model):
 
 
 @keras.saving.register_keras_serializable("orbax_tests")
+class Holder(keras.layers.Layer):
+    """A layer that makes another one, whose name no config has."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+@keras.saving.register_keras_serializable("orbax_tests")
 class WithAsset(keras.layers.Dense):
     """A layer with a file of its own."""
 
@@ -262,6 +274,28 @@ class TestWithoutRecord:
             w.tobytes() for w in model.get_weights()
         ]
 
+    def test_seeds_whose_paths_are_those_of_others(self):
+        keras.utils.clear_session()  # numbers are the same where it is loaded
+        inputs = keras.Input((4,))
+        second, first = (keras.layers.GaussianDropout(0.5, name=name) for name in "ba")
+        model = keras.Model(inputs, second(keras.layers.Dense(4)(first(inputs))))
+        model.compile("adam", "mse")
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        keras.utils.clear_session()
+        with pytest.raises(LoadError, match=r"the seeds of `a/seed_generator`, `b/seed_generator`"):
+            tiedio.load_tied("checkpoints")
+
+    def test_names_that_keras_numbered_are_an_error(self):
+        keras.utils.clear_session()  # numbers are the same where it is loaded
+        inputs = keras.Input((4,))
+        second, first = Holder(name="b"), Holder(name="a")
+        model = keras.Model(inputs, second(first(inputs)))
+        model.compile("adam", "mse")
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        keras.utils.clear_session()
+        with pytest.raises(LoadError, match=r"Keras numbered .*dense\w*/kernel`"):
+            tiedio.load_tied("checkpoints")
+
     def test_commands_say_that_a_model_is_needed(self):
         save(compiled(functional), kind=keras.callbacks.OrbaxCheckpoint)
         with pytest.raises(FileFormatError, match=r"Load it with `tiedio\.load_tied`"):
@@ -300,6 +334,13 @@ def test_steps():
     assert iterations == [1, 2, 3]
     with pytest.raises(MissingFileError, match="checkpoints/7"):
         tiedio.load_tied("checkpoints", step=7)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_step_that_orbax_declines_is_an_error(background):
+    save(compiled(functional), epochs=3)
+    with pytest.raises(SaveError, match="has not saved step 0"):
+        save(compiled(functional), epochs=1, save_on_background=background)
 
 
 def test_what_was_not_finished_is_left_out():

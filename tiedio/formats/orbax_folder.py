@@ -262,7 +262,8 @@ class Tree:
             for _, leaf in flat(self._tree)
             if hasattr(leaf, "shape")
         )
-        stored = sum(file.stat().st_size for file in self._step.rglob("*") if file.is_file())
+        with self._explained():
+            stored = sum(file.stat().st_size for file in self._step.rglob("*") if file.is_file())
         if declared > _ROOM + _MOST_COMPRESSED * stored:
             raise damaged(self._filepath, f"{declared} bytes declared, {stored} stored")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import MissingPackageError, imported
+from tiedio.errors import MissingPackageError, SaveError, imported
 from tiedio.model.arguments import check_model
 from tiedio.record.ties import METADATA_KEY
 from tiedio.saving import orbax
@@ -29,7 +29,15 @@ class _Adding:
     def _save(
         self, save: Callable[..., Any], step: int, parts: dict[str, Any], **options: Any
     ) -> Any:
-        return save(step, {**parts, METADATA_KEY: self._added}, **options)
+        saved = save(step, {**parts, METADATA_KEY: self._added}, **options)
+        if saved is None or saved is False:  # Orbax says no more than that
+            raise SaveError(
+                f"Orbax has not saved step {step}.\n"
+                f"Expected: a step after those in the folder. Received: {step}, after "
+                f"{getattr(self._checkpointer.latest, 'step', None)}.\n"
+                "Save to another folder, or go on with `initial_epoch`."
+            )
+        return saved
 
 
 @contextlib.contextmanager
@@ -107,5 +115,7 @@ class TiedOrbaxCheckpoint(_OrbaxCheckpoint):
             super()._save_checkpoint(*args, **kwargs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        self.wait_until_finished()  # which tells errors, as Keras would not
-        super().on_train_end(logs)
+        try:
+            self.wait_until_finished()  # which tells errors, as Keras would not
+        finally:
+            super().on_train_end(logs)

@@ -8,6 +8,7 @@ before. So a record is added, and which leaf is which dataset of a weights file.
 import collections
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from tiedio.saving.reports import Reports
 # The parts of Keras' tree that tiedio tells apart; metrics begin anew with each epoch.
 _OPTIMIZER, _METRICS = "optimizer_variables", "metrics_variables"
 _SEED = "/seed_generator_state"
+_NUMBER = re.compile(r"_\d+$")
 
 
 def addition(model: keras.Model, weights_only: bool, strict: bool) -> dict[str, Any]:
@@ -75,8 +77,9 @@ def place(source: Opened, model: keras.Model, reports: Reports) -> None:
     unplaced: Unplaced = source.unplaced
     weights_only = not any(leaf.startswith(f"{_OPTIMIZER}/") for leaf in unplaced.shapes)
     layout, record = _captured(model, weights_only, strict=False)
-    variables = dict(_leaves(model, weights_only))
+    variables = dict(_leaves(model, weights_only, metrics=False))
     matched = _matched(source.filepath, variables, unplaced.shapes)
+    _check_names(source, variables)
     leaf_of = {id(variables[path]): leaf for path, leaf in matched.items()}
     placed = {
         path: (leaf_of[id(tensor.source)], tensor.dtype.name)
@@ -135,7 +138,9 @@ def _placing(
     )
 
 
-def _leaves(model: keras.Model, weights_only: bool) -> Iterator[tuple[str, Any]]:
+def _leaves(
+    model: keras.Model, weights_only: bool, metrics: bool = True
+) -> Iterator[tuple[str, Any]]:
     """Yields the leaves of the tree that Keras makes of a model, with their variables.
 
     Raises:
@@ -147,7 +152,7 @@ def _leaves(model: keras.Model, weights_only: bool) -> Iterator[tuple[str, Any]]
     }
     if not weights_only:
         parts[_OPTIMIZER] = model.optimizer.variables if model.optimizer else []
-        parts[_METRICS] = model.metrics_variables
+        parts[_METRICS] = model.metrics_variables if metrics else []
     for part, variables in parts.items():
         paths = sorted(f"{variable.path}/" for variable in variables)
         colliding = [
@@ -166,6 +171,38 @@ def _leaves(model: keras.Model, weights_only: bool) -> Iterator[tuple[str, Any]]
         yield from ((f"{part}/{variable.path}", variable) for variable in variables)
 
 
+def _check_names(source: Opened, variables: Mapping[str, Any]) -> None:
+    """Refuses names that Keras gave by number, in an order that a config does not tell.
+
+    Raises:
+        LoadError: If variables of one shape have paths that differ in such numbers; all are named.
+    """
+    names = set(_names(source.config)) if source.config else None
+    alike = collections.defaultdict(list)
+    for path, variable in variables.items():
+        if names is None or path.startswith(_OPTIMIZER) or path.endswith(_SEED):
+            continue
+        parts = [p if p in names else _NUMBER.sub("", p) for p in path.split("/")]
+        alike[tuple(parts), _shape(variable)].append(path)
+    if ambiguous := [path for paths in alike.values() if len(paths) > 1 for path in paths]:
+        raise LoadError(
+            f"Cannot load `{source.filepath}`: Keras numbered {listed(ambiguous)} as they were "
+            "made, and its config does not say in which order.\n"
+            "Expected: names that the config has. Received: others.\n"
+            "Save with `tiedio.TiedOrbaxCheckpoint`, which records what is what."
+        )
+
+
+def _names(config: Any) -> Iterator[str]:
+    """Yields all names in a config."""
+    items = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, value in items:
+        if key == "name" and isinstance(value, str):
+            yield value
+        elif isinstance(value, (dict, list)):
+            yield from _names(value)
+
+
 def _matched(
     filepath: str, variables: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, str]:
@@ -178,7 +215,12 @@ def _matched(
     Raises:
         LoadError: If other variables, or other leaves, are left over; all are named.
     """
-    found = {path: path for path in variables if shapes.get(path) == _shape(variables[path])}
+    # Generators are numbered in a process, whatever layer holds them: their paths tell nothing.
+    found = {
+        path: path
+        for path in variables
+        if shapes.get(path) == _shape(variables[path]) and not path.endswith(_SEED)
+    }
 
     def left(paths: Iterable[str], used: Collection[str]) -> list[str]:
         return [p for p in paths if p not in used and not p.startswith(f"{_METRICS}/")]
@@ -191,7 +233,7 @@ def _matched(
     here, there = left(here, found), left(there, found.values())
     found |= _by_ends(here, there, lambda path, leaf: pair(leaf, path))
     here, there = left(here, found), left(there, found.values())
-    seeds = [[path for path in paths if path.endswith(_SEED)] for paths in (here, there)]
+    seeds = [[path for path in paths if path.endswith(_SEED)] for paths in (variables, shapes)]
     if len(seeds[0]) == len(seeds[1]) == 1:
         found |= dict(zip(*seeds, strict=True))
     lacking, unread = ([p for p in paths if not p.endswith(_SEED)] for paths in (here, there))
