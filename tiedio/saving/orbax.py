@@ -215,28 +215,25 @@ def _matched(
     Raises:
         LoadError: If other variables, or other leaves, are left over; all are named.
     """
-    # Generators are numbered in a process, whatever layer holds them: their paths tell nothing.
-    found = {
-        path: path
-        for path in variables
-        if shapes.get(path) == _shape(variables[path]) and not path.endswith(_SEED)
-    }
 
     def left(paths: Iterable[str], used: Collection[str]) -> list[str]:
-        return [p for p in paths if p not in used and not p.startswith(f"{_METRICS}/")]
+        # Generators are numbered in a process, whatever layer holds them: paths tell nothing.
+        told = [p for p in paths if not p.startswith(f"{_METRICS}/") and not p.endswith(_SEED)]
+        return [path for path in told if path not in used]
 
     def pair(first: str, other: str) -> bool:
         return shapes[first] == _shape(variables[other])
 
-    here, there = left(variables, found), left(shapes, found.values())
+    here = left(variables, ())
+    found = {path: path for path in here if shapes.get(path) == _shape(variables[path])}
+    here, there = left(here, found), left(shapes, found.values())
     found |= {path: leaf for leaf, path in _by_ends(there, here, pair).items()}
     here, there = left(here, found), left(there, found.values())
     found |= _by_ends(here, there, lambda path, leaf: pair(leaf, path))
-    here, there = left(here, found), left(there, found.values())
+    lacking, unread = left(here, found), left(there, found.values())
     seeds = [[path for path in paths if path.endswith(_SEED)] for paths in (variables, shapes)]
     if len(seeds[0]) == len(seeds[1]) == 1:
         found |= dict(zip(*seeds, strict=True))
-    lacking, unread = ([p for p in paths if not p.endswith(_SEED)] for paths in (here, there))
     if lacking or unread:
         # Slots follow from what they belong to.
         lacking = [p for p in lacking if not p.startswith(_OPTIMIZER)] or lacking
