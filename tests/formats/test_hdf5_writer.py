@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tiedio.errors import FileFormatError, SaveError
-from tiedio.formats import hdf5_reader, hdf5_writer
-from tiedio.storage.streams import Window
+from tiedio.formats import digests, hdf5_reader, hdf5_writer
+from tiedio.storage.streams import Window, WriteBehind
 
 DTYPES = ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"]
 
@@ -39,14 +39,21 @@ def opened(file, name="x"):
     return hdf5_reader.WeightsFile([Window(file, 0, file.seek(0, io.SEEK_END))], name)
 
 
-def write(arrays, links=None, groups=None):
+def streamed(layout, **options):
+    """Writes a layout; returns the digests, and the file."""
     stream = OneWay()
+    with WriteBehind(stream) as behind:
+        digests = hdf5_writer.write(layout, behind, **options)
+    return digests, io.BytesIO(b"".join(stream.parts))
+
+
+def write(arrays, links=None, groups=None):
     layout = hdf5_writer.Layout(
         groups or {}, {p: tensor(a) for p, a in arrays.items()}, links or {}
     )
-    digests = hdf5_writer.write(layout, stream)
+    digests, file = streamed(layout)
     assert digests.keys() == {*arrays, *(links or {})}
-    return io.BytesIO(b"".join(stream.parts))
+    return file
 
 
 @given(
@@ -70,19 +77,21 @@ def test_arrays_of_any_shape_come_back(arrays):
         assert weights.read(path).tobytes() == array.tobytes()
 
 
-def test_one_read_and_parts_give_one_digest(monkeypatch):
+def test_gathered_and_in_parts_a_tensor_has_one_digest(monkeypatch):
+    monkeypatch.setattr(digests, "PART", 999)
     array = np.random.default_rng(0).random((7, 1000))
     layout = hdf5_writer.Layout(tensors={"vars/0": tensor(array)}, links={"vars/1": "vars/0"})
-    digests = hdf5_writer.write(layout, OneWay())
-    monkeypatch.setattr(hdf5_writer, "CHUNK", 999)
-    monkeypatch.setattr(hdf5_reader, "READ_CHUNK", 777)
-    stream = OneWay()
-    assert hdf5_writer.write(layout, stream) == digests
-    weights = opened(io.BytesIO(b"".join(stream.parts)))
-    weights.expect(digests)
+    found, whole = streamed(layout)
+    monkeypatch.setattr(hdf5_writer, "_LARGE", 100)
+    monkeypatch.setattr(hdf5_reader, "_PARTS", 2)
+    again, file = streamed(layout)
+    assert again == found == {path: digests.of(array) for path in ("vars/0", "vars/1")}
+    assert file.getvalue() == whole.getvalue()
+    weights = opened(file)
+    weights.expect(found)
     assert np.array_equal(weights.read("vars/1"), array)
     assert not weights.damaged
-    weights.expect({"vars/0": digests["vars/0"][::-1]})
+    weights.expect({"vars/0": found["vars/0"][::-1]})
     weights.read("vars/0")
     assert weights.damaged == {"vars/0"}
 
@@ -206,11 +215,10 @@ def test_no_hdf5_file():
 @pytest.mark.parametrize("length", [2, 100, 3000, 20_000])
 def test_a_record_of_any_length_is_written_last(length):
     arrays = {f"layers/{n}/vars/0": np.arange(n, dtype="float32") for n in (0, 3, 700, 5)}
-    stream = OneWay()
     layout = hdf5_writer.Layout({}, {path: tensor(array) for path, array in arrays.items()}, {})
     told = []
-    hdf5_writer.write(layout, stream, record=lambda digests: told.append(digests) or "x" * length)
-    file = opened(io.BytesIO(b"".join(stream.parts)))
+    _, written = streamed(layout, record=lambda digests: told.append(digests) or "x" * length)
+    file = opened(written)
     assert file.text(hdf5_writer.RECORD).strip() == b"x" * length
     assert told[-1].keys() == arrays.keys() and told[0] != told[-1]
     assert all(np.array_equal(file.read(path), array) for path, array in arrays.items())
@@ -228,5 +236,5 @@ def test_a_record_that_is_not_placed_last_is_an_error(monkeypatch):
     layout = hdf5_writer.Layout(tensors={"a": hdf5_writer.Tensor.of(np.ones(8))})
     stream = io.BytesIO()
     with pytest.raises(SaveError, match=r"Expected: `tiedio/record` behind .* Received: `a` there"):
-        hdf5_writer.write(layout, stream, record=lambda digests: "{}")
+        hdf5_writer.write(layout, WriteBehind(stream), record=lambda digests: "{}")
     assert not stream.getvalue()

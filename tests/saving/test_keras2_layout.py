@@ -21,6 +21,7 @@ from tiedio.model.keras_internals import global_state, json_utils, saving_utils
 from tiedio.model.walk import walk
 from tiedio.saving import keras2_record
 from tiedio.storage.locating import at
+from tiedio.storage.streams import WriteBehind
 
 
 def trained(name):
@@ -267,8 +268,8 @@ def test_long_lists_are_split_as_keras_does(count, tmp_path):
         layers={"a": listed},
     )
     layout_on_disk.write(old, layout)
-    with open(tmp_path / "model.h5", "wb") as file:
-        hdf5_writer.write(layout, file)
+    with open(tmp_path / "model.h5", "wb") as file, WriteBehind(file) as stream:
+        hdf5_writer.write(layout, stream)
     with h5py.File(tmp_path / "model.h5") as file:
         group = file["model_weights/a"]
         assert legacy_h5_format.load_attributes_from_hdf5_group(group, "weight_names") == names

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiedio
-from tiedio.formats import hdf5_writer
+from tiedio.formats import digests, hdf5_writer
 from tiedio.storage.locating import at
 
 
@@ -38,23 +38,17 @@ def assert_sound(filepath):
 
 @pytest.mark.parametrize("suffix", generations.SUFFIXES)
 def test_what_changes_once_it_was_digested(tmp_path, monkeypatch, suffix):
-    trained, begin = Trained(), hdf5_writer.begin_digest
+    trained, of_part = Trained(), digests.of_part
 
-    class Digest:
-        def __init__(self, *arguments):
-            self._digest = begin(*arguments)
-
-        def update(self, part):
-            self._digest.update(part)
-            trained.train()
-
-        def hexdigest(self):
-            return self._digest.hexdigest()
+    def digest_and_train(part):
+        digest = of_part(part)
+        trained.train()
+        return digest
 
     container = generations.SUFFIXES[suffix]
     filepath = tmp_path / f"model{suffix}"
     with monkeypatch.context() as patched:
-        patched.setattr(hdf5_writer, "begin_digest", Digest)
+        patched.setattr(digests, "of_part", digest_and_train)
         container.write(at(filepath), content(trained, container), False, hdf5_writer.untold)
     assert trained.array[0] > 0
     assert_sound(filepath)

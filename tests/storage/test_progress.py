@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tiedio
-from tiedio.formats import hdf5_reader
+from tiedio.formats import digests
 from tiedio.storage import progress
 
 
@@ -28,7 +28,7 @@ def test_a_bar_is_shown_if_wanted(wanted, tmp_path, capsys):
 def test_every_byte_of_a_tensor_is_told_once(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(progress.progress.Progress, "update", lambda *_, **done: told.append(done))
-    monkeypatch.setattr(hdf5_reader, "READ_CHUNK", 1 << 18)
+    monkeypatch.setattr(digests, "PART", 1 << 15)
     model = model_of(3)
     for done in (
         lambda: tiedio.save_tied(model, tmp_path / "model.keras"),

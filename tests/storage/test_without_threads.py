@@ -11,7 +11,7 @@ import pytest
 from checkout import environment, start
 
 import tiedio
-from tiedio.formats import hdf5_reader
+from tiedio.formats import digests, hdf5_reader
 
 PATIENCE = 120  # seconds
 
@@ -43,7 +43,8 @@ atexit.register(work) if when == "atexit" else threading.Thread(target=work).sta
 
 
 @pytest.mark.parametrize("when", ["atexit", "after", "meanwhile"])
-def test_files_are_written_and_read_as_python_ends(tmp_path, when):
+def test_files_are_written_and_read_as_python_ends(tmp_path, monkeypatch, when):
+    monkeypatch.setattr(digests, "PART", generations.SMALL_PART)
     process = start(
         generations,
         "save_as_python_ends",
@@ -80,7 +81,7 @@ def refuse(*_):
 
 @pytest.mark.parametrize("suffix", generations.SUFFIXES)
 def test_no_thread_can_be_started(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(hdf5_reader, "READ_CHUNK", generations.TENSOR_BYTES // 4)
+    monkeypatch.setattr(digests, "PART", generations.SMALL_PART)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     filepath = tmp_path / f"model{suffix}"
     for generation in (1, 2):
@@ -89,7 +90,7 @@ def test_no_thread_can_be_started(tmp_path, monkeypatch, suffix):
 
 
 def test_only_some_threads_can_be_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5_reader, "READ_CHUNK", generations.TENSOR_BYTES // 64)
+    monkeypatch.setattr(digests, "PART", generations.TENSOR_BYTES // 512)
     begun = threading.Thread.start
     starts = iter([begun] * 2)
     monkeypatch.setattr(threading.Thread, "start", lambda self: next(starts, refuse)(self))

@@ -109,13 +109,13 @@ def die_in_save(number, step):
     saves = []
 
     def dying(write):
-        def wrapped(layout, stream, *arguments):
+        def wrapped(layout, stream, *arguments, **options):
             saves.append(stream)
             if len(saves) == number and step == "writing":
                 for part in bytes(1 << 20), b"more":  # the second waits for the first
                     stream.write(part)
                 die()
-            written = write(layout, stream, *arguments)
+            written = write(layout, stream, *arguments, **options)
             if len(saves) == number and step == "renamed":
                 atomic._flush_folder = lambda folder: die()
             return written

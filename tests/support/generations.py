@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tiedio.formats import hdf5_reader, hdf5_writer, table
+from tiedio.formats import digests, hdf5_writer, table
 from tiedio.formats.content import Content
 from tiedio.record.record import Record
 from tiedio.storage import atomic
@@ -24,6 +24,7 @@ from tiedio.storage.locating import at
 
 ZIPPED, FOLDER, BARE, WHOLE, SHARDS = table.FORMATS
 TENSOR_BYTES = 1 << 20
+SMALL_PART = TENSOR_BYTES // 32  # a tensor is read in several threads then
 
 
 def content(generation, tensors=4, read=None, **options):
@@ -144,7 +145,7 @@ SUFFIXES = {
 
 def save_as_python_ends(when, folder):
     """Saves in each format, and loads, while no thread can be started any more."""
-    hdf5_reader.READ_CHUNK = TENSOR_BYTES // 4
+    digests.PART = SMALL_PART
 
     def ended(*_):
         threading.main_thread().join()  # that is, its program is over

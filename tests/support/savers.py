@@ -58,7 +58,7 @@ def die_at(step, filepath):
     if step == "writing":
         # The second part waits for the first one.
         parts = bytes(1 << 20), b"more"
-        hdf5_writer.write = lambda layout, stream, advance: die(*map(stream.write, parts))
+        hdf5_writer.write = lambda layout, stream, *_, **__: die(*map(stream.write, parts))
     elif step == "renamed":
         atomic._flush_folder = die
     else:

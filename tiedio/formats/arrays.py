@@ -1,7 +1,7 @@
 """Arrays as they are read, in memory that a variable may use without copying it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -31,6 +31,16 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
     return room[start : start + size].view(dtype).reshape(shape)
+
+
+def content_of(array: np.ndarray) -> memoryview:
+    """Returns the bytes of a contiguous array."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def cut(content: memoryview, size: int) -> Iterator[memoryview]:
+    """Cuts bytes into parts of `size` bytes."""
+    return (content[start : start + size] for start in range(0, len(content), size))
 
 
 def ordered(array: np.ndarray, axes: Axes) -> np.ndarray:

@@ -18,7 +18,7 @@ from tiedio.formats import hdf5_writer, members, orbax_folder
 from tiedio.formats.content import ASSETS, CONFIG, METADATA, SAVE, VALUES, WEIGHTS, Content, Opened
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
-from tiedio.storage.streams import Window
+from tiedio.storage.streams import Window, WriteBehind
 
 # What TensorFlow calls a model in a folder of its own kind.
 SAVED_MODEL = "saved_model.pb"
@@ -36,8 +36,8 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
     config = json.dumps({**content.config, METADATA_KEY: save})
     with target.replacing_folder({*_FILES, ASSETS}, durable) as folder:
         (folder / CONFIG).write_text(config)
-        with open(folder / WEIGHTS, "wb") as file:
-            digests = hdf5_writer.write(content.layout, file, advance)
+        with open(folder / WEIGHTS, "wb") as file, WriteBehind(file) as stream:
+            digests = hdf5_writer.write(content.layout, stream, advance)
         (folder / ASSETS).mkdir()  # Keras looks for it if there are four names or more
         for name, path in content.asset_files():
             (folder / ASSETS / name).parent.mkdir(parents=True, exist_ok=True)

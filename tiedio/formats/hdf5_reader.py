@@ -14,12 +14,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import xxhash
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
 from tiedio.errors import FileFormatError, first_line, listed
-from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, ordered
-from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, begin_digest, cut, untold
+from tiedio.formats import digests
+from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, content_of, cut, ordered
+from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, untold
 from tiedio.storage.streams import Seeking, Threads
 
 _log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ _KINDS = "biufcS"
 # How a text may be stored: as one, or as its bytes.
 _TEXTS = ((0, "S"), (1, "u"))
 
-# Large tensors are read in parts, each in another thread.
-READ_CHUNK = 1 << 23  # bytes
+# So many parts of a large tensor are read by one thread, while others read the next.
+_PARTS = 8
 
 # Errors of h5py for damaged files, whichever part of HDF5 meets the damage.
 _HDF5_ERRORS = (
@@ -214,17 +214,14 @@ class WeightsFile:
             creation = dataset.id.get_create_plist()
             outside = creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL
             if not outside:
-                value = self._empty(dataset)
-                digest = begin_digest(value.dtype, value.shape) if expected else None
+                value, parts = self._empty(dataset), None
                 if _is_laid_out(dataset, creation, value.dtype):
-                    self._read_parts(window, value, dataset.id.get_offset(), digest)
+                    parts = self._read_parts(window, value, dataset.id.get_offset())
                 else:
                     _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
                     value[...] = np.asarray(dataset[()]).view(value.dtype)
-                    if digest:
-                        digest.update(value.reshape(-1).view(np.uint8).data)
                     self.advance(value.nbytes, self.size)
-                if digest and digest.hexdigest() != expected:
+                if expected and not digests.agrees(expected, value, parts):
                     self.damaged.add(dataset_path)
                 return ordered(value, self.axis_orders.get(dataset_path))
         except _HDF5_ERRORS as error:
@@ -232,17 +229,25 @@ class WeightsFile:
             raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
         raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
-    def _read_parts(
-        self, window: Seeking, value: np.ndarray, start: int, digest: xxhash.xxh3_64 | None
-    ) -> None:
-        """Reads parts in other threads, several at a time, and digests them in order."""
-        parts = list(cut(value, READ_CHUNK))
-        places = (start + number * READ_CHUNK for number in range(len(parts)))
-        at_once = map if len(parts) == 1 else self._threads.map
-        for part, _ in zip(parts, at_once(window.read_at, parts, places), strict=True):
-            if digest:
-                digest.update(part)
-            self.advance(len(part), self.size)
+    def _read_parts(self, window: Seeking, value: np.ndarray, start: int) -> list[bytes]:
+        """Reads parts in other threads, several at a time; returns the digests of their parts."""
+        content = content_of(value)
+        size = _PARTS * digests.PART
+
+        def read_some(begin: int) -> list[bytes]:
+            found = []
+            for part in cut(content[begin : begin + size], digests.PART):
+                window.read_at(part, start + begin + digests.PART * len(found))
+                found.append(digests.of_part(part) if self.digests else b"")
+            return found
+
+        begins = range(0, len(content), size)
+        at_once = map if len(begins) == 1 else self._threads.map
+        found = []
+        for begin, parts in zip(begins, at_once(read_some, begins), strict=True):
+            found += parts
+            self.advance(min(size, len(content) - begin), self.size)
+        return found
 
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""

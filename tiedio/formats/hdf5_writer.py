@@ -5,21 +5,25 @@ tensors are streamed to a file that need not seek: one pass, one tensor in memor
 at a time. `hdf5_reader` reads it back.
 """
 
+import collections
 import dataclasses
 import functools
-import itertools
 import math
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import h5py
 import ml_dtypes
 import numpy as np
-import xxhash
 
 from tiedio.errors import SaveError
+from tiedio.formats import digests
+from tiedio.formats.arrays import content_of
+from tiedio.formats.checksum import Checksum
+from tiedio.formats.device_memory import DeviceMemory
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.streams import Sheet, WriteBehind
 
@@ -32,11 +36,15 @@ BFLOAT16_STORED = np.dtype("V2")
 RECORD = f"{METADATA_KEY}/record"
 NO_VARIABLES = "{}/vars"
 
-# Large tensors are written in parts, several of which fit into a processor's cache.
-CHUNK = 1 << 19  # bytes
+# Tensors of so many bytes are written in parts; less is gathered.
+_LARGE = 1 << 18
 
 # Told of bytes that were read or written: how many more, and of how many.
 Advance = Callable[[int, int], None]
+
+
+# Fills memory with the bytes of a tensor, from a position on.
+Copy = Callable[[memoryview, int], None]
 
 
 def untold(count: int, total: int) -> None:
@@ -54,6 +62,7 @@ class Tensor:
         axis_order: How it lies in memory, if not row by row: its axes, that of the
             largest stride first.
         source: The variable whose value it is, if it is that of one.
+        on_device: Returns its memory, if that is the memory of a card.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +70,7 @@ class Tensor:
     read: Callable[[], np.ndarray]
     axis_order: tuple[int, ...] | None = None
     source: Any = None
+    on_device: Callable[[], DeviceMemory | None] = lambda: None
 
     @classmethod
     def of(cls, array: np.ndarray) -> "Tensor":
@@ -76,6 +86,18 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def copying(self) -> Copy:
+        """Makes it, and returns what copies a part of its bytes."""
+        if memory := self.on_device():
+            return memory.copy_to
+        value = np.ascontiguousarray(self.read(), dtype=self.dtype)
+        content = content_of(value)
+
+        def copy(part: memoryview, start: int) -> None:
+            part[:] = content[start : start + len(part)]
+
+        return copy
 
 
 @dataclasses.dataclass
@@ -96,9 +118,10 @@ class Layout:
 
 def write(
     layout: Layout,
-    stream: IO[bytes] | WriteBehind,
+    stream: WriteBehind,
     advance: Advance = untold,
     record: Callable[[dict[str, str]], str] | None = None,
+    checksum: Checksum | None = None,
 ) -> dict[str, str]:
     """Writes `layout` as an HDF5 file to a stream, from its start to its end.
 
@@ -108,13 +131,14 @@ def write(
         advance: Told how many bytes more are written, and of how many.
         record: Makes the text of the record, if there is to be one, given the digests that
             are returned.
+        checksum: What all bytes are added to.
 
     Returns:
         The digest of each tensor, by dataset_path, linked ones included.
     """
-    digests: dict[str, str] = {}
+    found: dict[str, str] = {}
     if record:
-        layout = _with_record(layout, record, digests)
+        layout = _with_record(layout, record, found)
     sheet, placed = lay_out(layout)
     if record and placed[-1][1] != RECORD:  # which HDF5 promises nowhere
         raise SaveError(
@@ -122,59 +146,117 @@ def write(
             f"Expected: `{RECORD}` behind all tensors. Received: `{placed[-1][1]}` there.\n"
             "Save to a path ending in `.keras` or in `.weights.json`, which keep it elsewhere."
         )
-    # A variable that another thread trains in place may change between digest, checksum and
-    # write: these see a copy of each part, which is used again once it is written.
-    copies = itertools.cycle(memoryview(bytearray(CHUNK)) for _ in range(WriteBehind.AT_ONCE + 1))
+    writing = _Writing(stream, checksum, lambda count: advance(count, sheet.size))
     position = 0
     for offset, path in placed:
         tensor = layout.tensors[path]
-        content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
-        digest = begin_digest(tensor.dtype, tensor.shape)
-        if content.nbytes:
-            stream.write(sheet.between(position, offset))
-            for memory in cut(content, CHUNK):
-                part = next(copies)[: len(memory)]
-                part[:] = memory
-                digest.update(part)
-                stream.write(part)
-                advance(len(part), sheet.size)
-            position = offset + content.nbytes
-        digests[path] = digest.hexdigest()
-    stream.write(sheet.between(position, sheet.size))
-    digests.pop(RECORD, None)
-    return _with_links(digests, layout)
+        if tensor.nbytes:
+            writing.add_bytes(sheet.between(position, offset))
+            position = offset + tensor.nbytes
+        if path == RECORD:
+            found |= writing.finish()
+        writing.add(path, tensor)
+    writing.add_bytes(sheet.between(position, sheet.size))
+    found |= writing.finish()
+    found.pop(RECORD, None)
+    return _with_links(found, layout)
+
+
+class _Sums(NamedTuple):
+    """The digest of a part, and its checksum."""
+
+    digest: bytes
+    checksum: int
+
+
+class _Writing:
+    """Writes in order: small things gathered, large tensors in parts that threads make.
+
+    Another thread may train a variable in place: digest and checksum are of a copy, which is
+    what is written.
+
+    Args:
+        stream: Where to.
+        checksum: What all bytes are added to.
+        advance: Told how many bytes more are written.
+    """
+
+    def __init__(
+        self, stream: WriteBehind, checksum: Checksum | None, advance: Callable[[int], None]
+    ):
+        self._stream = stream
+        self._checksum = checksum
+        self._advance = advance
+        self._gathered = bytearray()
+        self._made: collections.deque[tuple[Future[_Sums], int]] = collections.deque()
+        self._digests: dict[str, str] = {}
+        self._parts: dict[str, tuple[Tensor, list[Future[_Sums]]]] = {}
+
+    def add_bytes(self, content: bytes) -> None:
+        self._gathered += content
+        if len(self._gathered) >= digests.PART:
+            self._flush()
+
+    def add(self, path: str, tensor: Tensor) -> None:
+        if tensor.nbytes < _LARGE:
+            content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype).tobytes()
+            parts = [digests.of_part(memoryview(content))] if content else []
+            self._digests[path] = digests.of_parts(tensor.dtype, tensor.shape, parts)
+            self.add_bytes(content)
+            self._advance(len(content))
+            return
+        self._flush()
+        wait(made for made, _ in self._made)  # what they are made of goes before more is made
+        copy, made = tensor.copying(), []
+        for start in range(0, tensor.nbytes, digests.PART):
+            size = min(digests.PART, tensor.nbytes - start)
+            made.append(self._stream.write_made(size, functools.partial(self._make, copy, start)))
+            self._made.append((made[-1], size))
+            self._advance(size)
+        self._parts[path] = tensor, made
+
+    def _make(self, copy: Copy, start: int, part: memoryview) -> _Sums:
+        copy(part, start)
+        checksum = Checksum.of_part(part) if self._checksum else 0
+        return _Sums(digests.of_part(part), checksum)
+
+    def _flush(self) -> None:
+        """Writes what was gathered."""
+        if self._checksum:
+            while self._made:
+                made, size = self._made.popleft()
+                self._checksum.add(made.result().checksum, size)
+            self._checksum.add(Checksum.of_part(self._gathered), len(self._gathered))
+        self._stream.write(self._gathered)
+        self._gathered = bytearray()
+
+    def finish(self) -> dict[str, str]:
+        """Writes the rest of what there is by now, and returns the digests."""
+        self._flush()
+        for path, (tensor, made) in self._parts.items():
+            parts = (one.result().digest for one in made)
+            self._digests[path] = digests.of_parts(tensor.dtype, tensor.shape, parts)
+        return self._digests
 
 
 def _with_record(
-    layout: Layout, record: Callable[[dict[str, str]], str], digests: dict[str, str]
+    layout: Layout, record: Callable[[dict[str, str]], str], found: dict[str, str]
 ) -> Layout:
-    """Adds the record, which is made once `digests` has those of all tensors."""
+    """Adds the record, which is made once `found` has the digests of all tensors."""
     # A digest is as long as any other: blank ones tell how long the text will be.
-    blank = dict.fromkeys(layout.tensors, begin_digest(np.dtype(bool), ()).hexdigest())
+    blank = dict.fromkeys(layout.tensors, digests.BLANK)
     size = len(record(_with_links(blank, layout)).encode())
 
     def text() -> np.ndarray:
-        return np.frombuffer(record(_with_links(digests, layout)).encode().ljust(size), np.uint8)
+        return np.frombuffer(record(_with_links(found, layout)).encode().ljust(size), np.uint8)
 
     last = {RECORD: Tensor((size,), np.dtype(np.uint8), text)}
     groups = layout.groups | {NO_VARIABLES.format(METADATA_KEY): {}}
     return dataclasses.replace(layout, groups=groups, tensors=layout.tensors | last)
 
 
-def _with_links(digests: dict[str, str], layout: Layout) -> dict[str, str]:
-    linked = {path: digests[first] for path, first in layout.links.items() if first in digests}
-    return digests | linked
-
-
-def begin_digest(dtype: np.dtype, shape: tuple[int, ...]) -> xxhash.xxh3_64:
-    """Begins the digest of a tensor: its dtype and shape, before its bytes."""
-    return xxhash.xxh3_64(f"{dtype.name}{list(shape)}".encode())
-
-
-def cut(array: np.ndarray, size: int) -> Iterator[memoryview]:
-    """Cuts the bytes of a contiguous array into parts of `size` bytes."""
-    content = array.reshape(-1).view(np.uint8).data
-    return (content[start : start + size] for start in range(0, array.nbytes, size))
+def _with_links(found: dict[str, str], layout: Layout) -> dict[str, str]:
+    return found | {path: found[first] for path, first in layout.links.items() if first in found}
 
 
 def lay_out(layout: Layout) -> tuple[Sheet, list[tuple[int, str]]]:

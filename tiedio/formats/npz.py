@@ -23,7 +23,7 @@ import numpy as np
 
 from tiedio.errors import FileFormatError, damaged, first_line
 from tiedio.formats import hdf5_writer
-from tiedio.storage.streams import Window
+from tiedio.storage.streams import Window, WriteBehind
 
 _SIGNATURE = b"PK\x03\x04"
 _ROOT = "__root__"
@@ -70,7 +70,8 @@ def converted(source: Window, filepath: str) -> Iterator[Window]:
     with tempfile.TemporaryFile() as file:
         try:
             tensors = {path: hdf5_writer.Tensor.of(array) for path, array in _arrays(source)}
-            hdf5_writer.write(hdf5_writer.Layout(tensors=tensors), file)
+            with WriteBehind(file) as stream:
+                hdf5_writer.write(hdf5_writer.Layout(tensors=tensors), stream)
         except _UnknownKindError as error:
             raise FileFormatError(
                 f"`{filepath}` has values that tiedio cannot read.\n"

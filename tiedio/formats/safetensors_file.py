@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from tiedio.errors import SaveError, damaged, explained, imported, listed
-from tiedio.formats.hdf5_writer import BFLOAT16, CHUNK, Advance, Tensor, cut
-from tiedio.storage.base import Storage
+from tiedio.formats.arrays import content_of, cut
+from tiedio.formats.hdf5_writer import BFLOAT16, Advance, Tensor
+from tiedio.storage.base import COPY_CHUNK, Storage
 from tiedio.storage.local import Local
 from tiedio.storage.streams import WriteBehind
 
@@ -87,7 +88,7 @@ def write(
         stream.write(text)
         for _, tensor in placed:
             value = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype.newbyteorder("="))
-            for part in cut(value, CHUNK):
+            for part in cut(content_of(value), COPY_CHUNK):
                 stream.write(part)
                 advance(len(part), end)
 
@@ -107,7 +108,7 @@ def reading(source: Storage) -> Iterator[Any]:
         path = source.name
         if not isinstance(source, Local):
             copy = resources.enter_context(tempfile.NamedTemporaryFile(suffix=SUFFIX))
-            while part := file.read(CHUNK):
+            while part := file.read(COPY_CHUNK):
                 copy.write(part)
             copy.flush()
             path = copy.name

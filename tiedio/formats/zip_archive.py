@@ -16,12 +16,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tiedio.errors import damaged, explained, listed
 from tiedio.formats import hdf5_writer, members
+from tiedio.formats.checksum import Checksum
 from tiedio.formats.content import ASSETS, CONFIG, METADATA, WEIGHTS, Content, Opened
-from tiedio.storage.base import Storage
+from tiedio.storage.base import COPY_CHUNK, Storage
 from tiedio.storage.streams import Window, WriteBehind
 
 # Keras stores members uncompressed; deflate reaches about 1000 : 1 only on bombs. What is
@@ -60,10 +61,21 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
     ):
         archive.writestr(CONFIG, config)
         with archive.open(WEIGHTS, "w", force_zip64=True) as member:
-            digests = hdf5_writer.write(content.layout, member, advance)
+            digests = _write_weights(member, content.layout, stream, advance)
         for name, path in content.asset_files():
             archive.write(path, f"{ASSETS}/{name}")
         archive.writestr(METADATA, json.dumps(content.metadata_with(digests)))
+
+
+def _write_weights(
+    member: Any, layout: hdf5_writer.Layout, stream: WriteBehind, advance: hdf5_writer.Advance
+) -> dict[str, str]:
+    """Writes a member, and sums it: `zipfile` would do so one part after the other."""
+    checksum = Checksum()
+    digests = hdf5_writer.write(layout, stream, advance, checksum=checksum)
+    # There is no public way to say what it did not see.
+    member._crc, member._file_size = checksum.value, checksum.size
+    return digests
 
 
 @contextlib.contextmanager
@@ -103,7 +115,7 @@ class _Zip:
     def verify(self, name: str) -> None:
         """Reads a member, at whose end its checksum is compared."""
         with explained(self.filepath, *_ZIP_ERRORS), self._archive.open(name) as member:
-            while member.read(hdf5_writer.CHUNK):
+            while member.read(COPY_CHUNK):
                 pass
 
     def extract_assets(self, folder: Path) -> None:
@@ -121,7 +133,7 @@ class _Zip:
             _log.debug("%s is compressed: it is unpacked", name)
             with tempfile.TemporaryFile() as unpacked:
                 with self._archive.open(info) as member:
-                    shutil.copyfileobj(member, unpacked, hdf5_writer.CHUNK)
+                    shutil.copyfileobj(member, unpacked, COPY_CHUNK)
                 yield Window(unpacked, 0, unpacked.tell())
             return
         self._archive.open(info).close()  # compares its header with the archive's directory

@@ -18,6 +18,7 @@ import numpy as np
 
 from tiedio.errors import SaveError, TiedioError, listed
 from tiedio.formats import hdf5_writer
+from tiedio.formats.device_memory import DeviceMemory
 from tiedio.model import process_random, weight_decay
 from tiedio.model.keras_internals import TRACKED, axis_order
 from tiedio.model.own_state import is_at_hand, loads_as_keras, own_state, to_numpy
@@ -382,6 +383,7 @@ def _tensor(value: Any) -> hdf5_writer.Tensor:
             read=lambda: to_numpy(value),
             axis_order=axis_order(value),
             source=value,
+            on_device=lambda: DeviceMemory.of(keras.ops.stop_gradient(value)),
         )
     return hdf5_writer.Tensor.of(to_numpy(value))
 

@@ -2,12 +2,16 @@
 
 import abc
 import collections
+import contextlib
 import io
+import itertools
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+T = TypeVar("T")
 
 # Less is sooner written than brought to another thread.
 _WORTH_A_THREAD = 1 << 18  # bytes
@@ -99,25 +103,59 @@ class Threads(ThreadPoolExecutor):
 
 
 class WriteBehind(io.BufferedIOBase):
-    """A file that is written in another thread, while the next part is checksummed in this one.
+    """A file that is written in another thread, while others make the next parts.
 
-    What is written must not change until `AT_ONCE` more parts were written.
+    What is given to `write` must not change any more.
     """
 
-    AT_ONCE = 4  # parts on their way, so that neither thread waits for the other to wake up
+    MAKERS = min(4, os.cpu_count() or 1)  # threads; a checksum takes as long as a write
+    AT_ONCE = MAKERS + 4  # parts on their way, so that no thread waits for another to wake up
 
     def __init__(self, file: BinaryIO):
         self._file = file
+        self._position = 0
+        with contextlib.suppress(AttributeError, OSError):  # a file that cannot tell
+            self._position = file.tell()
         self._thread = Threads(1)
-        self._written = collections.deque[Future[int]]()
+        self._makers = Threads(self.MAKERS)
+        self._written = collections.deque[Future[Any]]()
+        self._memory = itertools.cycle([bytearray() for _ in range(self.AT_ONCE)])
 
     def write(self, data: Any) -> int:
-        if len(data) < _WORTH_A_THREAD:
+        size = memoryview(data).nbytes
+        if size < _WORTH_A_THREAD:
             self._settle()
-            return self._file.write(data)
+            self._file.write(data)
+        else:
+            self._settle(self.AT_ONCE - 1)
+            self._written.append(self._thread.submit(self._file.write, data))
+        self._position += size
+        return size
+
+    def write_made(self, size: int, make: Callable[[memoryview], T]) -> Future[T]:
+        """Writes what `make` puts into the memory that it is given, in another thread.
+
+        Args:
+            size: Bytes of it.
+            make: What to call. It may look at what it has put there: nothing changes that.
+
+        Returns:
+            What `make` will have returned.
+        """
         self._settle(self.AT_ONCE - 1)
-        self._written.append(self._thread.submit(self._file.write, data))
-        return len(data)
+        memory = next(self._memory)  # written by now: as many are on their way as there are
+        if len(memory) < size:
+            memory.extend(bytes(size - len(memory)))
+        part = memoryview(memory)[:size]
+        made = self._makers.submit(make, part)
+
+        def write() -> None:
+            made.result()
+            self._file.write(part)
+
+        self._written.append(self._thread.submit(write))
+        self._position += size
+        return made
 
     def _settle(self, rest: int = 0) -> None:
         while len(self._written) > rest:
@@ -128,11 +166,11 @@ class WriteBehind(io.BufferedIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._settle()
-        return self._file.seek(offset, whence)
+        self._position = self._file.seek(offset, whence)
+        return self._position
 
     def tell(self) -> int:
-        self._settle()
-        return self._file.tell()
+        return self._position
 
     def flush(self) -> None:
         if not self.closed:
@@ -142,6 +180,7 @@ class WriteBehind(io.BufferedIOBase):
         try:
             super().close()  # flushes
         finally:
+            self._makers.shutdown(cancel_futures=True)
             self._thread.shutdown(cancel_futures=True)
 
 
