@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tiedio.errors import FileFormatError, SaveError
-from tiedio.formats import digests, hdf5_reader, hdf5_writer
+from tiedio.formats import digests, hdf5_reader, hdf5_writer, parts
 from tiedio.storage.streams import Window, WriteBehind
 
 DTYPES = ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"]
@@ -83,7 +83,7 @@ def test_gathered_and_in_parts_a_tensor_has_one_digest(monkeypatch):
     layout = hdf5_writer.Layout(tensors={"vars/0": tensor(array)}, links={"vars/1": "vars/0"})
     found, whole = streamed(layout)
     monkeypatch.setattr(hdf5_writer, "_LARGE", 100)
-    monkeypatch.setattr(hdf5_reader, "_PARTS", 2)
+    monkeypatch.setattr(parts, "_AT_ONCE", 2)
     again, file = streamed(layout)
     assert again == found == {path: digests.of(array) for path in ("vars/0", "vars/1")}
     assert file.getvalue() == whole.getvalue()

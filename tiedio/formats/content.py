@@ -10,7 +10,8 @@ import numpy as np
 
 from tiedio.errors import damaged, explained
 from tiedio.formats import hdf5_writer
-from tiedio.formats.hdf5_reader import Store, WeightsFile
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.store import Store
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
 

@@ -37,6 +37,11 @@ def of(value: np.ndarray) -> str:
     return of_parts(value.dtype, value.shape, map(of_part, cut(content, PART)))
 
 
+def are_of_parts(digest: str) -> bool:
+    """Whether a digest is made of those of parts."""
+    return digest.startswith(_KIND)
+
+
 def agrees(expected: str, value: np.ndarray, parts: Iterable[bytes] | None = None) -> bool:
     """Whether a digest is that of an array, row by row.
 
@@ -45,7 +50,7 @@ def agrees(expected: str, value: np.ndarray, parts: Iterable[bytes] | None = Non
         value: The array.
         parts: The digests of its parts, if they are known.
     """
-    if expected.startswith(_KIND):
+    if are_of_parts(expected):
         known = of(value) if parts is None else of_parts(value.dtype, value.shape, parts)
         return known == expected
     digest = xxhash.xxh3_64(_text(value.dtype, value.shape))

@@ -7,10 +7,9 @@ need. Tensors are read from where they lie, and compared with their digests.
 import collections
 import contextlib
 import logging
-import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -18,9 +17,14 @@ from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compi
 
 from tiedio.errors import FileFormatError, first_line, listed
 from tiedio.formats import digests
-from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, content_of, cut, ordered
+from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, content_of, ordered
+from tiedio.formats.device_memory import DeviceMemory
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, untold
-from tiedio.storage.streams import Seeking, Threads
+from tiedio.formats.parts import Place, Reader
+from tiedio.formats.store import Store, Unread
+from tiedio.storage.streams import Seeking
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +32,6 @@ _log = logging.getLogger(__name__)
 _KINDS = "biufcS"
 # How a text may be stored: as one, or as its bytes.
 _TEXTS = ((0, "S"), (1, "u"))
-
-# So many parts of a large tensor are read by one thread, while others read the next.
-_PARTS = 8
 
 # Errors of h5py for damaged files, whichever part of HDF5 meets the damage.
 _HDF5_ERRORS = (
@@ -77,18 +78,18 @@ class WeightsFile:
         self.advance: Advance = untold
         self.room = 1 << 28
         self._members: dict[tuple[int, str], h5py.Group | h5py.Dataset | None] = {}
-        self._read: dict[tuple[int, int], Stored] = {}
+        self._made: dict[tuple[tuple[int, int], type], Any] = {}
         self._windows = files
         self._files: list[h5py.File] = []
-        self._threads = Threads(os.cpu_count())
+        self._reader = Reader()
         try:
             for file in files:
                 self._files.append(h5py.File(file, "r"))
         except _HDF5_ERRORS as error:
-            raise self._error("is not an HDF5 file", str(error)) from error
+            raise self.error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self._reader.close()
         for file in self._files:
             file.close()
 
@@ -209,66 +210,91 @@ class WeightsFile:
             FileFormatError: If it cannot be read, or its bytes are outside this file.
         """
         dataset, window = self._placed(dataset_path)
+        with self._noted(dataset_path, dataset):
+            value, parts = aligned(dataset.shape, self._checked_dtype(dataset)), None
+            if _is_laid_out(dataset, value.dtype):
+                to_host = self._reader.to_host(content_of(value))
+                parts = self._read_parts(dataset, window, to_host)
+            else:
+                _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
+                value[...] = np.asarray(dataset[()]).view(value.dtype)
+                self.advance(value.nbytes, self.size)
+            expected = self.digests.get(dataset_path)
+            if expected and not digests.agrees(expected, value, parts):
+                self.damaged.add(dataset_path)
+            return ordered(value, self.axis_orders.get(dataset_path))
+
+    def read_to(self, dataset_path: str, memory: DeviceMemory) -> None:
+        """Reads one tensor as `read` does, into the memory of one on a card."""
+        dataset, window = self._placed(dataset_path)
         expected = self.digests.get(dataset_path)
+        with self._noted(dataset_path, dataset):
+            dtype = self._checked_dtype(dataset)
+            if _is_laid_out(dataset, dtype) and (not expected or digests.are_of_parts(expected)):
+                parts = self._read_parts(dataset, window, self._reader.to_device(memory))
+                if expected and digests.of_parts(dtype, dataset.shape, parts) != expected:
+                    self.damaged.add(dataset_path)
+                return
+        memory.copy_from(content_of(self.read(dataset_path)), 0)
+
+    def _read_parts(self, dataset: h5py.Dataset, window: Seeking, place: Place) -> list[bytes]:
+        return self._reader.read(
+            window,
+            dataset.id.get_offset() or 0,
+            dataset.nbytes,
+            place,
+            digested=bool(self.digests),
+            advance=lambda count: self.advance(count, self.size),
+        )
+
+    @contextlib.contextmanager
+    def _noted(self, dataset_path: str, dataset: h5py.Dataset) -> Iterator[None]:
+        """Notes a dataset that cannot be read."""
         try:
             creation = dataset.id.get_create_plist()
             outside = creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL
             if not outside:
-                value, parts = self._empty(dataset), None
-                if _is_laid_out(dataset, creation, value.dtype):
-                    parts = self._read_parts(window, value, dataset.id.get_offset())
-                else:
-                    _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
-                    value[...] = np.asarray(dataset[()]).view(value.dtype)
-                    self.advance(value.nbytes, self.size)
-                if expected and not digests.agrees(expected, value, parts):
-                    self.damaged.add(dataset_path)
-                return ordered(value, self.axis_orders.get(dataset_path))
+                yield
         except _HDF5_ERRORS as error:
             self.damaged.add(dataset_path)
-            raise self._error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
-        raise self._error(f"keeps `{dataset_path}` outside itself", "an external dataset")
-
-    def _read_parts(self, window: Seeking, value: np.ndarray, start: int) -> list[bytes]:
-        """Reads parts in other threads, several at a time; returns the digests of their parts."""
-        content = content_of(value)
-        size = _PARTS * digests.PART
-
-        def read_some(begin: int) -> list[bytes]:
-            found = []
-            for part in cut(content[begin : begin + size], digests.PART):
-                window.read_at(part, start + begin + digests.PART * len(found))
-                found.append(digests.of_part(part) if self.digests else b"")
-            return found
-
-        begins = range(0, len(content), size)
-        at_once = map if len(begins) == 1 else self._threads.map
-        found = []
-        for begin, parts in zip(begins, at_once(read_some, begins), strict=True):
-            found += parts
-            self.advance(min(size, len(content) - begin), self.size)
-        return found
+            raise self.error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
+        if outside:
+            raise self.error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
     def read_once(self, dataset_path: str) -> Stored:
         """Reads one tensor as `read` does, but the same array for all of its paths."""
-        dataset, _ = self._placed(dataset_path)
-        address, paths = self._info(dataset)
-        if address in self._read:
-            return self._read[address]
-        memory = self.read(dataset_path)
-        stored = memory.view(Stored)
-        stored.__dict__["memory"] = memory
-        if paths > 1:
-            self._read[address] = stored
-        return stored
 
-    def _empty(self, dataset: h5py.Dataset) -> np.ndarray:
-        """Makes room for the values of a dataset, if it can hold what it declares."""
+        def stored() -> Stored:
+            memory = self.read(dataset_path)
+            array = memory.view(Stored)
+            array.__dict__["memory"] = memory
+            return array
+
+        return self._once(dataset_path, Stored, stored)
+
+    def unread_once(self, dataset_path: str) -> Unread | Stored:
+        """Returns a large tensor unread, the same for all of its paths; reads any other."""
+        dataset, _ = self._placed(dataset_path)
+        if dataset.nbytes < Unread.SMALLEST or dataset_path in self.axis_orders:
+            return self.read_once(dataset_path)
+        return self._once(dataset_path, Unread, lambda: Unread(self, dataset_path))
+
+    def _once(self, dataset_path: str, kind: type[T], make: Callable[[], T]) -> T:
+        address, paths = self._info(self._placed(dataset_path)[0])
+        if (address, kind) in self._made:
+            return self._made[address, kind]
+        made = make()
+        if paths > 1:
+            self._made[address, kind] = made
+        return made
+
+    def _checked_dtype(self, dataset: h5py.Dataset) -> np.dtype:
+        """Returns the dtype of a dataset, if it can hold what it declares."""
         dtype = _dtype(dataset)
         if dtype.kind not in _KINDS and dtype != BFLOAT16:
             raise TypeError(f"values of type {dtype}")
         self._check_size(dataset)
-        return aligned(dataset.shape, dtype)
+        return dtype
 
     def _check_size(self, dataset: h5py.Dataset) -> None:
         # A dataset is allocated whole, and may be in a place beyond the end of the file.
@@ -357,54 +383,13 @@ class WeightsFile:
         try:
             yield
         except _HDF5_ERRORS as error:
-            raise self._error(what, first_line(error)) from error
+            raise self.error(what, first_line(error)) from error
 
-    def _error(self, what: str, received: str) -> FileFormatError:
+    def error(self, what: str, received: str) -> FileFormatError:
         return FileFormatError(
             f"`{self.filepath}` {what}.\n"
             f"Expected: weights as Keras stores them. Received: {received}.\n{_DAMAGED}"
         )
-
-
-class Store(Mapping[str, np.ndarray]):
-    """The arrays of one saveable, as `load_own_variables` expects them.
-
-    Args:
-        file: The file.
-        paths: The dataset_path of each array by its name.
-        read: Reads an array, by its dataset_path.
-    """
-
-    def __init__(self, file: WeightsFile, paths: Mapping[str, str], read: Any = None):
-        self._file = file
-        self._paths = paths
-        self._read = read or file.read
-
-    def shared(self) -> "Store":
-        """Returns the same arrays as `Stored`: a tensor with several paths is one array."""
-        return Store(self._file, self._paths, self._file.read_once)
-
-    def renumbered(self, names: Sequence[str]) -> "Store":
-        """Returns arrays that are named by number, in the order of the names they have here."""
-        paths = {str(number): self._paths[name] for number, name in enumerate(names)}
-        return Store(self._file, paths, self._read)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of each array by its name; those named by number in their order."""
-        names = sorted(self._paths, key=lambda name: (len(name), name))
-        try:
-            return {name: self._file.shape(self._paths[name]) for name in names}
-        except KeyError as error:
-            raise self._file._error(f"has no array at `{error.args[0]}`", "a group") from error
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._read(self._paths[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
 
 
 def _dtype(dataset: h5py.Dataset) -> np.dtype:
@@ -412,10 +397,10 @@ def _dtype(dataset: h5py.Dataset) -> np.dtype:
     return BFLOAT16 if bfloat16 else dataset.dtype
 
 
-def _is_laid_out(dataset: h5py.Dataset, creation: Any, dtype: np.dtype) -> bool:
+def _is_laid_out(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
     """Whether the bytes of a dataset lie in the file as they do in memory."""
     return (
-        creation.get_layout() == h5py.h5d.CONTIGUOUS
+        dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
         and dtype.isnative
         and dtype.kind in "fiubcV"
         # Nothing was ever stored in a dataset without a place: it has its fill value.

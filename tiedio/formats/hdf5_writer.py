@@ -192,18 +192,17 @@ class _Writing:
         self._digests: dict[str, str] = {}
         self._parts: dict[str, tuple[Tensor, list[Future[_Sums]]]] = {}
 
-    def add_bytes(self, content: bytes) -> None:
+    def add_bytes(self, content: bytes | memoryview) -> None:
         self._gathered += content
         if len(self._gathered) >= digests.PART:
             self._flush()
 
     def add(self, path: str, tensor: Tensor) -> None:
         if tensor.nbytes < _LARGE:
-            content = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype).tobytes()
-            parts = [digests.of_part(memoryview(content))] if content else []
-            self._digests[path] = digests.of_parts(tensor.dtype, tensor.shape, parts)
-            self.add_bytes(content)
-            self._advance(len(content))
+            value = np.array(tensor.read(), dtype=tensor.dtype, order="C")
+            self._digests[path] = digests.of(value)
+            self.add_bytes(content_of(value))
+            self._advance(value.nbytes)
             return
         self._flush()
         wait(made for made, _ in self._made)  # what they are made of goes before more is made

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 
 from tiedio.formats.arrays import Stored
-from tiedio.formats.hdf5_reader import Store
+from tiedio.formats.device_memory import DeviceMemory, driver
+from tiedio.formats.store import Store, Unread
 from tiedio.model.keras_internals import Uninitialized, has_value, initialize, to_tensor
 from tiedio.model.own_state import loads_as_keras
 from tiedio.model.places import own_variables
@@ -47,7 +48,8 @@ class Deferral:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         # When loading failed, a variable may yet be in use elsewhere, as one of a class is. But
         # the model may be one that nobody could hold.
-        size = sum(_bytes(variable) for variable in self._alive()) if kind else 0
+        made = self._alive() if kind else ()
+        size = sum(_bytes(variable) for variable in made if not has_value(variable))
         if size <= _FLOOR + 2 * self._room:  # copies that ties would have replaced count too
             self.finish()
 
@@ -83,7 +85,7 @@ class Deferral:
         own = own_variables(saveable)
         if any(isinstance(variable.assign, _FirstAssign) for variable in own):
             if loads_as_keras(saveable):
-                store = store.shared()
+                store = store.shared(unread=_are_on_card(own))
             else:
                 _log.debug("loaded with initial values, by code of its own: %s", saveable)
                 _initialize(own)
@@ -133,6 +135,12 @@ class _FirstAssign:
         assign = type(variable).assign
         if value is self._given():  # a shared tensor, by another of its paths
             return variable.value
+        if isinstance(value, Unread):
+            if (placed := _read_to_card(value, variable)) is not None:
+                initialize(variable, lambda shape, dtype: placed)
+                self._given = weakref.ref(value)
+                return variable.value
+            value = value.read()
         if has_value(variable):
             return assign(variable, value)
         taken = _taken_over(value) if isinstance(value, Stored) else None
@@ -145,6 +153,25 @@ class _FirstAssign:
         if isinstance(value, Stored):
             self._given = weakref.ref(value)
         return variable.value
+
+
+def _are_on_card(variables: Iterable[Any]) -> bool:
+    """Whether tiedio may put the values of all that are large on a card."""
+    large = [one for one in variables if _bytes(one) >= Unread.SMALLEST]
+    waiting = all(isinstance(one.assign, _FirstAssign) for one in large)
+    return waiting and keras.backend.backend() != "tensorflow" and driver() is not None
+
+
+def _read_to_card(value: Unread, variable: Any) -> Any:
+    """Returns a tensor on a card with the value, or `None` if the variable will be elsewhere."""
+    if has_value(variable) or (*variable.shape, variable.dtype) != (*value.shape, value.dtype.name):
+        return None
+    tensor = keras.ops.empty(variable.shape, variable.dtype)
+    memory = DeviceMemory.of(tensor)
+    if not memory:
+        return None
+    value.read_to(memory)
+    return tensor
 
 
 def _taken_over(value: Stored) -> Any:
@@ -173,5 +200,4 @@ def _initialize(made: Iterable[keras.Variable]) -> None:
 
 
 def _bytes(variable: keras.Variable) -> int:
-    size = math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
-    return 0 if has_value(variable) else size
+    return math.prod(variable.shape) * np.dtype(variable.dtype).itemsize

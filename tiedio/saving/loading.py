@@ -28,7 +28,8 @@ from tiedio.errors import (
 )
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
-from tiedio.formats.hdf5_reader import Store, damaged
+from tiedio.formats.hdf5_reader import damaged
+from tiedio.formats.store import Store
 from tiedio.model import process_random, renewal, several
 from tiedio.model.keras_internals import has_value
 from tiedio.model.visits import Visit

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from tiedio.errors import LoadError, first_line, listed
-from tiedio.formats.hdf5_reader import Store, WeightsFile
+from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.store import Store
 from tiedio.model import renewal, weight_decay
 from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables

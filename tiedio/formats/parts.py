@@ -1,0 +1,83 @@
+"""Read the bytes of a tensor in parts, in several threads, to memory of the host or of a card."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from tiedio.formats import digests
+from tiedio.formats.arrays import cut
+from tiedio.formats.device_memory import DeviceMemory, Staging
+from tiedio.storage.streams import Seeking, Threads
+
+# So many parts are read by one thread, while others read the next.
+_AT_ONCE = 8
+
+# Where the bytes from a position on go, so many of them: once the context ends, they are there.
+Place = Callable[[int, int], contextlib.AbstractContextManager[memoryview]]
+
+
+class Reader:
+    """Threads that read."""
+
+    def __init__(self):
+        self._threads = Threads(os.cpu_count())
+        self._staging = Staging(_AT_ONCE * digests.PART)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def to_host(self, content: memoryview) -> Place:
+        """Puts bytes into memory of the host."""
+        return lambda begin, size: contextlib.nullcontext(content[begin : begin + size])
+
+    def to_device(self, memory: DeviceMemory) -> Place:
+        """Puts bytes into memory of a card."""
+
+        @contextlib.contextmanager
+        def place(begin: int, size: int) -> Iterator[memoryview]:
+            piece = self._staging.piece(memory)[:size]
+            yield piece
+            memory.copy_from(piece, begin)
+
+        return place
+
+    def read(
+        self,
+        source: Seeking,
+        position: int,
+        size: int,
+        place: Place,
+        *,
+        digested: bool,
+        advance: Callable[[int], None],
+    ) -> list[bytes]:
+        """Reads bytes.
+
+        Args:
+            source: What to read from.
+            position: Where they begin there.
+            size: How many there are.
+            place: Where they go.
+            digested: Whether digests are wanted.
+            advance: Told how many more were read.
+
+        Returns:
+            The digests of the parts, in order.
+        """
+
+        def read_some(begin: int) -> list[bytes]:
+            found = []
+            with place(begin, min(step, size - begin)) as memory:
+                for part in cut(memory, digests.PART if digested else step):
+                    source.read_at(part, position + begin + digests.PART * len(found))
+                    found.append(digests.of_part(part) if digested else b"")
+            return found
+
+        step = _AT_ONCE * digests.PART
+        begins = range(0, size, step)
+        at_once = map if len(begins) == 1 else self._threads.map
+        found = []
+        for begin, some in zip(begins, at_once(read_some, begins), strict=True):
+            found += some
+            advance(min(step, size - begin))
+        return found
