@@ -39,15 +39,15 @@ def speed(name: str, scale: str, flavour: str, repetitions: int, folder: Path) -
             ("raw warm load", raw.load_warm, raw_path),
             ("load", method.load, path),
         ):
-            seconds.setdefault(act, []).append(_seconds(call, path_))
-        _clean_up(folder)
+            seconds.setdefault(act, []).append(seconds_of(call, path_))
+        clean_up(folder)
     seconds = {act: all_[1:] for act, all_ in seconds.items()}  # the first was to warm up
     figures: Figures = {
-        f"{flavour} {act} seconds": {name: _median(all_)} for act, all_ in seconds.items()
+        f"{flavour} {act} seconds": {name: median(all_)} for act, all_ in seconds.items()
     }
     for act, unit in (("save", "save"), ("load", "load"), ("load", "warm load")):
         ratios = [a / b for a, b in zip(seconds[act], seconds[f"raw {unit}"], strict=True)]
-        figures[f"{flavour} {unit}"] = {name: _median(ratios)}
+        figures[f"{flavour} {unit}"] = {name: median(ratios)}
     return figures
 
 
@@ -56,7 +56,7 @@ def memory_of_saving(name: str, scale: str, flavour: str, folder: Path) -> Figur
     _warm_up(name, folder)
     size = models.SIZES[scale][flavour]
     method = _made(name, size)
-    peak = _extra_peak(lambda: method.save(folder / f"model{method.suffix}"))
+    peak = extra_peak(lambda: method.save(folder / f"model{method.suffix}"))
     return {f"{flavour} save memory": {name: peak / size.unique_bytes}}
 
 
@@ -65,7 +65,7 @@ def memory_of_loading(name: str, scale: str, flavour: str, folder: Path) -> Figu
     _warm_up(name, folder)
     size = models.SIZES[scale][flavour]
     method = methods.METHODS[name](None)
-    peak = _extra_peak(lambda: method.load(folder / f"model{method.suffix}"))
+    peak = extra_peak(lambda: method.load(folder / f"model{method.suffix}"))
     return {f"{flavour} load memory": {name: peak / size.unique_bytes}}
 
 
@@ -77,11 +77,11 @@ def many_layers(count: int, repetitions: int, folder: Path) -> Figures:
     for _ in range(repetitions):
         _time_layers(model, seconds, folder)
     figures: Figures = {
-        f"{act} {count}": {name: 1000 * _median(all_) / count for name, all_ in of_method.items()}
+        f"{act} {count}": {name: 1000 * median(all_) / count for name, all_ in of_method.items()}
         for act, of_method in seconds.items()
     }
     ties, saves = seconds["find"]["tiedio"], seconds["save"]["stock Keras"]
-    figures[f"find {count}"] = {"tiedio": _median(a / b for a, b in zip(ties, saves, strict=True))}
+    figures[f"find {count}"] = {"tiedio": median(a / b for a, b in zip(ties, saves, strict=True))}
     return figures
 
 
@@ -93,10 +93,10 @@ def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder:
 
     for method in (type_(model) for type_ in methods.OF_MODELS):
         path = folder / f"model{method.suffix}"
-        note("save", method.name, _seconds(method.save, path))
-        note("load", method.name, _seconds(method.load, path))
-        _clean_up(folder)
-    note("find", "tiedio", _seconds(tiedio.find_ties, model))
+        note("save", method.name, seconds_of(method.save, path))
+        note("load", method.name, seconds_of(method.load, path))
+        clean_up(folder)
+    note("find", "tiedio", seconds_of(tiedio.find_ties, model))
 
 
 def stalls(scale: str, flavour: str, repetitions: int, folder: Path) -> Figures:
@@ -111,19 +111,19 @@ def stalls(scale: str, flavour: str, repetitions: int, folder: Path) -> Figures:
     calls: dict[str, list[float]] = {}
     steps: dict[str, list[float]] = {}
     for epoch in range(1 + repetitions):
-        steps.setdefault(methods.NO_CALLBACK, []).append(_seconds(model.train_on_batch, *batch))
+        steps.setdefault(methods.NO_CALLBACK, []).append(seconds_of(model.train_on_batch, *batch))
         for one in callbacks:
-            calls.setdefault(one.name, []).append(_seconds(one.save_epoch, epoch))
-            steps.setdefault(one.name, []).append(_seconds(model.train_on_batch, *batch))
+            calls.setdefault(one.name, []).append(seconds_of(one.save_epoch, epoch))
+            steps.setdefault(one.name, []).append(seconds_of(model.train_on_batch, *batch))
             one.wait()
     calls, steps = (  # the first ones were to warm up
         {name: all_[1:] for name, all_ in times.items()} for times in (calls, steps)
     )
     return {
-        "stall seconds": {name: _median(all_) for name, all_ in calls.items()},
-        "step seconds": {name: _median(all_) for name, all_ in steps.items()},
+        "stall seconds": {name: median(all_) for name, all_ in calls.items()},
+        "step seconds": {name: median(all_) for name, all_ in steps.items()},
         "stall": {
-            name: _median(map(operator.truediv, all_, calls[callbacks[0].name]))
+            name: median(map(operator.truediv, all_, calls[callbacks[0].name]))
             for name, all_ in calls.items()
         },
     }
@@ -144,7 +144,7 @@ def versions(folder: Path) -> Figures:
     }
 
 
-_median = statistics.median
+median = statistics.median
 
 
 def _made(name: str, size: models.Size) -> methods.Method:
@@ -161,7 +161,8 @@ def _warm_up(name: str, folder: Path) -> None:
     method.load(path)
 
 
-def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+def seconds_of(call: Callable[..., Any], *arguments: Any) -> float:
+    """Times one call."""
     start = time.perf_counter()
     result = call(*arguments)
     seconds = time.perf_counter() - start
@@ -169,7 +170,7 @@ def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
     return seconds
 
 
-def _extra_peak(call: Callable[[], Any]) -> int:
+def extra_peak(call: Callable[[], Any]) -> int:
     """Returns by how many bytes the resident memory grows at most while `call` runs.
 
     Pages of mapped files count, the page cache (and what is in tmpfs) does not.
@@ -190,7 +191,7 @@ def _status(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def _clean_up(folder: Path) -> None:
+def clean_up(folder: Path) -> None:
     """Removes the files and the loaded models: every call finds the same conditions."""
     shutil.rmtree(folder)
     folder.mkdir()
