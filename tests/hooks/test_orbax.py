@@ -1,6 +1,7 @@
 """Checkpoints of Orbax: those with a record, and those without."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -292,9 +293,66 @@ class TestWithoutRecord:
         model = keras.Model(inputs, second(first(inputs)))
         model.compile("adam", "mse")
         save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        save(model, "weights", keras.callbacks.OrbaxCheckpoint, save_weights_only=True)
         keras.utils.clear_session()
         with pytest.raises(LoadError, match=r"Keras numbered .*dense\w*/kernel`"):
             tiedio.load_tied("checkpoints")
+        keras.utils.clear_session()
+        clone = keras.models.clone_model(model)
+        with pytest.raises(LoadError, match=r"Keras numbered .*dense\w*/kernel`"):
+            tiedio.load_tied_weights(clone, "weights")
+
+    @pytest.mark.parametrize("other", ["frozen", "sgd", "adafactor"])
+    def test_weights_go_to_another_optimizer(self, other):
+        model = compiled(functional, tied=False)
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        another = keras.models.clone_model(model)
+        if other == "frozen":
+            dense(another)[0].trainable = False
+        another.compile("adam" if other == "frozen" else other, "mse")
+        with pytest.warns(TiedioWarning, match="another one, or it trains other variables") as told:
+            tiedio.load_tied_weights(another, "checkpoints")
+        assert len(told) == 1 and "tied" not in str(told[0].message)
+        assert [w.tobytes() for w in another.get_weights()] == [
+            w.tobytes() for w in model.get_weights()
+        ]
+        fit(another)  # its slots are new
+        tiedio.load_tied_weights(another, "checkpoints", objects_to_skip=[another.optimizer])
+
+    def test_slots_go_to_an_optimizer_that_is_not_built(self):
+        model = compiled(functional, tied=False)
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        another = tiedio.load_tied("checkpoints", compile=False)
+        tiedio.load_tied_weights(another, "checkpoints")  # no optimizer: nothing to tell
+        another.compile("adam", "mse")
+        tiedio.load_tied_weights(another, "checkpoints")
+        assert state_of(another) == state_of(model)
+
+    def test_what_is_not_compiled_needs_no_loss(self):
+        def loss(expected, given):
+            return (expected - given) ** 2
+
+        model = compiled(functional, tied=False)
+        model.compile("adam", loss)
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        loaded = tiedio.load_tied("checkpoints", compile=False)
+        assert not loaded.compiled
+        assert [w.tobytes() for w in loaded.get_weights()] == [
+            w.tobytes() for w in model.get_weights()
+        ]
+
+    def test_paths_of_the_model_that_collide(self):
+        model = compiled(functional, tied=False)
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+        inputs = keras.Input((4,))
+        inner = [keras.Sequential([keras.layers.Dense(4, name="d")], name=n) for n in "ab"]
+        model = keras.Model(inputs, inner[1](inner[0](inputs)))
+        for variable in model.variables:
+            variable._path = "d/kernel"
+        with pytest.raises(
+            LoadError, match=r"Cannot load [^R]*Received: `d/kernel`.* more than once"
+        ):
+            tiedio.load_tied_weights(model, "checkpoints")
 
     def test_commands_say_that_a_model_is_needed(self):
         save(compiled(functional), kind=keras.callbacks.OrbaxCheckpoint)
@@ -444,3 +502,37 @@ def test_what_fails_in_the_background_is_told(monkeypatch):
     )
     with pytest.raises(OSError, match="no room"):
         fit(compiled(functional), 1, [saving])
+
+
+class TestWhileARunSaves:
+    """A run removes a step once the next one is finished."""
+
+    @staticmethod
+    def removing(monkeypatch, times):
+        """Lets steps be removed while they are read, as a run with `max_to_keep=1` would."""
+        orbax = importlib.import_module("orbax.checkpoint").v1
+        read, steps = orbax.load_checkpointables, iter(range(times))
+
+        def load(folder, *args, **kwargs):
+            if (step := next(steps, None)) is not None:
+                Path(f"checkpoints/{step}").rename(f"checkpoints/{step + 1}")
+            return read(folder, *args, **kwargs)
+
+        monkeypatch.setattr(orbax, "load_checkpointables", load)
+
+    def test_the_next_step_is_loaded(self, monkeypatch):
+        model = compiled(functional)
+        save(model)
+        self.removing(monkeypatch, 2)
+        assert state_of(tiedio.load_tied("checkpoints")) == state_of(model)
+
+    @pytest.mark.parametrize(("step", "times"), [(0, 1), (None, 99)])
+    def test_it_is_told(self, monkeypatch, step, times):
+        model = compiled(functional)
+        save(model)
+        before = state_of(model)
+        self.removing(monkeypatch, times)
+        place = "checkpoints" if step is None else f"checkpoints/{step}"
+        with pytest.raises(MissingFileError, match="was removed while it was read"):
+            tiedio.load_tied_weights(model, place)
+        assert state_of(model) == before

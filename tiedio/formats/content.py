@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.store import Store
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
+
+if TYPE_CHECKING:
+    from tiedio.formats.orbax_folder import Unplaced
 
 METADATA = "metadata.json"
 CONFIG = "config.json"
@@ -112,7 +115,7 @@ class Opened:
     read_lists: Callable[[], "OldLayout | None"] | None = None
     old_layout: "OldLayout | None" = None
     title: str = ""
-    unplaced: Any = None
+    unplaced: "Unplaced | None" = None
 
     def go_by_lists(self) -> None:
         """Lets the file be read by its lists in the layout of Keras 2, if it has some."""

@@ -11,14 +11,20 @@ import contextlib
 import dataclasses
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tiedio.errors import MissingFileError, damaged, explained, imported, listed
+from tiedio.errors import (
+    FileFormatError,
+    MissingFileError,
+    damaged,
+    explained,
+    imported,
+    listed,
+)
 from tiedio.formats.content import ASSETS, Opened, put_asset
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.hdf5_writer import Layout, Tensor, lay_out
@@ -33,6 +39,9 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 # What tiedio adds: which leaf is which dataset, and values that no variable has.
 PLACING, VALUES = "placing", "values"
+
+# While one step is read, a run may save the next, and remove this one.
+_TRIES = 5
 
 # Orbax compresses what it stores: slots that are still zero to almost nothing.
 _MOST_COMPRESSED, _ROOM = 1000, 1 << 28
@@ -109,32 +118,68 @@ def _step_in(filepath: str, path: Path) -> Path:
     """Returns the folder of a step, which this is, or of the last one that was finished."""
     if (path / _DONE).is_file():
         return path
-    steps = [entry for entry in path.iterdir() if _is_step(entry)]
-    if not steps:
-        raise MissingFileError(
-            f"`{filepath}` has no finished checkpoint.\n"
-            f"Expected: the folder of a step, with `{_DONE}`. "
-            f"Received: {listed(sorted(entry.name for entry in path.iterdir()))}.\n"
-            "Saving did not come to its end there; load another checkpoint."
-        )
-    return max(steps, key=lambda step: int(step.name))
+    try:
+        entries = [*path.iterdir()]
+    except FileNotFoundError:
+        raise _removed(filepath, path) from None
+    if steps := [entry for entry in entries if _is_step(entry)]:
+        return max(steps, key=lambda step: int(step.name))
+    raise MissingFileError(
+        f"`{filepath}` has no finished checkpoint.\n"
+        f"Expected: the folder of a step, with `{_DONE}`. "
+        f"Received: {listed(entry.name for entry in entries)}.\n"
+        "Saving did not come to its end there; load another checkpoint."
+    )
+
+
+def _removed(filepath: str, step: Path) -> MissingFileError:
+    return MissingFileError(
+        f"`{filepath}` was removed while it was read.\n"
+        f"Expected: a checkpoint that stays. Received: `{step.name}`, which is gone.\n"
+        "Load again; or let the run that saves there keep more, by its `max_to_keep`."
+    )
+
+
+def _read(filepath: str, path: Path) -> "Tree":
+    """Reads a step: this one, or the last, and the next last one if that is removed meanwhile.
+
+    Raises:
+        MissingFileError: If no checkpoint is finished, or it was removed.
+        FileFormatError: If it is damaged.
+    """
+    step = path
+    for _ in range(_TRIES):
+        step = _step_in(filepath, path)
+        with contextlib.suppress(FileNotFoundError):
+            files = [file for file in step.rglob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            try:
+                tree = Tree(filepath, step, size)
+            except FileFormatError:
+                if all(file.exists() for file in files):
+                    raise
+            else:
+                if all(file.exists() for file in files):  # a part that is gone may be left out
+                    return tree
+        if step == path:
+            break
+    raise _removed(filepath, step)
 
 
 @contextlib.contextmanager
 def reading(filepath: str, path: Path) -> Iterator[Opened]:
-    """Opens a folder.
+    """Opens a folder, all of which is read now: a run may remove it.
 
     Args:
         filepath: Its name for messages.
         path: Where it is.
 
     Raises:
-        MissingFileError: If no checkpoint in it is finished.
+        MissingFileError: If no checkpoint in it is finished, or it was removed meanwhile.
         MissingPackageError: If Orbax is not installed.
         FileFormatError: If it is damaged.
     """
-    orbax = imported("orbax.checkpoint", "An Orbax checkpoint", "orbax").v1
-    tree = Tree(orbax, filepath, _step_in(filepath, path))
+    tree = _read(filepath, path)
     with contextlib.ExitStack() as resources:
         nothing = resources.enter_context(contextlib.closing(WeightsFile([], filepath)))
         opened = Opened(
@@ -156,7 +201,7 @@ def reading(filepath: str, path: Path) -> Iterator[Opened]:
         if placing := tree.placing():
             place(placing)
         else:
-            opened.unplaced = Unplaced(tree.shapes, tree.value, place)
+            opened.unplaced = Unplaced(tree.leaves, place)
         yield opened
 
 
@@ -165,114 +210,89 @@ class Unplaced:
     """The leaves of a tree that nothing in the folder says the datasets of.
 
     Attributes:
-        shapes: The shape of each leaf, by its path, such as `trainable_variables/dense/kernel`.
-        value: Reads a leaf.
-        place: Shows the leaves as a weights file.
+        leaves: The arrays, and numbers, by paths such as `trainable_variables/dense/kernel`.
+        place: Shows them as a weights file.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
-    value: Callable[[str], Any]
+    leaves: Mapping[str, Any]
     place: Callable[[Placing], None]
 
 
 class Tree:
-    """The parts of one step: the tree that Keras wrote, and what tiedio added."""
+    """The parts of one step: the tree that Keras wrote, and what tiedio added.
 
-    def __init__(self, orbax: Any, filepath: str, step: Path):
-        self._orbax = orbax
+    Args:
+        filepath: The name of the folder, for messages.
+        step: Where it is.
+        size: How many bytes are stored there.
+
+    Attributes:
+        leaves: The leaves of Keras' tree, then the values that were added, by their paths.
+    """
+
+    def __init__(self, filepath: str, step: Path, size: int):
+        orbax = imported("orbax.checkpoint", "An Orbax checkpoint", "orbax").v1
         self._filepath = filepath
-        self._step = step.absolute()
-        self._values: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        with self._explained():
-            self._parts = dict(orbax.checkpointables_metadata(self._step).metadata)
-            self._tree = self._parts[TREE]
-            self._text, self._added = None, {}
-            if METADATA_KEY in self._parts:
-                added = self._load({METADATA_KEY: None})[METADATA_KEY]
-                self._text, self._added = added[PLACING].encode(), added[VALUES]
-            self.shapes = {path: np.shape(leaf) for path, leaf in self._leaves_of(self._tree)}
-        self._check_size()
-
-    def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return explained(self._filepath, Exception)  # Orbax tells in many ways what is not there
-
-    def _leaves_of(self, tree: Any) -> Iterator[tuple[str, Any]]:
-        """Yields the leaves of Keras' tree, then the values that were added, by their paths."""
-        yield from flat(tree)
-        yield from flat(self._added, f"{METADATA_KEY}/{VALUES}/")
+        step = step.absolute()
+        with explained(filepath, Exception):  # Orbax tells in many ways what is not there
+            parts = dict(orbax.checkpointables_metadata(step).metadata)
+            self._check_size(parts[TREE], size)
+            wanted = {name: None for name in (CONFIG, ASSETS, METADATA_KEY) if name in parts}
+            wanted[TREE] = abstract(parts[TREE])
+            held = orbax.load_checkpointables(step, wanted)
+            added = held.get(METADATA_KEY, {PLACING: "", VALUES: {}})
+            self._placing = added[PLACING].encode()
+            self._config = held[CONFIG]["config"].encode() if CONFIG in held else None
+            self._assets = dict(flat(held.get(ASSETS, {})))
+            self.leaves = dict(flat(held[TREE]))
+            self.leaves |= flat(added[VALUES], f"{METADATA_KEY}/{VALUES}/")
 
     def placing(self) -> Placing | None:
         """Tells which leaf is which dataset; `None` if it was not tiedio that wrote it."""
-        return self._text and Placing.from_json(self._filepath, self._text)
+        return Placing.from_json(self._filepath, self._placing) if self._placing else None
 
     def config(self) -> dict[str, Any] | None:
         """Reads the config of the model; `None` if it holds weights only."""
-        if CONFIG not in self._parts:
-            return None
-        with self._explained():
-            text = self._load({CONFIG: None})[CONFIG]["config"]
-        return parse(self._filepath, CONFIG, text.encode())
+        return None if self._config is None else parse(self._filepath, CONFIG, self._config)
 
     def extract_assets(self, folder: Path) -> None:
-        if ASSETS not in self._parts:
-            return
-        with self._explained():
-            assets = dict(flat(self._load({ASSETS: None})[ASSETS]))
-        for name, content in assets.items():
+        for name, content in self._assets.items():
             put_asset(self._filepath, folder / ASSETS, name, np.asarray(content, np.uint8))
 
-    def as_file(self, placing: Placing) -> "Shown":
+    def as_file(self, placing: Placing) -> "InMemory":
         """Shows the leaves as a weights file.
 
         Raises:
             FileFormatError: If they are others than were placed.
         """
         told = {*placing.others, *(leaf for leaf, _ in placing.leaves.values())}
-        if differing := sorted(told ^ set(self.shapes)):
+        if differing := sorted(told ^ set(self.leaves)):
             received = f"leaves that are missing, or too many: {listed(differing)}"
             raise damaged(self._filepath, received)
         with explained(self._filepath, TypeError, ValueError, KeyError, OSError, RuntimeError):
             tensors = {
                 path: Tensor(
-                    self.shapes[leaf],
+                    np.shape(self.leaves[leaf]),
                     np.dtype(dtype),
-                    lambda leaf=leaf, dtype=dtype: np.asarray(self.value(leaf), dtype),
+                    lambda leaf=leaf, dtype=dtype: np.asarray(self.leaves[leaf], dtype),
                 )
                 for path, (leaf, dtype) in placing.leaves.items()
             }
-            return Shown(Layout(dict(placing.groups), tensors, dict(placing.links)))
+            return InMemory(Layout(dict(placing.groups), tensors, dict(placing.links)))
 
-    def value(self, leaf: str) -> Any:
-        """Reads a leaf: an array, or a number. All are read with the first."""
-        with self._lock:
-            if not self._values:
-                with self._explained():
-                    tree = self._load({TREE: abstract(self._tree)})[TREE]
-                    self._values = dict(self._leaves_of(tree))
-            return self._values[leaf]
-
-    def _load(self, wanted: Any) -> Any:
-        return self._orbax.load_checkpointables(self._step, wanted)
-
-    def _check_size(self) -> None:
+    def _check_size(self, tree: Any, stored: int) -> None:
         """Refuses a tree that declares far more than is stored."""
         declared = sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize
-            for _, leaf in flat(self._tree)
+            for _, leaf in flat(tree)
             if hasattr(leaf, "shape")
         )
-        with self._explained():
-            stored = sum(file.stat().st_size for file in self._step.rglob("*") if file.is_file())
         if declared > _ROOM + _MOST_COMPRESSED * stored:
             raise damaged(self._filepath, f"{declared} bytes declared, {stored} stored")
 
 
-class Shown(Seeking):
-    """A weights file that lies nowhere: what HDF5 writes beside tensors is in memory.
-
-    Tensors are made when they are read.
-    """
+class InMemory(Seeking):
+    """A weights file that lies nowhere: what HDF5 writes beside tensors, and leaves as tensors."""
 
     def __init__(self, layout: Layout):
         self._sheet, placed = lay_out(layout)

@@ -241,7 +241,7 @@ def load_tied(
         reports = Reports(strict=strict)
         if source.unplaced and source.config:
             with configs.reading(custom_objects, safe_mode) as scopes:
-                orbax.place_by_config(source, _config(source, scopes, {}), reports)
+                orbax.place_by_config(source, _config(source, scopes, {}), reports, compile)
         source.weights.advance = advance
         record = source.read_record(verify)
         with (

@@ -6,18 +6,20 @@ before. So a record is added, and which leaf is which dataset of a weights file.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from tiedio.errors import LoadError, SaveError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_writer import Layout
-from tiedio.formats.orbax_folder import PLACING, VALUES, Placing, Unplaced
+from tiedio.formats.orbax_folder import PLACING, VALUES, Placing
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
@@ -27,9 +29,12 @@ from tiedio.saving.deferral import Deferral, unnoticed
 from tiedio.saving.reports import Reports
 
 # The parts of Keras' tree that tiedio tells apart; metrics begin anew with each epoch.
+_WEIGHTS = "trainable_variables", "non_trainable_variables"
 _OPTIMIZER, _METRICS = "optimizer_variables", "metrics_variables"
 _SEED = "/seed_generator_state"
 _NUMBER = re.compile(r"_\d+$")
+
+Shapes = Mapping[str, tuple[int, ...]]  # of variables, or leaves, by their paths
 
 
 def addition(model: keras.Model, weights_only: bool, strict: bool) -> dict[str, Any]:
@@ -43,7 +48,15 @@ def addition(model: keras.Model, weights_only: bool, strict: bool) -> dict[str, 
     Raises:
         SaveError: If something would be lost, or two variables have one path; all are named.
     """
-    leaves = dict(_leaves(model, weights_only))
+    parts = _WEIGHTS if weights_only else (*_WEIGHTS, _OPTIMIZER, _METRICS)
+    if repeated := _repeated(model, parts):
+        raise SaveError(
+            "Cannot save to an Orbax checkpoint: Keras has one path for several variables.\n"
+            f"Expected: a path for each. Received: {repeated}.\n"
+            "Give the layers names of their own; or save with `tiedio.TiedModelCheckpoint`, as "
+            "some optimizers have one name for several variables."
+        )
+    leaves = _leaves(model, parts)
     layout, record = _captured(model, weights_only, strict)
     leaf_of = {id(variable): leaf for leaf, variable in leaves.items()}
     placed, values = {}, {}
@@ -61,25 +74,48 @@ def addition(model: keras.Model, weights_only: bool, strict: bool) -> dict[str, 
     return {PLACING: placing.to_json(), VALUES: values}
 
 
-def place(source: Opened, model: keras.Model, reports: Reports) -> None:
+def place(
+    source: Opened, model: keras.Model, reports: Reports, skipped: Iterable[Any] = ()
+) -> None:
     """Finds which leaf is which dataset, where nothing in a checkpoint says so, by a model.
 
     Its record is then that of the model, with the seeds of the checkpoint.
 
     Args:
-        source: The checkpoint.
-        model: The model that it is loaded into, or one like it.
-        reports: Takes the error for seeds that cannot be told from each other.
+        source: The checkpoint; nothing is done if it says so.
+        model: The model that it is loaded into, or one like it. Its optimizer is built.
+        reports: Takes the errors for an optimizer that is another one, and for seeds that cannot
+            be told from each other.
+        skipped: What is not loaded, the optimizer perhaps.
 
     Raises:
         LoadError: If leaves and variables do not belong to each other one by one; all are named.
     """
-    unplaced: Unplaced = source.unplaced
-    weights_only = not any(leaf.startswith(f"{_OPTIMIZER}/") for leaf in unplaced.shapes)
-    layout, record = _captured(model, weights_only, strict=False)
-    variables = dict(_leaves(model, weights_only, metrics=False))
-    matched = _matched(source.filepath, variables, unplaced.shapes)
-    _check_names(source, variables)
+    unplaced = source.unplaced
+    if unplaced is None:
+        return
+    variables = _leaves(model, _WEIGHTS)
+    matched = _matched_weights(source, model, variables, unplaced.leaves)
+    optimizer = getattr(model, "optimizer", None)
+    slots = _shapes(unplaced.leaves, _OPTIMIZER)
+    trained = bool(slots and optimizer) and not any(one is optimizer for one in skipped)
+    if trained:
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        held = _leaves(model, [_OPTIMIZER])
+        found = _matched(_shapes(held, _OPTIMIZER), slots)
+        variables, matched = {**variables, **held}, {**matched, **found}
+        if received := _repeated(model, [_OPTIMIZER]) or _left_over(held, slots, found):
+            trained = False
+            reports.unresumed(
+                LoadError(
+                    f"Cannot resume the optimizer of `{source.filepath}`: the model has another "
+                    "one, or it trains other variables.\n"
+                    f"Expected: a leaf for each of its variables. Received: {received}.\n"
+                    "Compile the model as it was, with the same layers frozen."
+                )
+            )
+    layout, record = _captured(model, not trained, strict=False)
     leaf_of = {id(variables[path]): leaf for path, leaf in matched.items()}
     placed = {
         path: (leaf_of[id(tensor.source)], tensor.dtype.name)
@@ -97,23 +133,22 @@ def place(source: Opened, model: keras.Model, reports: Reports) -> None:
             )
         )
     random_states = tuple(
-        dataclasses.replace(one, state=tuple(map(int, unplaced.value(leaf_of[id(seed)]))))
+        dataclasses.replace(one, state=tuple(map(int, unplaced.leaves[leaf_of[id(seed)]])))
         for one, seed in seeds.items()
         if id(seed) in leaf_of
     )
     record = dataclasses.replace(record, random_states=random_states, process_random_states={})
-    unplaced.place(_placing(layout, record, placed, unplaced.shapes))
+    unplaced.place(_placing(layout, record, placed, unplaced.leaves))
 
 
-def place_by_config(source: Opened, config: Any, reports: Reports) -> None:
+def place_by_config(source: Opened, config: Any, reports: Reports, compiled: bool) -> None:
     """Does the same for a whole model: one more is made of its config, to look at."""
     with unnoticed(), Deferral(0) as deferral:
         model = config.build(deferral)
-        compiled = config.compile(model, deferral)
+        if compiled:
+            config.compile(model, deferral)
         deferral.finish()
-        if compiled and model.optimizer:
-            model.optimizer.build(model.trainable_variables)
-    place(source, model, reports)
+        place(source, model, reports)
 
 
 def _captured(model: keras.Model, weights_only: bool, strict: bool) -> tuple[Layout, Record]:
@@ -138,56 +173,45 @@ def _placing(
     )
 
 
-def _leaves(
-    model: keras.Model, weights_only: bool, metrics: bool = True
-) -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of the tree that Keras makes of a model, with their variables.
-
-    Raises:
-        SaveError: If variables have one path, or one that leads through another's.
-    """
-    parts = {
-        "trainable_variables": model.trainable_variables,
-        "non_trainable_variables": model.non_trainable_variables,
-    }
-    if not weights_only:
-        parts[_OPTIMIZER] = model.optimizer.variables if model.optimizer else []
-        parts[_METRICS] = model.metrics_variables if metrics else []
-    for part, variables in parts.items():
-        paths = sorted(f"{variable.path}/" for variable in variables)
-        colliding = [
-            path.removesuffix("/")
-            for path, following in itertools.pairwise(paths)
-            if following.startswith(path)
-        ]
-        if colliding:
-            raise SaveError(
-                f"Cannot save {listed(colliding)} to an Orbax checkpoint: Keras has one path for "
-                "several variables.\n"
-                f"Expected: a path for each. Received: {listed(colliding)} more than once.\n"
-                "Give the layers names of their own; or save with `tiedio.TiedModelCheckpoint`, as "
-                "some optimizers have one name for several variables."
-            )
-        yield from ((f"{part}/{variable.path}", variable) for variable in variables)
+def _leaves(model: keras.Model, parts: Iterable[str]) -> dict[str, Any]:
+    """Maps the leaves of the tree that Keras makes of a model to their variables."""
+    return {f"{part}/{variable.path}": variable for part in parts for variable in _in(model, part)}
 
 
-def _check_names(source: Opened, variables: Mapping[str, Any]) -> None:
-    """Refuses names that Keras gave by number, in an order that a config does not tell.
+def _in(model: keras.Model, part: str) -> list[Any]:
+    if part == _OPTIMIZER:
+        return model.optimizer.variables if getattr(model, "optimizer", None) else []
+    return getattr(model, part)
+
+
+def _repeated(model: keras.Model, parts: Iterable[str]) -> str:
+    """Tells which paths several variables have, or lead through another's; empty if none."""
+    found = set()
+    for part in parts:
+        paths = sorted(f"{variable.path}/" for variable in _in(model, part))
+        pairs = itertools.pairwise(paths)
+        found |= {path.removesuffix("/") for path, after in pairs if after.startswith(path)}
+    return f"{listed(found)} more than once" if found else ""
+
+
+def _check_names(source: Opened, model: keras.Model, shapes: Shapes) -> None:
+    """Refuses names that Keras gave by number, in an order that no config tells.
 
     Raises:
         LoadError: If variables of one shape have paths that differ in such numbers; all are named.
     """
-    names = set(_names(source.config)) if source.config else None
+    config = source.config
+    with contextlib.suppress(NotImplementedError):  # from a class without a config
+        config = config or model.get_config()
+    names = set(_names(config or {}))
     alike = collections.defaultdict(list)
-    for path, variable in variables.items():
-        if names is None or path.startswith(_OPTIMIZER) or path.endswith(_SEED):
-            continue
-        parts = [p if p in names else _NUMBER.sub("", p) for p in path.split("/")]
-        alike[tuple(parts), _shape(variable)].append(path)
+    for path, shape in shapes.items():
+        parts = [part if part in names else _NUMBER.sub("", part) for part in path.split("/")]
+        alike[tuple(parts), shape].append(path)
     if ambiguous := [path for paths in alike.values() if len(paths) > 1 for path in paths]:
         raise LoadError(
             f"Cannot load `{source.filepath}`: Keras numbered {listed(ambiguous)} as they were "
-            "made, and its config does not say in which order.\n"
+            "made, and no config says in which order.\n"
             "Expected: names that the config has. Received: others.\n"
             "Save with `tiedio.TiedOrbaxCheckpoint`, which records what is what."
         )
@@ -203,76 +227,81 @@ def _names(config: Any) -> Iterator[str]:
             yield from _names(value)
 
 
-def _matched(
-    filepath: str, variables: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+def _matched_weights(
+    source: Opened, model: keras.Model, variables: Mapping[str, Any], leaves: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Finds the leaf of each variable, as `_leaves` names it; seeds may have none.
-
-    Those of one path belong to each other. Else one path is the end of the other: Keras leaves out
-    the name of a `Sequential` model where it builds one of its config. Its seeds, if it has only
-    one generator, are what is left.
+    """Finds the leaf of each weight; of seeds, only if there is one.
 
     Raises:
-        LoadError: If other variables, or other leaves, are left over; all are named.
+        LoadError: If variables, or leaves, are left over; all are named.
     """
-
-    def left(paths: Iterable[str], used: Collection[str]) -> list[str]:
-        # Generators are numbered in a process, whatever layer holds them: paths tell nothing.
-        told = [p for p in paths if not p.startswith(f"{_METRICS}/") and not p.endswith(_SEED)]
-        return [path for path in told if path not in used]
-
-    def pair(first: str, other: str) -> bool:
-        return shapes[first] == _shape(variables[other])
-
-    here = left(variables, ())
-    found = {path: path for path in here if shapes.get(path) == _shape(variables[path])}
-    here, there = left(here, found), left(shapes, found.values())
-    found |= {path: leaf for leaf, path in _by_ends(there, here, pair).items()}
-    here, there = left(here, found), left(there, found.values())
-    found |= _by_ends(here, there, lambda path, leaf: pair(leaf, path))
-    lacking, unread = left(here, found), left(there, found.values())
-    seeds = [[path for path in paths if path.endswith(_SEED)] for paths in (variables, shapes)]
-    if len(seeds[0]) == len(seeds[1]) == 1:
-        found |= dict(zip(*seeds, strict=True))
-    if lacking or unread:
-        # Slots follow from what they belong to.
-        lacking = [p for p in lacking if not p.startswith(_OPTIMIZER)] or lacking
-        unread = [p for p in unread if not p.startswith(_OPTIMIZER)] or unread
-        received = [f"no leaf for {listed(lacking)}"] if lacking else []
-        received += [f"no variable for {listed(unread)}"] if unread else []
+    # Generators are numbered in a process, whatever layer holds them: their paths tell nothing.
+    both = [_shapes(held, *_WEIGHTS) for held in (variables, leaves)]
+    seeds = [[path for path in shapes if path.endswith(_SEED)] for shapes in both]
+    here, there = map(_without, both, seeds)
+    found = _matched(here, there)
+    if received := _repeated(model, _WEIGHTS) or _left_over(here, there, found):
         raise LoadError(
-            f"Cannot load `{filepath}`: nothing in it says what was tied, and its leaves are not "
-            "the variables of this model.\n"
-            f"Expected: a leaf for each variable. Received: {'; '.join(received)}.\n"
+            f"Cannot load `{source.filepath}`: nothing in it says what was tied, and its leaves "
+            "are not the variables of this model.\n"
+            f"Expected: a leaf for each variable. Received: {received}.\n"
             "Tie the model as it was when it was saved, and load the weights into it; or save with "
             "`tiedio.TiedOrbaxCheckpoint`, which records ties."
         )
+    _check_names(source, model, here)
+    if len(seeds[0]) == len(seeds[1]) == 1:
+        found |= dict(zip(*seeds, strict=True))
     return found
 
 
-def _by_ends(
-    longer: Iterable[str], shorter: Sequence[str], fits: Callable[[str, str], bool]
-) -> dict[str, str]:
+def _left_over(here: Mapping[str, Any], there: Mapping[str, Any], found: Mapping[str, str]) -> str:
+    """Tells which variables have no leaf, and which leaves no variable; empty if none."""
+    lacking, unread = here.keys() - found, there.keys() - found.values()
+    received = [f"no leaf for {listed(lacking)}"] if lacking else []
+    received += [f"no variable for {listed(unread)}"] if unread else []
+    return "; ".join(received)
+
+
+def _matched(here: Shapes, there: Shapes) -> dict[str, str]:
+    """Finds the leaf of each variable, by paths and shapes.
+
+    Those of one path belong to each other. Else one path is the end of the other, wherever what is
+    frozen is listed: Keras leaves out the name of a `Sequential` model where it builds one of its
+    config.
+    """
+    found = {path: path for path in here if there.get(path) == here[path]}
+    here, there = _without(here, found), _without(there, found.values())
+    found |= {path: leaf for leaf, path in _by_ends(there, here).items()}
+    here, there = _without(here, found), _without(there, found.values())
+    return found | _by_ends(here, there)
+
+
+def _without(shapes: Shapes, paths: Iterable[str]) -> Shapes:
+    left = dict.fromkeys(paths)
+    return {path: shape for path, shape in shapes.items() if path not in left}
+
+
+def _by_ends(longer: Shapes, shorter: Shapes) -> dict[str, str]:
     """Finds for each path the one that it ends with, the longest, if no other ends with that."""
+    ends = collections.defaultdict(list)
+    for path, shape in shorter.items():
+        ends["/".join(_names_in(path)), shape].append(path)
     found = {}
-    for path in longer:
-        ends = [end for end in shorter if _is_end(path, end) and fits(path, end)]
-        if ends:
-            found[path] = max(ends, key=len)
+    for path, shape in longer.items():
+        names = _names_in(path)
+        tails = (("/".join(names[number:]), shape) for number in range(len(names)))
+        found[path] = next((tuple(ends[tail]) for tail in tails if tail in ends), ())
     times = collections.Counter(found.values())
-    return {path: end for path, end in found.items() if times[end] == 1}
+    return {path: end[0] for path, end in found.items() if len(end) == 1 and times[end] == 1}
 
 
-def _is_end(path: str, end: str) -> bool:
-    part, _, path = path.partition("/")
-    part_of_end, _, end = end.partition("/")
-    if part != part_of_end:
-        return False
+def _names_in(leaf: str) -> list[str]:
+    part, _, path = leaf.partition("/")
     if part == _OPTIMIZER:  # `adam/dense_kernel_momentum`; `adam_1` is the next in one process
-        path, end = f"_{path.rpartition('/')[2]}", end.rpartition("/")[2]
-        return path.endswith(f"_{end}")
-    return path.endswith(f"/{end}")
+        return path.rpartition("/")[2].split("_")
+    return path.split("/")
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    return tuple(map(int, variable.shape))
+def _shapes(held: Mapping[str, Any], *parts: str) -> Shapes:
+    """Returns the shapes of what is in some parts of a tree."""
+    return {p: tuple(np.shape(one)) for p, one in held.items() if p.partition("/")[0] in parts}

@@ -202,8 +202,7 @@ def load_tied_weights(
         Deferral(source.weights.size) as deferral,
     ):
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)
-        if source.unplaced:
-            orbax.place(source, given, reports)
+        orbax.place(source, given, reports, skipped)
         source.weights.advance = advance
         record = source.read_record(verify)
         root = several.as_saved(given, record.models if record else {}, source.filepath)
