@@ -16,7 +16,14 @@ import pytest
 import scenarios
 
 import tiedio
-from tiedio.errors import FileFormatError, LoadError, MissingFileError, SaveError, TiedioWarning
+from tiedio.errors import (
+    FileFormatError,
+    LoadError,
+    MissingFileError,
+    SaveError,
+    TiedioError,
+    TiedioWarning,
+)
 from tiedio.formats import orbax_folder
 
 pytestmark = [
@@ -395,10 +402,17 @@ def test_steps():
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_a_step_that_orbax_declines_is_an_error(background):
-    save(compiled(functional), epochs=3)
-    with pytest.raises(SaveError, match="has not saved step 0"):
-        save(compiled(functional), epochs=1, save_on_background=background)
+@pytest.mark.parametrize("max_to_keep", [1, None])
+def test_a_step_that_orbax_declines_is_an_error(background, max_to_keep):
+    saving = tiedio.TiedOrbaxCheckpoint(
+        "checkpoints", max_to_keep=max_to_keep, save_on_background=background
+    )
+    fit(compiled(functional), 2, [saving])
+    for again in saving, tiedio.TiedOrbaxCheckpoint("checkpoints"):
+        with pytest.raises(SaveError, match="has not saved step 0"):
+            fit(compiled(functional), 1, [again])
+    with tiedio.patch(), pytest.raises(SaveError, match="has not saved step 0"):
+        save(compiled(functional, tied=False), kind=keras.callbacks.OrbaxCheckpoint)
 
 
 def test_what_was_not_finished_is_left_out():
@@ -488,6 +502,14 @@ def test_paths_that_collide_are_an_error():
         callback.on_epoch_end(0)
     callback.on_train_end()
     assert not list(Path("checkpoints").iterdir())
+
+
+def test_what_cannot_be_recorded_goes_to_keras_if_nothing_is_tied():
+    model = compiled(functional, tied=False)
+    model.compile("adafactor", "mse")
+    with tiedio.patch(), pytest.raises(ValueError) as told:
+        save(model, kind=keras.callbacks.OrbaxCheckpoint)
+    assert not isinstance(told.value, TiedioError)  # as without the patch
 
 
 def test_what_fails_in_the_background_is_told(monkeypatch):

@@ -15,12 +15,12 @@ from tiedio.saving import orbax
 from tiedio.storage.locating import path_of
 
 
-class _Adding:
+class _RecordingCheckpointer:
     """The checkpointer of a callback, which is given one part more to save."""
 
-    def __init__(self, checkpointer: Any, added: Any):
+    def __init__(self, checkpointer: Any, record: Any):
         self._checkpointer = checkpointer
-        self._added = added
+        self._record = record
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._checkpointer, name)
@@ -29,31 +29,39 @@ class _Adding:
     def _save(
         self, save: Callable[..., Any], step: int, parts: dict[str, Any], **options: Any
     ) -> Any:
-        saved = save(step, {**parts, METADATA_KEY: self._added}, **options)
-        if saved is None or saved is False:  # Orbax says no more than that
+        cause = None
+        try:
+            saved = save(step, {**parts, METADATA_KEY: self._record}, **options)
+        except FileExistsError as error:  # of this step; of an earlier one Orbax says nothing
+            saved, cause = None, error
+        if saved is None or saved is False:
             raise SaveError(
                 f"Orbax has not saved step {step}.\n"
                 f"Expected: a step after those in the folder. Received: {step}, after "
                 f"{getattr(self._checkpointer.latest, 'step', None)}.\n"
                 "Save to another folder, or go on with `initial_epoch`."
-            )
+            ) from cause
         return saved
 
 
-@contextlib.contextmanager
-def recorded(callback: Any, strict: bool = True) -> Iterator[None]:
-    """Lets what a `keras.callbacks.OrbaxCheckpoint` saves have the record.
+def recording(
+    model: keras.Model, callback: Any, strict: bool = True
+) -> contextlib.AbstractContextManager[Any]:
+    """Lets what a `keras.callbacks.OrbaxCheckpoint` saves, until the end, have the record.
 
     Raises:
         SaveError: As from `save_tied`; nothing is saved.
     """
-    model, checkpointer = callback.model, callback.checkpointer  # the model, on JAX, with its state
-    if isinstance(checkpointer, _Adding):
-        yield
-        return
+    if isinstance(callback.checkpointer, _RecordingCheckpointer):
+        return contextlib.nullcontext()
     check_model(model)
-    added = orbax.addition(model, callback.save_weights_only, strict)
-    callback.checkpointer = _Adding(checkpointer, added)
+    return _recording(callback, orbax.addition(model, callback.save_weights_only, strict))
+
+
+@contextlib.contextmanager
+def _recording(callback: Any, record: Any) -> Iterator[None]:
+    checkpointer = callback.checkpointer
+    callback.checkpointer = _RecordingCheckpointer(checkpointer, record)
     try:
         yield
     finally:
@@ -111,7 +119,7 @@ class TiedOrbaxCheckpoint(_OrbaxCheckpoint):
         super().__init__(directory, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with recorded(self):
+        with recording(self.model, self):  # on JAX, this gives the model its state
             super()._save_checkpoint(*args, **kwargs)
 
     def on_train_end(self, logs: Any = None) -> None:

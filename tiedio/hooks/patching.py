@@ -266,12 +266,11 @@ def _orbax_replacements() -> Iterator[tuple[Any, str, Any]]:
     if kind is None:  # Keras before 3.14
         return
     save = kind._save_checkpoint
+    recording = _either(orbax.recording, lambda model, callback: contextlib.nullcontext())
 
     @functools.wraps(save)
     def save_recorded(callback: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (_is_routed() and _is_saved(callback.model)):
-            return save(callback, *args, **kwargs)
-        with orbax.recorded(callback, strict=False):
+        with recording(callback.model, callback):
             return save(callback, *args, **kwargs)
 
     yield kind, "_save_checkpoint", save_recorded
