@@ -558,3 +558,14 @@ class TestWhileARunSaves:
         with pytest.raises(MissingFileError, match="was removed while it was read"):
             tiedio.load_tied_weights(model, place)
         assert state_of(model) == before
+
+
+def test_an_optimizer_that_is_not_saved_is_told():
+    model = compiled(sequential, tied=False)
+    fit(model, 1)
+    model.pop()
+    saving = tiedio.TiedOrbaxCheckpoint("checkpoints")
+    saving.set_model(model)
+    with pytest.warns(TiedioWarning, match="The state of `optimizer` is not saved"):
+        saving.on_epoch_end(0)
+    saving.on_train_end()

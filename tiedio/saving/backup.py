@@ -20,7 +20,7 @@ from tiedio.model.own_state import to_numpy
 from tiedio.model.walk import walk
 from tiedio.record.json_fields import Fields, parse
 from tiedio.record.ties import Place
-from tiedio.saving import inference, several, unsaved
+from tiedio.saving import inference, several
 from tiedio.saving.background import Buffer, buffer_for, catch_up, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.storage.locating import at
@@ -61,7 +61,7 @@ def save_backup(
     """
     target = at(filepath)
     found = walk(model)
-    layout, record = capture(found, None, strict=strict)
+    layout, record, lost = capture(found, None, strict=strict)
     held = [found.places_of.get(id(variable), [])[:1] for variable in run.variables]
     places = [place.to_json() for one in held for place in one]
     text = json.dumps({"state": run.state, "weights": list(run.weights), "places": places})
@@ -78,7 +78,7 @@ def save_backup(
     if not buffer:
         catch_up()  # with what the run knows of them: a checkpoint that is the best one, say
     write(container, target, content, durable=True, buffer=buffer)
-    warn(unsaved.warnings_for_weights(found, found, strict))
+    warn(lost)
 
 
 def load_run(model: keras.Model, filepath: Any, variables: Sequence[Any]) -> Run | None:

@@ -45,7 +45,7 @@ def capture(
     strict: bool = True,
     stock_readable: bool = True,
     by_orbax: bool = False,
-) -> tuple[hdf5_writer.Layout, Record]:
+) -> tuple[hdf5_writer.Layout, Record, list[str]]:
     """Lays out the state of every saveable, each shared tensor once.
 
     Args:
@@ -53,9 +53,12 @@ def capture(
         assets: Folder for their assets, if these are saved.
         everything: All saveables of the model, if some are not to be saved: an optimizer may
             have been built for variables of theirs.
-        strict: Whether to raise where `unsaved.warnings_for_weights` warns otherwise.
+        strict: Whether to raise where something would be lost, if that is known beforehand.
         stock_readable: Whether what is shown transposed is stored so, for Keras to read.
         by_orbax: Whether Orbax stores the values, of which this process need not have all.
+
+    Returns:
+        The layout, the record, and warnings of what is left out.
 
     Raises:
         SaveError: If something would be lost: all is named.
@@ -63,9 +66,12 @@ def capture(
     everything = everything or walk
     if not by_orbax:
         _check_at_hand(everything)
-    _check_books(everything, strict)
+    _check_paths(everything)
+    unreached = unreached_error(everything, SaveError, "save")
+    if strict and unreached:
+        raise unreached.or_pass("strict=False")
     found = _Capture(walk, assets, stock_readable)
-    left_out = find_unsaved(walk, everything, strict)
+    left_out = _find_unsaved(walk, everything, strict)
     state_left_out = tuple(f"{path}/" for path in left_out)
     for visit in walk.visits:
         if not f"{visit.inner_path}/".startswith(state_left_out):
@@ -77,10 +83,18 @@ def capture(
         [(v.inner_path, *v.views) for v in walk.visits if "/container" in v.inner_path]
     )
     found.add_exact_values()
-    return found.layout, dataclasses.replace(
+    record = dataclasses.replace(
         found.record(_optimizer_places(walk, everything, left_out)),
         excluded_from_weight_decay=_excluded_places(walk, everything),
     )
+    warnings = [str(unreached)] if unreached else []
+    if left_out:
+        warnings.append(
+            f"The state of {listed(map(walk.label, left_out))} is not saved: it trained "
+            f"{listed({path for paths in left_out.values() for path in paths})}, "
+            "which the model does not hold. After loading it starts anew."
+        )
+    return found.layout, record, warnings
 
 
 class _Capture:
@@ -241,8 +255,8 @@ def _check_at_hand(walk: Walk) -> None:
         )
 
 
-def _check_books(walk: Walk, strict: bool) -> None:
-    """Refuses to save a model of which something would be lost without a word."""
+def _check_paths(walk: Walk) -> None:
+    """Refuses to save a model of which Keras would store one part in the place of another."""
     if walk.colliding:
         names = [name for held in walk.colliding.values() for name in held]
         raise SaveError(
@@ -250,8 +264,6 @@ def _check_books(walk: Walk, strict: bool) -> None:
             f"Expected: a path for each. Received: {listed(walk.colliding)}.\n"
             "Keep them in attributes of their own, or give their classes other names."
         )
-    if strict and (error := unreached_error(walk, SaveError, "save")):
-        raise error.or_pass("strict=False")
 
 
 def unreached_error(walk: Walk, kind: type[E], act: str) -> E | None:
@@ -309,7 +321,7 @@ def _random_states(walk: Walk) -> tuple[RandomState, ...]:
     )
 
 
-def find_unsaved(walk: Walk, everything: Walk, strict: bool = True) -> dict[str, list[str]]:
+def _find_unsaved(walk: Walk, everything: Walk, strict: bool) -> dict[str, list[str]]:
     """Finds the optimizers of which nothing is saved, as some slots would have no place.
 
     Those of a model that lost layers since, as by `Sequential.pop`, or that Keras quantized; unless

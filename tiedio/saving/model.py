@@ -138,7 +138,7 @@ def save_tied(
         found = Walk(found.parts)
     with contextlib.ExitStack() as resources:
         assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
-        layout, record = capture(found, assets, strict=strict, stock_readable=stock_readable)
+        layout, record, lost = capture(found, assets, strict=strict, stock_readable=stock_readable)
         config = several.write(root)
         if not include_optimizer:
             config = configs.uncompiled(config)
@@ -156,8 +156,7 @@ def save_tied(
             buffer=buffer_for(background, root),
             resources=resources,
         )
-    warn(unsaved.warnings_for_weights(found, found, strict))
-    warn(unsaved.warnings_for(found, config, record, container.has_old_layout))
+    warn([*lost, *unsaved.warnings_for(found, config, record, container.has_old_layout)])
     return saving
 
 

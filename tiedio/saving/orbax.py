@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tiedio.errors import LoadError, SaveError, listed
+from tiedio.errors import LoadError, SaveError, listed, warn
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_writer import Layout
 from tiedio.formats.orbax_folder import PLACING, VALUES, Placing
@@ -57,7 +57,8 @@ def addition(model: keras.Model, weights_only: bool, strict: bool) -> dict[str, 
             "some optimizers have one name for several variables."
         )
     leaves = _leaves(model, parts)
-    layout, record = _captured(model, weights_only, strict)
+    layout, record, lost = _captured(model, weights_only, strict)
+    warn(lost)
     leaf_of = {id(variable): leaf for leaf, variable in leaves.items()}
     placed, values = {}, {}
     for path, tensor in layout.tensors.items():
@@ -115,7 +116,7 @@ def place(
                     "Compile the model as it was, with the same layers frozen."
                 )
             )
-    layout, record = _captured(model, not trained, strict=False)
+    layout, record, _ = _captured(model, not trained, strict=False)
     leaf_of = {id(variables[path]): leaf for path, leaf in matched.items()}
     placed = {
         path: (leaf_of[id(tensor.source)], tensor.dtype.name)
@@ -151,7 +152,9 @@ def place_by_config(source: Opened, config: Any, reports: Reports, compiled: boo
         place(source, model, reports)
 
 
-def _captured(model: keras.Model, weights_only: bool, strict: bool) -> tuple[Layout, Record]:
+def _captured(
+    model: keras.Model, weights_only: bool, strict: bool
+) -> tuple[Layout, Record, list[str]]:
     found = walk(model)
     saved = Walk(found.parts) if weights_only else found
     return capture(saved, None, found, strict=strict, stock_readable=False, by_orbax=True)

@@ -7,10 +7,9 @@ from typing import Any
 
 import keras
 
-from tiedio.errors import SaveError, listed
+from tiedio.errors import listed
 from tiedio.model.walk import Walk
 from tiedio.record.record import Record
-from tiedio.saving.capture import find_unsaved, unreached_error
 
 # What a policy of Keras for quantized layers says in a config, and no other does.
 _SOURCE = '"source_name"'
@@ -48,25 +47,6 @@ def warnings_for(walk: Walk, config: Any, record: Record, has_old_layout: bool) 
             f"{listed(record.excluded_from_weight_decay)} excludes from weight decay: after "
             "loading, that decays all. Save to `.keras`."
         )
-
-
-def warnings_for_weights(walk: Walk, everything: Walk, strict: bool) -> Iterator[str]:
-    """Yields a warning for each kind of it that would be among the weights.
-
-    Args:
-        walk: The saveables that were saved.
-        everything: All saveables of the model.
-        strict: Whether the rest was an error.
-    """
-    if optimizers := find_unsaved(walk, everything, strict):
-        variables = {path for paths in optimizers.values() for path in paths}
-        yield (
-            f"The state of {listed(map(walk.label, optimizers))} is not saved: it trained "
-            f"{listed(variables)}, "
-            "which the model does not hold. After loading it starts anew."
-        )
-    if error := unreached_error(everything, SaveError, "save"):
-        yield str(error)
 
 
 def _quantized_inside(walk: Walk, config: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tiedio.formats import table
 from tiedio.formats.content import Content, Opened
 from tiedio.model.arguments import as_one, check_built, saveables_in
 from tiedio.model.walk import walk
-from tiedio.saving import orbax, several, unsaved
+from tiedio.saving import orbax, several
 from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended, settle, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
@@ -114,7 +114,9 @@ def save_tied_weights(
         return ended(target) if background else None
     everything = walk(root)
     found = walk(root, skipped) if skipped else everything
-    layout, record = capture(found, None, everything, strict=strict, stock_readable=stock_readable)
+    layout, record, lost = capture(
+        found, None, everything, strict=strict, stock_readable=stock_readable
+    )
     shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
     content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
     saving = write(
@@ -125,7 +127,7 @@ def save_tied_weights(
         progress=progress,
         buffer=buffer_for(background, root),
     )
-    warn(unsaved.warnings_for_weights(found, everything, strict))
+    warn(lost)
     return saving
 
 
