@@ -52,15 +52,17 @@ def layout(kind):
 
 def built():
     keras.utils.set_random_seed(1)
-    layers = [keras.layers.Dense(8, activation="tanh") for _ in range(2)]
+    layers = [keras.layers.Dense(8, activation="tanh") for _ in range(3)]
     noise = keras.layers.GaussianNoise(0.1)
-    model = keras.Sequential([keras.Input((8,)), layers[0], noise, layers[1]])
+    model = keras.Sequential([keras.Input((8,)), layers[0], noise, *layers[1:]])
     model.compile(optimizer="adam", loss="mse")
     return model
 
 
 def tied(model):
-    tiedio.tie(model.layers[2], to=model.layers[0])
+    first, _, second, shown = model.layers
+    tiedio.tie(second, to=first)
+    tiedio.tie(shown, to=first, weights=("kernel",), transpose=True)
     return model
 
 
@@ -92,8 +94,10 @@ def load(is_exact):
     for model, path in zip(existing, weights, strict=True):
         tiedio.load_tied_weights(model, path)
     for model in (*existing, *map(tiedio.load_tied, wholes)):
-        first, _, second = model.layers
+        first, _, second, shown = model.layers
         assert first.kernel is second.kernel and first.bias is second.bias
+        assert np.array_equal(shown.kernel, np.transpose(first.kernel))
+        assert len(model.trainable_variables) == 3
         check_layout(model)
         before = state_of(model)
         for one, other in zip(before, expected[: len(before)], strict=True):

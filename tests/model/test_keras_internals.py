@@ -69,7 +69,7 @@ def test_the_walk_is_that_of_keras(name, tmp_path):
     model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / "stock.keras")
     content = zipfile.ZipFile(tmp_path / "stock.keras").read("model.weights.h5")
-    layout, _ = capture(walk(model), tmp_path)
+    layout = capture(walk(model), tmp_path)[0]
     ours = {**layout.groups, **{path: {} for path in [*layout.tensors, *layout.links]}}
     theirs = paths_in(io.BytesIO(content))
     assert sorted(ours) == sorted(theirs)

@@ -223,10 +223,10 @@ def test_a_record_says_nothing_of_what_was_not_excluded():
     model = three_layers(True)
     model.compile(keras.optimizers.AdamW(0.01, weight_decay=0.5), "mse")
     train(model)
-    _, record = capture(walk(model), None)
+    record = capture(walk(model), None)[1]
     assert "excluded_from_weight_decay" not in record.to_json()
     model.optimizer.exclude_from_weight_decay(var_names=["bias"])
-    _, record = capture(walk(model), None)
+    record = capture(walk(model), None)[1]
     text = json.dumps(record.to_json())
     places = Record.from_json(json.loads(text)).excluded_from_weight_decay
     assert [p.inner_path for p in places["optimizer"]] == ["layers/dense", "layers/dense_2"]

@@ -242,7 +242,7 @@ def _unregistered(config: Any) -> set[str]:
         if name == "function":
             try:  # only Keras knows all the modules in which it looks a function up
                 keras.saving.deserialize_keras_object(part)
-            except Exception:
+            except Exception:  # a config may lead Keras anywhere
                 found.add(str(part.get("config")))
         elif name and not _is_of_keras(part, str(name)):
             registered = str(part.get("registered_name") or name)

@@ -261,7 +261,7 @@ def load_tied(
             loading.resume(compiled, compile)
             loading.finish()
     loading.go_on_drawing(random_state)
-    warn(reports.warnings)
+    reports.warn()
     return as_given(loading.model)
 
 

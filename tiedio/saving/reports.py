@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 
-from tiedio.errors import FileFormatError, LoadError, TiedioError, first_line, listed
+from tiedio.errors import FileFormatError, LoadError, TiedioError, first_line, listed, warn
 from tiedio.formats.hdf5_reader import WeightsFile, damaged
 
 
@@ -82,10 +82,12 @@ class Reports:
             raise damaged(weights.filepath, names, "others") from self.unreadable
         self.mismatch(_failure(self._failed))
         unresumed = [e for e in (*self._unresumed, _failure(self._failed_to_resume)) if e]
-        if self._exists and unresumed:
-            self.warnings.append("\n".join(map(str, unresumed)))
-        for error in () if self._exists else unresumed:
-            self.described(error)
+        for error in unresumed:
+            self.note(error) if self._exists else self.described(error)
+
+    def warn(self) -> None:
+        """Warns of all that was given up, once."""
+        warn(["\n".join(self.warnings)] if self.warnings else [])
 
 
 def _failure(failed: Mapping[str, Exception]) -> LoadError | None:

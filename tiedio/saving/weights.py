@@ -221,7 +221,7 @@ def load_tied_weights(
         loading.resume()
         loading.finish()
     loading.go_on_drawing(random_state)
-    warn(reports.warnings)
+    reports.warn()
 
 
 def _check_options(source: Opened, by_name: bool, skipped: Sequence[Any]) -> None:
