@@ -95,27 +95,13 @@ def place(
     unplaced = source.unplaced
     if unplaced is None:
         return
-    variables = _leaves(model, _WEIGHTS)
-    matched = _matched_weights(source, model, variables, unplaced.leaves)
-    optimizer = getattr(model, "optimizer", None)
-    slots = _shapes(unplaced.leaves, _OPTIMIZER)
+    variables, matched = _matched_weights(source, model, unplaced.leaves)
+    slots, optimizer = _shapes(unplaced.leaves, _OPTIMIZER), getattr(model, "optimizer", None)
     trained = bool(slots and optimizer) and not any(one is optimizer for one in skipped)
     if trained:
-        if not optimizer.built:
-            optimizer.build(model.trainable_variables)
-        held = _leaves(model, [_OPTIMIZER])
-        found = _matched(_shapes(held, _OPTIMIZER), slots)
-        variables, matched = {**variables, **held}, {**matched, **found}
-        if received := _repeated(model, [_OPTIMIZER]) or _left_over(held, slots, found):
-            trained = False
-            reports.unresumed(
-                LoadError(
-                    f"Cannot resume the optimizer of `{source.filepath}`: the model has another "
-                    "one, or it trains other variables.\n"
-                    f"Expected: a leaf for each of its variables. Received: {received}.\n"
-                    "Compile the model as it was, with the same layers frozen."
-                )
-            )
+        held, found, error = _matched_slots(source, model, slots)
+        variables, matched, trained = variables | held, matched | found, not error
+        reports.unresumed(error)
     layout, record, _ = _captured(model, not trained, strict=False)
     leaf_of = {id(variables[path]): leaf for path, leaf in matched.items()}
     placed = {
@@ -231,13 +217,14 @@ def _names(config: Any) -> Iterator[str]:
 
 
 def _matched_weights(
-    source: Opened, model: keras.Model, variables: Mapping[str, Any], leaves: Mapping[str, Any]
-) -> dict[str, str]:
-    """Finds the leaf of each weight; of seeds, only if there is one.
+    source: Opened, model: keras.Model, leaves: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the weights, and the leaf of each; of seeds, only if there is one.
 
     Raises:
         LoadError: If variables, or leaves, are left over; all are named.
     """
+    variables = _leaves(model, _WEIGHTS)
     # Generators are numbered in a process, whatever layer holds them: their paths tell nothing.
     both = [_shapes(held, *_WEIGHTS) for held in (variables, leaves)]
     seeds = [[path for path in shapes if path.endswith(_SEED)] for shapes in both]
@@ -254,7 +241,25 @@ def _matched_weights(
     _check_names(source, model, here)
     if len(seeds[0]) == len(seeds[1]) == 1:
         found |= dict(zip(*seeds, strict=True))
-    return found
+    return variables, found
+
+
+def _matched_slots(
+    source: Opened, model: Any, slots: Shapes
+) -> tuple[dict[str, Any], dict[str, str], LoadError | None]:
+    """Returns the variables of the optimizer, the leaf of each, and what if they are others."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    held = _leaves(model, [_OPTIMIZER])
+    found = _matched(_shapes(held, _OPTIMIZER), slots)
+    received = _repeated(model, [_OPTIMIZER]) or _left_over(held, slots, found)
+    error = received and LoadError(
+        f"Cannot resume the optimizer of `{source.filepath}`: the model has another one, or it "
+        "trains other variables.\n"
+        f"Expected: a leaf for each of its variables. Received: {received}.\n"
+        "Compile the model as it was, with the same layers frozen."
+    )
+    return held, found, error or None
 
 
 def _left_over(here: Mapping[str, Any], there: Mapping[str, Any], found: Mapping[str, str]) -> str:
