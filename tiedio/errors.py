@@ -196,3 +196,12 @@ def damaged(filepath: str, received: str) -> FileFormatError:
         f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"
         "Restore it from a copy, or save the model again."
     )
+
+
+def removed(filepath: Any) -> MissingFileError:
+    """The error for what was there when it was opened."""
+    return MissingFileError(
+        f"`{filepath}` was removed while it was read.\n"
+        "Expected: a checkpoint that stays. Received: nothing there any more.\n"
+        "Load again; a run that saves by Orbax keeps as many steps as its `max_to_keep` says."
+    )

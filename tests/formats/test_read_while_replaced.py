@@ -176,5 +176,5 @@ def test_where_a_folder_is_put_aside_for_a_moment(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError), folder.reading(at(tmp_path / "model")):
+    with pytest.raises(errors.MissingFileError), folder.reading(at(tmp_path / "model")):
         pass

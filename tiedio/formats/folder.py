@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tiedio.errors import FileFormatError, damaged
+from tiedio.errors import FileFormatError, damaged, removed
 from tiedio.formats import hdf5_writer, members, orbax_folder
 from tiedio.formats.content import ASSETS, CONFIG, METADATA, SAVE, VALUES, WEIGHTS, Content, Opened
 from tiedio.record.ties import METADATA_KEY
@@ -92,7 +92,7 @@ def _all_at_once(filepath: str, path: Path) -> Iterator["_Folder"]:
                 is_replaced = not os.path.samestat(place, os.stat(path))
             except FileNotFoundError:
                 if not left:
-                    raise
+                    raise removed(filepath) from None
                 continue
             if left and is_replaced:
                 continue

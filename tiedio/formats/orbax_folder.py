@@ -24,6 +24,7 @@ from tiedio.errors import (
     explained,
     imported,
     listed,
+    removed,
 )
 from tiedio.formats.content import ASSETS, Opened, put_asset
 from tiedio.formats.hdf5_reader import WeightsFile
@@ -107,7 +108,9 @@ def is_one(path: Path) -> bool:
         names = {entry.name for entry in path.iterdir()}
     except FileNotFoundError:  # a save puts another folder in its place
         return False
-    return _DONE in names or any(_UNFINISHED in name or _is_step(path / name) for name in names)
+    return bool(names & {_DONE, TREE}) or any(
+        _UNFINISHED in name or _is_step(path / name) for name in names
+    )
 
 
 def _is_step(path: Path) -> bool:
@@ -121,7 +124,7 @@ def _step_in(filepath: str, path: Path) -> Path:
     try:
         entries = [*path.iterdir()]
     except FileNotFoundError:
-        raise _removed(filepath, path) from None
+        raise removed(path) from None
     if steps := [entry for entry in entries if _is_step(entry)]:
         return max(steps, key=lambda step: int(step.name))
     raise MissingFileError(
@@ -129,14 +132,6 @@ def _step_in(filepath: str, path: Path) -> Path:
         f"Expected: the folder of a step, with `{_DONE}`. "
         f"Received: {listed(entry.name for entry in entries)}.\n"
         "Saving did not come to its end there; load another checkpoint."
-    )
-
-
-def _removed(filepath: str, step: Path) -> MissingFileError:
-    return MissingFileError(
-        f"`{filepath}` was removed while it was read.\n"
-        f"Expected: a checkpoint that stays. Received: `{step.name}`, which is gone.\n"
-        "Load again; or let the run that saves there keep more, by its `max_to_keep`."
     )
 
 
@@ -163,7 +158,7 @@ def _read(filepath: str, path: Path) -> "Tree":
                     return tree
         if step == path:
             break
-    raise _removed(filepath, step)
+    raise removed(step)
 
 
 @contextlib.contextmanager
