@@ -48,6 +48,8 @@ class Driver:
 
     def __init__(self):
         self._cuda = ctypes.CDLL("libcuda.so.1")
+        # For what takes no time: other threads need not run meanwhile.
+        self._at_once = ctypes.PyDLL("libcuda.so.1")
         self._contexts: dict[int, ctypes.c_void_p] = {}
 
     def to_host(self, device: int, address: int, host: int, size: int) -> None:
@@ -79,11 +81,11 @@ class Driver:
             context = ctypes.c_void_p()
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
             self._contexts[device] = context
-        self._call("cuCtxPushCurrent_v2", self._contexts[device])
+        self._at_once.cuCtxPushCurrent_v2(self._contexts[device])
         try:
             yield
         finally:
-            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+            self._at_once.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
     def _call(self, name: str, *arguments: Any) -> None:
         plain = [ctypes.c_uint64(a) if isinstance(a, int) else a for a in arguments]

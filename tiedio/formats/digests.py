@@ -12,7 +12,7 @@ import xxhash
 from tiedio.formats.arrays import content_of, cut
 
 # A part stays in the cache of a processor while it is read, digested and checksummed.
-PART = 1 << 20  # bytes
+PART = 1 << 21  # bytes
 
 # How the digests of today begin.
 _KIND = f"{PART}:"

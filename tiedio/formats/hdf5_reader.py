@@ -7,9 +7,10 @@ need. Tensors are read from where they lie, and compared with their digests.
 import collections
 import contextlib
 import logging
+import math
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,8 +24,6 @@ from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, untol
 from tiedio.formats.parts import Place, Reader
 from tiedio.formats.store import Store, Unread
 from tiedio.storage.streams import Seeking
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class WeightsFile:
         self.advance: Advance = untold
         self.room = 1 << 28
         self._members: dict[tuple[int, str], h5py.Group | h5py.Dataset | None] = {}
-        self._made: dict[tuple[tuple[int, int], type], Any] = {}
+        self._made: dict[tuple[tuple[int, int], bool], Stored | Unread] = {}
         self._windows = files
         self._files: list[h5py.File] = []
         self._reader = Reader()
@@ -261,31 +260,28 @@ class WeightsFile:
         if outside:
             raise self.error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
-    def read_once(self, dataset_path: str) -> Stored:
-        """Reads one tensor as `read` does, but the same array for all of its paths."""
+    def read_once(self, dataset_path: str, unread_from: float = math.inf) -> Any:
+        """Reads one tensor as `read` does, but the same array for all of its paths.
 
-        def stored() -> Stored:
-            memory = self.read(dataset_path)
-            array = memory.view(Stored)
-            array.__dict__["memory"] = memory
-            return array
-
-        return self._once(dataset_path, Stored, stored)
-
-    def unread_once(self, dataset_path: str) -> Unread | Stored:
-        """Returns a large tensor unread, the same for all of its paths; reads any other."""
+        Args:
+            dataset_path: Where it is.
+            unread_from: Bytes from which on it is not read, and returned as `Unread`. (One
+                that is to lie in memory otherwise is read.)
+        """
         dataset, _ = self._placed(dataset_path)
-        if dataset.nbytes < Unread.SMALLEST or dataset_path in self.axis_orders:
-            return self.read_once(dataset_path)
-        return self._once(dataset_path, Unread, lambda: Unread(self, dataset_path))
-
-    def _once(self, dataset_path: str, kind: type[T], make: Callable[[], T]) -> T:
-        address, paths = self._info(self._placed(dataset_path)[0])
-        if (address, kind) in self._made:
-            return self._made[address, kind]
-        made = make()
+        is_unread = dataset.nbytes >= unread_from and dataset_path not in self.axis_orders
+        address, paths = self._info(dataset)
+        once = address, is_unread
+        if once in self._made:
+            return self._made[once]
+        if is_unread:
+            made = Unread(self, dataset_path)
+        else:
+            memory = self.read(dataset_path)
+            made = memory.view(Stored)
+            made.__dict__["memory"] = memory
         if paths > 1:
-            self._made[address, kind] = made
+            self._made[once] = made
         return made
 
     def _checked_dtype(self, dataset: h5py.Dataset) -> np.dtype:

@@ -89,8 +89,6 @@ class Tensor:
 
     def copying(self) -> Copy:
         """Makes it, and returns what copies a part of its bytes."""
-        if memory := self.on_device():
-            return memory.copy_to
         value = np.ascontiguousarray(self.read(), dtype=self.dtype)
         content = content_of(value)
 
@@ -205,14 +203,19 @@ class _Writing:
             self._advance(value.nbytes)
             return
         self._flush()
-        wait(made for made, _ in self._made)  # what they are made of goes before more is made
-        copy, made = tensor.copying(), []
+        copy, made = self._copying(tensor), list[Future[_Sums]]()
         for start in range(0, tensor.nbytes, digests.PART):
             size = min(digests.PART, tensor.nbytes - start)
             made.append(self._stream.write_made(size, functools.partial(self._make, copy, start)))
             self._made.append((made[-1], size))
             self._advance(size)
         self._parts[path] = tensor, made
+
+    def _copying(self, tensor: Tensor) -> Copy:
+        if memory := tensor.on_device():
+            return memory.copy_to
+        wait(made for made, _ in self._made)  # the last one goes before the next is made
+        return tensor.copying()
 
     def _make(self, copy: Copy, start: int, part: memoryview) -> _Sums:
         copy(part, start)

@@ -10,7 +10,8 @@ from tiedio.formats.device_memory import DeviceMemory, Staging
 from tiedio.storage.streams import Seeking, Threads
 
 # So many parts are read by one thread, while others read the next.
-_AT_ONCE = 8
+_AT_ONCE = 2
+_THREADS = min(8, os.cpu_count() or 1)  # more take longer to start than they save
 
 # Where the bytes from a position on go, so many of them: once the context ends, they are there.
 Place = Callable[[int, int], contextlib.AbstractContextManager[memoryview]]
@@ -20,7 +21,7 @@ class Reader:
     """Threads that read."""
 
     def __init__(self):
-        self._threads = Threads(os.cpu_count())
+        self._threads = Threads(_THREADS)
         self._staging = Staging(_AT_ONCE * digests.PART)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What a weights file stores for one saveable, as Keras' `load_own_variables` expects it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,6 @@ class Unread:
         shape: Its shape.
         dtype: Its dtype.
     """
-
-    # Less is sooner read to the host, and copied by the backend.
-    SMALLEST = 1 << 22  # bytes
 
     def __init__(self, file: "WeightsFile", dataset_path: str):
         self.shape = file.shape(dataset_path)
@@ -55,13 +53,16 @@ class Store(Mapping[str, np.ndarray]):
         self._paths = paths
         self._read = read or file.read
 
-    def shared(self, unread: bool = False) -> "Store":
+    def shared(self, unread_from: float = math.inf) -> "Store":
         """Returns the same arrays as `Stored`: a tensor with several paths is one array.
 
         Args:
-            unread: Whether large ones may be `Unread` instead.
+            unread_from: Bytes from which on they are `Unread` instead.
         """
-        read = self._file.unread_once if unread else self._file.read_once
+
+        def read(dataset_path: str) -> Stored | Unread:
+            return self._file.read_once(dataset_path, unread_from)
+
         return Store(self._file, self._paths, read)
 
     def renumbered(self, names: Sequence[str]) -> "Store":

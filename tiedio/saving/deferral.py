@@ -29,6 +29,9 @@ T = TypeVar("T")
 # When loading fails, initial values may be made of so many bytes, whatever the file has.
 _FLOOR = 1 << 20
 
+# Values of so many bytes are read straight to a card. JAX compiles for each shape how to make room.
+_LARGE_ON_CARD = {"torch": 1 << 22, "jax": 1 << 27}
+
 
 class Deferral:
     """Variables that were made without values, until they are given one.
@@ -85,7 +88,7 @@ class Deferral:
         own = own_variables(saveable)
         if any(isinstance(variable.assign, _FirstAssign) for variable in own):
             if loads_as_keras(saveable):
-                store = store.shared(unread=_are_on_card(own))
+                store = store.shared(_large_on_card(own))
             else:
                 _log.debug("loaded with initial values, by code of its own: %s", saveable)
                 _initialize(own)
@@ -155,11 +158,12 @@ class _FirstAssign:
         return variable.value
 
 
-def _are_on_card(variables: Iterable[Any]) -> bool:
-    """Whether tiedio may put the values of all that are large on a card."""
-    large = [one for one in variables if _bytes(one) >= Unread.SMALLEST]
+def _large_on_card(variables: Iterable[Any]) -> float:
+    """Returns how many bytes a value has that tiedio may put on a card itself, at least."""
+    smallest = _LARGE_ON_CARD.get(keras.backend.backend(), math.inf)
+    large = [one for one in variables if _bytes(one) >= smallest]
     waiting = all(isinstance(one.assign, _FirstAssign) for one in large)
-    return waiting and keras.backend.backend() != "tensorflow" and driver() is not None
+    return smallest if waiting and driver() else math.inf
 
 
 def _read_to_card(value: Unread, variable: Any) -> Any:
