@@ -6,7 +6,7 @@ Memory is what the host needs beside what it had. No network is needed.
 """
 
 import datetime
-import gc
+import functools
 import importlib
 import importlib.util
 import json
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,12 @@ def _row(method: methods.Method, raw: methods.Raw, times: int, folder: Path) -> 
     def load() -> Any:
         return _settled(method.load(path))
 
-    row = {"save MB": measure.extra_peak(save) / 1e6, "load MB": measure.extra_peak(load) / 1e6}
-    measure.clean_up(folder)
     seconds: dict[str, list[float]] = {}
+    peaks: dict[str, list[int]] = {}
+
+    def note(act: str, call: Callable[[], Any]) -> None:
+        seconds.setdefault(act, []).append(measure.seconds_of(call))
+
     for _ in range(times):
         for act, call in (
             ("raw save", lambda: raw.save(raw_path)),
@@ -161,10 +165,11 @@ def _row(method: methods.Method, raw: methods.Raw, times: int, folder: Path) -> 
             ("raw load", lambda: raw.load_warm(raw_path)),
             ("load", load),
         ):
-            gc.collect()
-            seconds.setdefault(act, []).append(measure.seconds_of(call))
+            peaks.setdefault(act, []).append(measure.extra_peak(functools.partial(note, act, call)))
         measure.clean_up(folder)
+    row: dict[str, float] = {}
     for act in ("save", "load"):
+        row[f"{act} MB"] = max(peaks[act]) / 1e6
         pairs = zip(seconds[act], seconds[f"raw {act}"], strict=True)
         row[act] = measure.median(a / b for a, b in pairs)
         row[f"{act} seconds"] = measure.median(seconds[act])

@@ -147,3 +147,48 @@ def test_a_digest_of_all_bytes_is_made_on_the_host(tmp_path, driver):
     metadata["tiedio"]["digests"]["layers/dense/vars/0"] = old
     members["metadata.json"] = json.dumps(metadata).encode()
     assert_equal(model, tiedio.load_tied(zipped(tmp_path / "old.keras", members)))
+
+
+def test_who_looks_at_a_value_waits_for_it(tmp_path, driver, monkeypatch):
+    model = trained()
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    load, seen = keras.layers.Dense.load_own_variables, []
+
+    def load_and_look(self, store):
+        load(self, store)
+        seen.append(keras.ops.convert_to_numpy(self.kernel))
+
+    load_and_look.__module__ = load.__module__
+    monkeypatch.setattr(keras.layers.Dense, "load_own_variables", load_and_look)
+    tiedio.load_tied(tmp_path / "model.keras")
+    kernels = [keras.ops.convert_to_numpy(layer.kernel) for layer in model.layers]
+    assert [one.tobytes() for one in seen] == [one.tobytes() for one in kernels]
+
+
+def test_what_a_backend_makes_of_what_is_not_read_yet(tmp_path, driver, monkeypatch):
+    model = trained()
+    tiedio.save_tied(model, tmp_path / "model.keras")
+
+    def load(self, store):
+        for number, variable in enumerate(self.variables):
+            variable.assign(keras.ops.multiply(store[str(number)], 2))
+
+    load.__module__ = keras.layers.Dense.load_own_variables.__module__
+    monkeypatch.setattr(keras.layers.Dense, "load_own_variables", load)
+    loaded = tiedio.load_tied(tmp_path / "model.keras")
+    for mine, twice in zip(model.variables, loaded.variables, strict=True):
+        assert np.array_equal(
+            2 * keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(twice)
+        )
+
+
+def test_a_card_that_fails(tmp_path, driver, monkeypatch):
+    tiedio.save_tied(trained(), tmp_path / "model.keras")
+
+    def fail(*_):
+        raise OSError("CUDA failed")
+
+    monkeypatch.setattr(driver, "to_device", fail)
+    if keras.backend.backend() != "tensorflow":
+        with pytest.raises(FileFormatError, match="layers/dense/vars/0"):
+            tiedio.load_tied(tmp_path / "model.keras")

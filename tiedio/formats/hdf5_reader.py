@@ -6,10 +6,11 @@ need. Tensors are read from where they lie, and compared with their digests.
 
 import collections
 import contextlib
+import functools
 import logging
 import math
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -213,7 +214,7 @@ class WeightsFile:
             value, parts = aligned(dataset.shape, self._checked_dtype(dataset)), None
             if _is_laid_out(dataset, value.dtype):
                 to_host = self._reader.to_host(content_of(value))
-                parts = self._read_parts(dataset, window, to_host)
+                parts = self._begin(dataset, window, to_host)()
             else:
                 _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
                 value[...] = np.asarray(dataset[()]).view(value.dtype)
@@ -223,21 +224,35 @@ class WeightsFile:
                 self.damaged.add(dataset_path)
             return ordered(value, self.axis_orders.get(dataset_path))
 
-    def read_to(self, dataset_path: str, memory: DeviceMemory) -> None:
-        """Reads one tensor as `read` does, into the memory of one on a card."""
+    def begin_to_read(self, dataset_path: str, memory: DeviceMemory) -> Callable[[], None]:
+        """Begins to read one tensor as `read` does, into the memory of one on a card.
+
+        Returns:
+            What waits for the end, and raises what `read` does.
+        """
         dataset, window = self._placed(dataset_path)
         expected = self.digests.get(dataset_path)
         with self._noted(dataset_path, dataset):
             dtype = self._checked_dtype(dataset)
-            if _is_laid_out(dataset, dtype) and (not expected or digests.are_of_parts(expected)):
-                parts = self._read_parts(dataset, window, self._reader.to_device(memory))
-                if expected and digests.of_parts(dtype, dataset.shape, parts) != expected:
-                    self.damaged.add(dataset_path)
-                return
-        memory.copy_from(content_of(self.read(dataset_path)), 0)
+            by_parts = not expected or digests.are_of_parts(expected)
+            if not (by_parts and _is_laid_out(dataset, dtype)):
+                memory.copy_from(content_of(self.read(dataset_path)), 0)
+                return lambda: None
+            parts = self._begin(dataset, window, self._reader.to_device(memory))
 
-    def _read_parts(self, dataset: h5py.Dataset, window: Seeking, place: Place) -> list[bytes]:
-        return self._reader.read(
+        @functools.cache
+        def end() -> None:
+            with self._noted(dataset_path, dataset):
+                found = digests.of_parts(dtype, dataset.shape, parts())
+                if expected and found != expected:
+                    self.damaged.add(dataset_path)
+
+        return end
+
+    def _begin(
+        self, dataset: h5py.Dataset, window: Seeking, place: Place
+    ) -> Callable[[], list[bytes]]:
+        return self._reader.begin(
             window,
             dataset.id.get_offset() or 0,
             dataset.nbytes,

@@ -42,7 +42,7 @@ class Reader:
 
         return place
 
-    def read(
+    def begin(
         self,
         source: Seeking,
         position: int,
@@ -51,8 +51,8 @@ class Reader:
         *,
         digested: bool,
         advance: Callable[[int], None],
-    ) -> list[bytes]:
-        """Reads bytes.
+    ) -> Callable[[], list[bytes]]:
+        """Begins to read bytes.
 
         Args:
             source: What to read from.
@@ -60,10 +60,10 @@ class Reader:
             size: How many there are.
             place: Where they go.
             digested: Whether digests are wanted.
-            advance: Told how many more were read.
+            advance: Told how many more were read, where the end is waited for.
 
         Returns:
-            The digests of the parts, in order.
+            What waits for the end, and returns the digests of the parts, in order.
         """
 
         def read_some(begin: int) -> list[bytes]:
@@ -74,11 +74,14 @@ class Reader:
                     found.append(digests.of_part(part) if digested else b"")
             return found
 
+        def end() -> list[bytes]:
+            found = []
+            for begin, some in zip(begins, begun, strict=True):
+                found += some
+                advance(min(step, size - begin))
+            return found
+
         step = _AT_ONCE * digests.PART
         begins = range(0, size, step)
-        at_once = map if len(begins) == 1 else self._threads.map
-        found = []
-        for begin, some in zip(begins, at_once(read_some, begins), strict=True):
-            found += some
-            advance(min(step, size - begin))
-        return found
+        begun = (map if len(begins) == 1 else self._threads.map)(read_some, begins)
+        return end

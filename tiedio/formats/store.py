@@ -1,7 +1,7 @@
 """What a weights file stores for one saveable, as Keras' `load_own_variables` expects it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +27,9 @@ class Unread:
         self._file = file
         self._path = dataset_path
 
-    def read_to(self, memory: DeviceMemory) -> None:
-        """Reads it into memory of a card."""
-        self._file.read_to(self._path, memory)
+    def begin_to_read(self, memory: DeviceMemory) -> Callable[[], None]:
+        """Begins to read it into memory of a card; returns what waits for the end."""
+        return self._file.begin_to_read(self._path, memory)
 
     def read(self) -> Stored:
         """Reads it into memory of the host."""

@@ -137,10 +137,16 @@ def has_value(variable: Any) -> bool:
     return base(variable)._value is not None  # a view would be computed for this
 
 
+def exchange_initializer(variable: Any, initializer: Callable[..., Any]) -> Callable[..., Any]:
+    """Sets what gives a variable its first value, once one is needed; returns what did so."""
+    before, variable._initializer = variable._initializer, initializer
+    return before
+
+
 def initialize(variable: Any, initializer: Callable[..., Any] | None = None) -> None:
     """Gives a variable its first value, by another initializer than its own if there is one."""
     if initializer:
-        variable._initializer = initializer
+        exchange_initializer(variable, initializer)
     trainable = variable.trainable
     variable.trainable = vars(variable).pop("_trainable_when_made", trainable)
     variable._deferred_initialize()

@@ -15,10 +15,17 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
+from tiedio.errors import FileFormatError
 from tiedio.formats.arrays import Stored
 from tiedio.formats.device_memory import DeviceMemory, driver
 from tiedio.formats.store import Store, Unread
-from tiedio.model.keras_internals import Uninitialized, has_value, initialize, to_tensor
+from tiedio.model.keras_internals import (
+    Uninitialized,
+    exchange_initializer,
+    has_value,
+    initialize,
+    to_tensor,
+)
 from tiedio.model.own_state import loads_as_keras
 from tiedio.model.places import own_variables
 
@@ -44,6 +51,7 @@ class Deferral:
         self._room = room
         # Not kept alive: one that is replaced by a shared one needs no value.
         self._made: list[weakref.ref[keras.Variable]] = []
+        self._readings: list[_Reading] = []
 
     def __enter__(self) -> "Deferral":
         return self
@@ -77,7 +85,7 @@ class Deferral:
         # Also what was made in vain, if something outside holds it now.
         for variable in uninitialized.variables:
             self._made.append(weakref.ref(variable))
-            variable.assign = _FirstAssign(variable)
+            variable.assign = _FirstAssign(variable, self._readings)
         if not reason and not assignments.made:
             return made
         _log.debug("built with initial values: %s", reason or "it assigns values")
@@ -102,8 +110,24 @@ class Deferral:
                 del made.assign
         self._made = [reference for reference in self._made if id(reference()) not in gone]
 
+    def settle(self) -> None:
+        """Waits for what is being read to a card.
+
+        Raises:
+            FileFormatError: If something cannot be read; it has no value then.
+        """
+        failed = None
+        while self._readings:
+            try:
+                self._readings.pop(0).settle()
+            except FileFormatError as error:
+                failed = failed or error
+        if failed:
+            raise failed
+
     def finish(self) -> None:
         """Gives what was not loaded the initial value that Keras would have given it."""
+        self.settle()
         made = self._alive()
         self._made.clear()
         for variable in made:
@@ -129,20 +153,21 @@ class _Assignments(keras.StatelessScope):
 class _FirstAssign:
     """Takes the place of `Variable.assign` until loading is done."""
 
-    def __init__(self, variable: keras.Variable):
+    def __init__(self, variable: keras.Variable, readings: "list[_Reading]"):
         self._variable = weakref.ref(variable)
+        self._readings = readings
         self._given: Callable[[], Any] = lambda: self  # a weak reference, once it is given one
 
     def __call__(self, value: Any) -> Any:
         variable: Any = self._variable()
         assign = type(variable).assign
         if value is self._given():  # a shared tensor, by another of its paths
-            return variable.value
+            return value
         if isinstance(value, Unread):
-            if (placed := _read_to_card(value, variable)) is not None:
-                initialize(variable, lambda shape, dtype: placed)
+            if reading := _begin_to_read(value, variable):
+                self._readings.append(reading)
                 self._given = weakref.ref(value)
-                return variable.value
+                return value
             value = value.read()
         if has_value(variable):
             return assign(variable, value)
@@ -166,16 +191,40 @@ def _large_on_card(variables: Iterable[Any]) -> float:
     return smallest if waiting and driver() else math.inf
 
 
-def _read_to_card(value: Unread, variable: Any) -> Any:
-    """Returns a tensor on a card with the value, or `None` if the variable will be elsewhere."""
+class _Reading:
+    """A value that is being read to a card. Who needs it waits for it: it is the first one.
+
+    Args:
+        variable: The variable.
+        tensor: Where its value goes.
+        end: What waits until it is there.
+    """
+
+    def __init__(self, variable: Any, tensor: Any, end: Callable[[], None]):
+        self._variable = variable
+        self._tensor = tensor
+        self._end = end
+        self._own = exchange_initializer(variable, self)
+
+    def __call__(self, shape: Any, dtype: Any) -> Any:
+        self._end()
+        return self._tensor
+
+    def settle(self) -> None:
+        try:
+            _initialize([self._variable])
+        except BaseException:
+            exchange_initializer(self._variable, self._own)
+            raise
+
+
+def _begin_to_read(value: Unread, variable: Any) -> _Reading | None:
+    """Begins to read a value to where the backend puts variables, if that is a card."""
     if has_value(variable) or (*variable.shape, variable.dtype) != (*value.shape, value.dtype.name):
         return None
     tensor = keras.ops.empty(variable.shape, variable.dtype)
     memory = DeviceMemory.of(tensor)
-    if not memory:
-        return None
-    value.read_to(memory)
-    return tensor
+    return _Reading(variable, tensor, value.begin_to_read(memory)) if memory else None
 
 
 def _taken_over(value: Stored) -> Any:

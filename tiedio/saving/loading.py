@@ -20,12 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tiedio.errors import (
-    FileFormatError,
-    LoadError,
-    NoModelError,
-    listed,
-)
+from tiedio.errors import FileFormatError, LoadError, NoModelError, listed
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import damaged
@@ -246,6 +241,8 @@ class Loading:
                 is_left_out = by_position or visit.inner_path in left_out
                 self._load(visit, None if is_left_out else self._weights.store(visit.inner_path))
         self._assign_exact_values()
+        with self._reports.reading("values on a card"):
+            self._deferral.settle()
         self._reports.mismatch(self._without_value())
         self._deferral.finish()
         if by_position:  # layers have not loaded themselves
@@ -332,6 +329,8 @@ class Loading:
         for visit in self._walk.optimizer_parts:
             with self._reports.reading(self._walk.label(visit.inner_path), training=True):
                 self._resume(visit, reordered.get(visit.inner_path))
+        with self._reports.reading("optimizer", training=True):
+            self._deferral.settle()
         self._deferral.finish()
 
     def _find_optimizers(self) -> None:
