@@ -6,6 +6,7 @@ tensor lies, for all backends alike; the driver (https://docs.nvidia.com/cuda/cu
 needs no package.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -13,7 +14,6 @@ import mmap
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Driver:
         with self._in_context(device):
             self._call("cuMemHostUnregister", host)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _in_context(self, device: int) -> Iterator[None]:
         if device not in self._contexts:
             # The one that all backends use; it is kept until the process ends.
@@ -138,13 +138,26 @@ class DeviceMemory:
 
     def pin(self, memory: np.ndarray) -> None:
         """Pins memory of the host while it lives, for faster copies, if that can be done."""
+        if memory.ctypes.data in _pinned:
+            return
         try:
             self._cuda.pin(self._device, memory.ctypes.data, memory.nbytes)
         except OSError as error:
             _log.debug("copies are slower: %s", error)
             return
-        unpin = weakref.finalize(memory, self._cuda.unpin, self._device, memory.ctypes.data)
+        _pinned.add(memory.ctypes.data)
+        unpin = weakref.finalize(memory, _unpin, self._cuda, self._device, memory.ctypes.data)
         unpin.atexit = False  # the process takes it along
+
+
+# Addresses.
+_pinned: set[int] = set()
+
+
+def _unpin(cuda: Driver, device: int, address: int) -> None:
+    _pinned.discard(address)
+    with contextlib.suppress(OSError):
+        cuda.unpin(device, address)
 
 
 class Staging:

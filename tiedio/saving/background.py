@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from tiedio.formats import table
-from tiedio.formats.arrays import aligned
+from tiedio.formats.arrays import aligned, content_of
 from tiedio.formats.content import Content
-from tiedio.formats.hdf5_writer import Layout
+from tiedio.formats.hdf5_writer import Layout, Tensor
 from tiedio.model import several
 from tiedio.storage.base import Storage
 from tiedio.storage.open_file import OpenFile
@@ -131,8 +131,13 @@ class Buffer:
         tensors = {}
         for path, tensor in layout.tensors.items():
             values = self._memory[places[path]].view(tensor.dtype).reshape(tensor.shape)
-            values[...] = tensor.read()
-            tensors[path] = dataclasses.replace(tensor, read=_Read(values, begin), source=None)
+            if memory := tensor.on_device():
+                memory.pin(self._memory)
+                memory.copy_to(content_of(values), 0)
+            else:
+                values[...] = tensor.read()
+            copy = _Read(values, begin)
+            tensors[path] = Tensor(tensor.shape, tensor.dtype, copy, tensor.axis_order)
         return dataclasses.replace(layout, tensors=tensors)
 
 
