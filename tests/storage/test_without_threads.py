@@ -11,7 +11,7 @@ import pytest
 from checkout import environment, start
 
 import tiedio
-from tiedio.formats import digests, hdf5_reader
+from tiedio.formats import digests, parts
 
 PATIENCE = 120  # seconds
 
@@ -94,7 +94,7 @@ def test_only_some_threads_can_be_started(tmp_path, monkeypatch):
     begun = threading.Thread.start
     starts = iter([begun] * 2)
     monkeypatch.setattr(threading.Thread, "start", lambda self: next(starts, refuse)(self))
-    monkeypatch.setattr(hdf5_reader.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(parts, "_THREADS", 8)
     generations.save(tmp_path / "model.keras", 1)
     assert generations.load(tmp_path / "model.keras") == 1
 
