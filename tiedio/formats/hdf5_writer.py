@@ -25,7 +25,7 @@ from tiedio.formats.arrays import content_of
 from tiedio.formats.checksum import Checksum
 from tiedio.formats.device_memory import DeviceMemory
 from tiedio.record.ties import METADATA_KEY
-from tiedio.storage.streams import Sheet, WriteBehind
+from tiedio.storage.streams import Sheet, Threads, WriteBehind
 
 # HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -137,7 +137,8 @@ def write(
     found: dict[str, str] = {}
     if record:
         layout = _with_record(layout, record, found)
-    sheet, placed = lay_out(layout)
+    with Threads(1) as thread:  # no signal is handled there: HDF5 would lose what a handler raises
+        sheet, placed = thread.submit(lay_out, layout).result()
     if record and placed[-1][1] != RECORD:  # which HDF5 promises nowhere
         raise SaveError(
             f"Cannot save a record in an HDF5 file by HDF5 {h5py.version.hdf5_version}.\n"

@@ -57,7 +57,7 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
     with (
         target.replacing(durable) as file,
         WriteBehind(file) as stream,
-        zipfile.ZipFile(stream, "w") as archive,
+        _Archive(stream, "w") as archive,
     ):
         archive.writestr(CONFIG, config)
         with archive.open(WEIGHTS, "w", force_zip64=True) as member:
@@ -65,6 +65,15 @@ def write(target: Storage, content: Content, durable: bool, advance: hdf5_writer
         for name, path in content.asset_files():
             archive.write(path, f"{ASSETS}/{name}")
         archive.writestr(METADATA, json.dumps(content.metadata_with(digests)))
+
+
+class _Archive(zipfile.ZipFile):
+    """An archive that is left as it is if an error comes, as its file will be."""
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind:
+            self.fp = None
+        super().__exit__(kind, *error)
 
 
 def _write_weights(

@@ -4,8 +4,9 @@ Nothing else imports `keras.src`. `tests/model/test_keras_internals.py` says whi
 when a Keras version moves it.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -76,6 +77,24 @@ def safe_mode_scope(safe_mode: bool) -> Any:
     """
     around = in_safe_mode()
     return SafeModeScope(safe_mode if around is None else around)
+
+
+@contextlib.contextmanager
+def scopes_as_before() -> Iterator[None]:
+    """Leaves Keras' account of open scopes as it was, also where a signal ends what is inside.
+
+    It may come between the opening of a scope and the `try` that closes it.
+    """
+    account = vars(global_state.GLOBAL_STATE_TRACKER)
+    before = {key: held[:] if isinstance(held, list) else held for key, held in account.items()}
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        account.clear()
+        account.update(before)
+        raise
 
 
 def global_seed_generator(make: bool) -> Any:

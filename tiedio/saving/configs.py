@@ -21,7 +21,12 @@ from tiedio.errors import (
 )
 from tiedio.keras_versions import public_names
 from tiedio.model import renewal
-from tiedio.model.keras_internals import ObjectSharingScope, custom_object_scope, safe_mode_scope
+from tiedio.model.keras_internals import (
+    ObjectSharingScope,
+    custom_object_scope,
+    safe_mode_scope,
+    scopes_as_before,
+)
 from tiedio.saving import compiling
 from tiedio.saving.deferral import Deferral
 
@@ -45,7 +50,7 @@ _AREAS = (
 
 def write(models: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns the config of each model, and of how it was compiled."""
-    with ObjectSharingScope():
+    with scopes_as_before(), ObjectSharingScope():
         written = list(map(keras.saving.serialize_keras_object, models))
     written = _without_marks({"layers": written})["layers"]
     for model, config in zip(models, written, strict=True):
@@ -53,7 +58,7 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
             # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
             # only where the policy in force is the same. In a scope of its own, as Keras would
             # mark what it meets a second time.
-            with ObjectSharingScope():
+            with scopes_as_before(), ObjectSharingScope():
                 optimizer = keras.saving.serialize_keras_object(model.optimizer)
             config["compile_config"]["optimizer"] = optimizer
     return [*map(public_names.with_public_names, written)]
@@ -79,6 +84,7 @@ def reading(
 ) -> Iterator[contextlib.ExitStack]:
     """Opens the scopes in which Keras reads a config; yields what closes more of them."""
     with (
+        scopes_as_before(),
         contextlib.ExitStack() as scopes,
         safe_mode_scope(safe_mode),
         custom_object_scope(custom_objects),
