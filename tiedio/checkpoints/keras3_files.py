@@ -69,7 +69,7 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
             if path not in groups and path not in of_layers and not path.startswith(left_out)
         },
         groups={
-            renamed(path): next(iter(weights.attributes(path)))
+            renamed(path): {"name": name} if (name := weights.attribute(path, "name")) else {}
             for path, first in groups.items()
             if path == first
         },
@@ -117,7 +117,7 @@ def _name(inner_path: str, parts: Mapping[str, Part], weights: WeightsFile) -> s
     above = ""
     for component in inner_path.split("/"):
         above = f"{above}/{component}".lstrip("/")
-        noted = next(iter(weights.attributes(f"{above}/vars")), {}).get("name")
+        noted = weights.attribute(f"{above}/vars", "name")
         if above in parts:
             names = [parts[above].name]
         elif component != "layers":

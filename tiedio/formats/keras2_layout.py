@@ -9,6 +9,7 @@
 Whoever reads it goes by the order in the lists of names; the names mean nothing.
 """
 
+import itertools
 import json
 import math
 import posixpath
@@ -62,12 +63,10 @@ def read(weights: WeightsFile) -> OldLayout | None:
     Raises:
         FileFormatError: If it contradicts itself, or lacks what it names. All is named.
     """
-    root = _attributes(weights, "")
     parent = "" if _listed(weights, "", "layer_names") is not None else _LAYERS
     layer_names = _listed(weights, parent, "layer_names")
     if layer_names is None:
         return None
-    versions = _attributes(weights, parent)
     missing: list[str] = []
 
     def stored(group_path: str) -> tuple[Weight, ...]:
@@ -77,10 +76,12 @@ def read(weights: WeightsFile) -> OldLayout | None:
         raise damaged(weights.filepath, f"`layer_names` with a name twice: {listed(layer_names)}")
     old = OldLayout(
         filepath=weights.filepath,
-        model_config=_config(weights, "model_config", root),
-        training_config=_config(weights, "training_config", root),
-        keras_version=_text(weights, "keras_version", versions.get("keras_version", "")),
-        backend=_text(weights, "backend", versions.get("backend", "")),
+        model_config=_config(weights, "model_config"),
+        training_config=_config(weights, "training_config"),
+        keras_version=_text(
+            weights, "keras_version", weights.attribute(parent, "keras_version") or ""
+        ),
+        backend=_text(weights, "backend", weights.attribute(parent, "backend") or ""),
         layers={name: stored(posixpath.join(parent, name)) for name in layer_names},
         top_level=stored(posixpath.join(parent, _TOP_LEVEL))
         if _TOP_LEVEL in weights.names(parent)
@@ -108,14 +109,9 @@ def _weights(weights: WeightsFile, group_path: str, missing: list[str]) -> Itera
             missing.append(dataset_path)
 
 
-def _attributes(weights: WeightsFile, group_path: str) -> dict[str, Any]:
-    return next(iter(weights.attributes(group_path)), {})
-
-
-def _config(weights: WeightsFile, name: str, attributes: dict[str, Any]) -> dict[str, Any] | None:
-    if name not in attributes:
-        return None
-    return parse(weights.filepath, name, _text(weights, name, attributes[name]))
+def _config(weights: WeightsFile, name: str) -> dict[str, Any] | None:
+    config = weights.attribute("", name)
+    return None if config is None else parse(weights.filepath, name, _text(weights, name, config))
 
 
 def _text(weights: WeightsFile, name: str, value: Any) -> str:
@@ -131,13 +127,13 @@ def _text(weights: WeightsFile, name: str, value: Any) -> str:
 
 def _listed(weights: WeightsFile, group_path: str, name: str) -> list[str] | None:
     """Returns a list of names, in one attribute or in parts; `None` if there is none."""
-    attributes = _attributes(weights, group_path)
-    parts = [name] if name in attributes else []
-    while f"{name}{len(parts)}" in attributes and name not in parts:
-        parts.append(f"{name}{len(parts)}")
+    parts = {name: weights.attribute(group_path, name)}
+    if parts[name] is None:
+        numbered = (f"{name}{number}" for number in itertools.count())
+        found = ((part, weights.attribute(group_path, part)) for part in numbered)
+        parts = dict(itertools.takewhile(lambda one: one[1] is not None, found))
     names = []
-    for part in parts:
-        values = attributes[part]
+    for part, values in parts.items():
         if not isinstance(values, np.ndarray) or values.ndim != 1:
             raise damaged(weights.filepath, f"`{part}` at `{group_path}` that is no list")
         names += [_text(weights, part, value) for value in values.tolist()]

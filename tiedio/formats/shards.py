@@ -226,7 +226,7 @@ def _opened(source: Storage, text: bytes, resources: contextlib.ExitStack) -> Op
     weights = resources.enter_context(contextlib.closing(WeightsFile(windows, source.name)))
     record = metadata.get(METADATA_KEY)
     if isinstance(record, dict) and (save := record.get(SAVE)):
-        found = [attributes.get(SAVE) for attributes in weights.attributes("")]
+        found = weights.attributes("", SAVE)
         if others := [name for name, of in zip(names, found, strict=True) if of != save]:
             raise damaged(source.name, f"shards of another save, {listed(others)}")
     return Opened(

@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
 
@@ -23,6 +23,7 @@ class Seeking(io.RawIOBase):
     def __init__(self, size: int = 0):
         self.size = size
         self.position = 0
+        self._largest = float("inf")
 
     def readable(self) -> bool:
         return True
@@ -36,13 +37,35 @@ class Seeking(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = memoryview(buffer)[: max(0, self.size - self.position)]
+        if len(wanted) > self._largest:
+            raise OSError(f"a part of {len(wanted)} bytes, in which {self._largest} have room")
         self.read_at(wanted, self.position)
         self.position += len(wanted)
         return len(wanted)
 
+    @contextlib.contextmanager
+    def refusing(self, largest: float) -> Iterator[None]:
+        """Refuses, inside, to read more than so many bytes at once."""
+        self._largest = largest
+        try:
+            yield
+        finally:
+            self._largest = float("inf")
+
     @abc.abstractmethod
     def read_at(self, buffer: memoryview, position: int) -> None:
         """Fills `buffer` from `position` on."""
+
+
+class Again(Seeking):
+    """A file once more, for who reads it apart from others."""
+
+    def __init__(self, file: Seeking):
+        super().__init__(file.size)
+        self._file = file
+
+    def read_at(self, buffer: memoryview, position: int) -> None:
+        self._file.read_at(buffer, position)
 
 
 class Sheet(Seeking):

@@ -1,0 +1,224 @@
+"""Find the groups and datasets of a weights file by their paths, and their attributes.
+
+Only hard links are followed, and no attribute is read but those that are asked for.
+"""
+
+import contextlib
+import math
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import h5py
+from h5py import h5a, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
+
+from tiedio.errors import FileFormatError, first_line
+from tiedio.storage.streams import Again, Seeking
+
+# Errors of h5py for damaged files, whichever part of HDF5 meets the damage.
+HDF5_ERRORS = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+)
+
+DAMAGED = "The file is damaged; restore it from a copy or save the model again."
+
+# Bytes that all attributes may take beside those of the file, and an element beside its own.
+_ATTRIBUTES = 1 << 25
+_ELEMENT = 128
+# HDF5 writes short texts into heaps of at most so many bytes, and a longer one into one of its own.
+_HEAP = 1 << 16
+# Bytes that one attribute may take while it is read.
+_AT_ONCE = 1 << 27
+
+# Kinds of elements that an attribute may have; texts may also be of any length.
+_KINDS = "biufS"
+
+# A group, or a dataset.
+Found = h5py.Group | h5py.Dataset
+
+
+class Objects:
+    """The groups and datasets of a file, or of the shards of one.
+
+    Args:
+        files: The files; what several have is taken from the first of them.
+        filepath: Its name for messages.
+
+    Raises:
+        FileFormatError: If it is no HDF5 file, or a damaged one.
+    """
+
+    def __init__(self, files: Sequence[Seeking], filepath: str):
+        self.filepath = filepath
+        self._windows = files
+        self._files: list[h5py.File] = []
+        self._members: dict[tuple[int, str], Found | None] = {}
+        self._attributes: dict[tuple[int, int, str], Any] = {}
+        self._room_of_attributes = _ATTRIBUTES + sum(file.size for file in files)
+        try:
+            for file in files:
+                self._files.append(h5py.File(file, "r"))
+        except HDF5_ERRORS as error:
+            raise self._error("is not an HDF5 file", str(error)) from error
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def names(self, group_path: str) -> list[str]:
+        """Lists the names in a group, of all files that have it."""
+        with self._explained(f"has an unreadable `{group_path}`"):
+            groups = [one for one, _ in self._found(group_path) if isinstance(one, h5py.Group)]
+            return list(dict.fromkeys(name for group in groups for name in group))
+
+    def below(self, group_path: str) -> list[str]:
+        """Lists the datasets in a group, and in the groups inside it, by their paths."""
+        return [path for path, _ in self.walk(group_path) if self.address(path)]
+
+    def walk(
+        self, group_path: str = "", preferred: Iterable[str] = ()
+    ) -> Iterator[tuple[str, str]]:
+        """Yields all that is in a group: its path, and the first path of the same object.
+
+        What is in a group is yielded below its first path only: it may be inside itself.
+
+        Args:
+            group_path: The group; `""` is the root.
+            preferred: Paths of datasets that come first of all that these, and the groups
+                they are in, have.
+        """
+        first: dict[tuple[int, int], str] = {}
+
+        def is_first(path: str) -> bool:
+            addresses = [self._info(found)[0] for found, _ in self._found(path)]
+            return path in [first.setdefault(address, path) for address in addresses]
+
+        for path in preferred:
+            names = path.split("/")
+            parents = ("/".join(names[:count]) for count in range(len(names) + 1))
+            all(is_first(parent) for parent in parents)  # up to one with a path before it
+        pending = [group_path]
+        while pending:
+            path = pending.pop()
+            found = self._find(path)
+            if found is None:
+                continue
+            if not is_first(path):
+                yield path, first[self._info(found)[0]]
+                continue
+            yield path, path
+            if isinstance(found, h5py.Group):
+                pending += [posixpath.join(path, name) for name in reversed(self.names(path))]
+
+    def address(self, dataset_path: str) -> tuple[int, int] | None:
+        """Tells one tensor from another: all of its paths have one address."""
+        found = self._find(dataset_path)
+        return self._info(found)[0] if isinstance(found, h5py.Dataset) else None
+
+    def attribute(self, path: str, name: str) -> Any:
+        """Returns an attribute of what is at a path (`""` is the root); `None` if it has none."""
+        return next(iter(self.attributes(path, name)), None)
+
+    def attributes(self, path: str, name: str) -> list[Any]:
+        """Returns an attribute of what is at a path, in each file that has something there."""
+        return [self._attribute(found, window, name) for found, window in self._found(path)]
+
+    def _attribute(self, found: Found, window: Seeking, name: str) -> Any:
+        with self._explained(f"has an unreadable attribute `{name}` at `{found.name}`"):
+            if not h5a.exists(found.id, name.encode()):
+                return None
+            place = (*self._info(found)[0], name)
+            if place not in self._attributes:
+                self._attributes[place] = self._read_attribute(found, window, name)
+            return self._attributes[place]
+
+    def _read_attribute(self, found: Found, window: Seeking, name: str) -> Any:
+        declared = h5a.open(found.id, name.encode())
+        count = math.prod(declared.shape)
+        is_text = h5py.check_string_dtype(declared.dtype)
+        if not is_text and declared.dtype.kind not in _KINDS:
+            raise TypeError(f"values of type {declared.dtype}")
+        if not is_text or is_text.length:
+            self._take(count * (_ELEMENT + declared.dtype.itemsize))
+            return found.attrs[name]
+        # HDF5 does not say how long texts are before it has read them all, and many may be one
+        # text, in one place. None is longer than the heap that it lies in.
+        self._take(count * _ELEMENT)
+        if count * _HEAP > _AT_ONCE:
+            raise ValueError(f"{count} texts in one attribute")
+        try:
+            with window.refusing(_HEAP):
+                value: Any = found.attrs[name]
+        except OSError:
+            if count > 1:
+                raise
+            # Apart: what HDF5 has read before, it does not read again, and would not be refused.
+            apart = Again(window)
+            with contextlib.closing(h5py.File(apart, "r")) as file, apart.refusing(_AT_ONCE):
+                value = h5py.Group(h5o.open(file.id, found.name.encode())).attrs[name]
+        self._take(sum(map(len, value.reshape(-1))) if declared.shape else len(value))
+        return value
+
+    def _take(self, size: int) -> None:
+        """Takes room for an attribute."""
+        if size > self._room_of_attributes:
+            raise ValueError("more than the file can hold")
+        self._room_of_attributes -= size
+
+    def _info(self, found: Found) -> tuple[tuple[int, int], int]:
+        """Returns where an object is, and how many paths it has."""
+        with self._explained("has an unreadable object"):
+            info = h5o.get_info(found.id)
+            return (info.fileno, info.addr), info.rc
+
+    def _find(self, path: str) -> Found | None:
+        """Returns the first object at `path`, or `None`; only hard links are followed."""
+        return next((found for found, _ in self._found(path)), None)
+
+    def _found(self, path: str) -> list[tuple[Found, Seeking]]:
+        """Returns the objects at `path` of all files that have one, and these files."""
+        pairs = zip(self._files, self._windows, strict=True)
+        return [(found, w) for file, w in pairs if (found := self._at(file, path)) is not None]
+
+    def _at(self, file: h5py.File, path: str) -> Found | None:
+        found: Any = file
+        for name in path.split("/") if path else ():
+            place = id(found), name  # of an object that is kept, here or as a file
+            if place not in self._members:
+                with self._explained(f"has an unreadable `{path}`"):
+                    self._members[place] = self._member(found, name.encode())
+            found = self._members[place]
+            if found is None:
+                break
+        return found
+
+    def _member(self, group: Any, name: bytes) -> Found | None:
+        if not (name and isinstance(group, h5py.Group) and group.id.links.exists(name)):
+            return None
+        if group.id.links.get_info(name).type != h5l.TYPE_HARD:
+            raise ValueError("a link that is not a hard one")
+        found = h5o.open(group.id, name)
+        if isinstance(found, h5py.h5g.GroupID):
+            return h5py.Group(found)
+        return h5py.Dataset(found) if isinstance(found, h5py.h5d.DatasetID) else None
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turns any error of HDF5 into a `FileFormatError`."""
+        try:
+            yield
+        except HDF5_ERRORS as error:
+            raise self._error(what, first_line(error)) from error
+
+    def _error(self, what: str, received: str) -> FileFormatError:
+        return FileFormatError(
+            f"`{self.filepath}` {what}.\n"
+            f"Expected: weights as Keras stores them. Received: {received}.\n{DAMAGED}"
+        )
