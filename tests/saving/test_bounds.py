@@ -3,8 +3,11 @@
 Beside the file and the model 300 MB, and 2 seconds of a processor for each megabyte; see `bounded`.
 """
 
+import json
 import struct
 import sys
+import time
+import zipfile
 
 import bounded
 import h5py
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 import tiedio
+import tiedio.files
 
 if sys.platform != "linux":
     pytest.skip("limits of a process's memory are Linux's", allow_module_level=True)
@@ -96,3 +100,145 @@ def test_honest_attributes_are_read(tmp_path):
         assert len(file.attrs["model_config"]) > 1 << 16
     loaded = tiedio.load_tied(filepath)
     assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+
+
+# Records
+
+
+def place(number, attribute="_kernel", **more):
+    path = f"layers/{number}"
+    return {"inner_path": path, "attribute": attribute, "dataset_path": f"{path}/vars/0", **more}
+
+
+def tied(number, attribute="_kernel", **more):
+    owner, alias = place(2 * number, attribute), place(2 * number + 1, attribute)
+    facts = {"shape": [3, 3], "dtype": "float32", "trainable": True}
+    return {"owner": owner, "aliases": [alias], **facts, **more}
+
+
+def layer(number):
+    return {"name": f"l{number}", "path": f"l{number}", "trainable": True, "variables": []}
+
+
+def by_path(make):
+    return lambda count: {f"layers/{number}": make(number) for number in range(count)}
+
+
+def several(make):
+    return lambda count: list(map(make, range(count)))
+
+
+FIELDS = {
+    "tie groups": {"tie_groups": several(tied)},
+    "tie groups by number": {"tie_groups": several(lambda number: tied(number, "0"))},
+    "one tie group": {
+        "tie_groups": lambda count: [{**tied(0), "aliases": several(place)(count)[1:]}]
+    },
+    "layers": {"layers": by_path(layer)},
+    "one layer": {
+        "layers": lambda count: {
+            "layers/dense": {
+                **layer(0),
+                "variables": [[f"a{number}", f"p{number}", True, True] for number in range(count)],
+            }
+        },
+        "exact_values": several(lambda number: place("dense", f"b{number}", dataset_path=None)),
+    },
+    "shared layers": {
+        "shared_layers": several(lambda number: [f"layers/{number}", f"layers/again/{number}"])
+    },
+    "exact values": {"exact_values": several(place)},
+    "one optimizer": {"optimizer_variables": lambda count: {"optimizer": several(place)(count)}},
+    "optimizers": {"optimizer_variables": by_path(lambda number: [place(number)])},
+    "weight decay": {"excluded_from_weight_decay": by_path(lambda number: [place(number)])},
+    "random states": {
+        "random_states": several(lambda number: {"places": [place(number)], "state": [1, 2]})
+    },
+    "states of the process": {"process_random_states": by_path(lambda number: [1, 2])},
+    "digests": {"digests": by_path(lambda number: "0" * 16)},
+    "orders of axes": {"axis_orders": by_path(lambda number: [1, 0])},
+    "shared optimizers": {
+        "shared_optimizers": several(lambda number: [f"a/{number}", f"b/{number}"])
+    },
+    "transposed ties": {"transposed_ties": several(lambda number: tied(number, axes=[1, 0]))},
+    "models": {"models": by_path(lambda number: f"layers/{number}")},
+}
+GROUPS = 20_000
+
+
+def with_record(filepath, edit):
+    """Saves a tied model, with another record."""
+    model = bounded.model()
+    tiedio.tie(model.layers[1], to=model.layers[0])
+    tiedio.save_tied(model, filepath)
+    with zipfile.ZipFile(filepath) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    edit(metadata["tiedio"])
+    with zipfile.ZipFile(filepath, "w") as archive:
+        for name, content in {**members, "metadata.json": json.dumps(metadata)}.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=[] if what == "tie groups by number" else [pytest.mark.slow])
+        for what in FIELDS
+    ],
+)
+@every(quick="load_tied_weights")
+def test_a_record_of_many(bounds, tmp_path, what, entry):
+    filepath = tmp_path / "model.keras"
+    made = {name: make(GROUPS) for name, make in FIELDS[what].items()}
+    with_record(filepath, lambda record: record.update(made))
+    bounds.check(entry, filepath)
+
+
+class Pairs(keras.layers.Layer):
+    """Layers of which each second one may be tied to the one before; a config does not say so."""
+
+    def __init__(self, count, tied=False, **options):
+        super().__init__(**options)
+        self.count, self.tied = count, tied
+        self.parts = [keras.layers.Dense(1, use_bias=False) for _ in range(2 * count)]
+
+    def build(self, shape):
+        for first, second in zip(self.parts[::2], self.parts[1::2], strict=True):
+            first.build(shape)
+            second.build(shape)
+            if self.tied:
+                second._untrack_variable(second.kernel)
+                second._kernel = first.kernel
+
+    def call(self, inputs):
+        return self.parts[1](inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "count": self.count}
+
+
+@pytest.mark.slow
+def test_an_honest_model_of_thousands_of_ties(tmp_path):
+    """Saving and loading take time by the number of ties, and not by its square."""
+    few, many, factor = 1250, 5000, 4
+    took = {}
+    for count in (few, many):
+        model = keras.Sequential([keras.Input((1,)), Pairs(count, tied=True)])
+        other = keras.Sequential([keras.Input((1,)), Pairs(count)])
+        filepath = tmp_path / f"{count}.keras"
+        for name, work in {
+            "save": lambda m=model, f=filepath: tiedio.save_tied(m, f),
+            "load": lambda f=filepath: tiedio.load_tied(f, {"Pairs": Pairs}),
+            "weights": lambda m=other, f=filepath: tiedio.load_tied_weights(m, f),
+            "plan": lambda f=filepath: str(tiedio.files.plan(f)),
+            "export": lambda f=filepath: tiedio.files.export(f, f.with_suffix(".safetensors")),
+        }.items():
+            begun = time.process_time()
+            loaded = work()
+            took[name, count] = time.process_time() - begun
+            if name == "load":
+                assert len(tiedio.find_ties(loaded)) == count
+        assert len(tiedio.find_ties(other)) == count
+    for name in ("save", "load", "weights", "plan", "export"):
+        assert took[name, many] < 2 * factor * took[name, few], took

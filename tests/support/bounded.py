@@ -74,7 +74,7 @@ def _answer(entry, filepath):
         came, text = "raised", traceback.format_exc()
     seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return came, text, seconds, peak - before
+    return came, text[-2000:], seconds, peak - before
 
 
 class Bounded:
@@ -111,7 +111,7 @@ def main():
         if not (child := os.fork()):
             os.close(receiving)
             signal.alarm(4 * int(seconds + 1))  # a processor may be busy with something else
-            os.write(sending, json.dumps(_answer(entry, filepath)).encode()[-60_000:])
+            os.write(sending, json.dumps(_answer(entry, filepath)).encode())
             os._exit(0)
         os.close(sending)
         with open(receiving, "rb") as answer:

@@ -1,5 +1,6 @@
 """Ties that a file itself states: by its record, its hard links, or the names in its lists."""
 
+import bisect
 import collections
 import dataclasses
 import enum
@@ -57,7 +58,7 @@ def joined(ties: Iterable[Tie]) -> dict[str, str]:
 
     def owner(name: str) -> str:
         while owners.setdefault(name, name) != name:
-            name = owners[name]
+            owners[name] = name = owners[owners[name]]  # a shorter way, for the next time
         return name
 
     for tie in ties:
@@ -128,11 +129,12 @@ def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
             why = f"it is listed as `{one.listed}`"
             yield Tie((owners[0].name, one.name), Evidence.FINGERPRINT, why)
     old, is_multi_backend = checkpoint.old_layout, checkpoint.version.is_multi_backend
-    slots = [posixpath.basename(weight.name) for weight in old.optimizer] if old else []
+    slots = sorted(posixpath.basename(weight.name) for weight in old.optimizer) if old else []
 
     def has_slots(path: str) -> bool:
         start = path.replace("/", "_") + "_"
-        return "/" in path and any(slot.startswith(start) for slot in slots)
+        first = slots[bisect.bisect(slots, start) :][:1]
+        return "/" in path and any(slot.startswith(start) for slot in first)
 
     once = {
         posixpath.dirname(path)

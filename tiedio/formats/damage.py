@@ -119,10 +119,11 @@ def _apart(names: Iterable[str], differ: bool) -> Problem:
 
 def _new_links(weights: WeightsFile, record: Record) -> Iterator[Problem]:
     """Yields what is stored once, and is not tied by the record."""
-    groups = [set(group.dataset_paths) for group in record.tie_groups]
+    group_of = {p: n for n, group in enumerate(record.tie_groups) for p in group.dataset_paths}
     for linked in weights.links():
         paths = [path for path in linked if _is_of_layer(path, record)]
-        if len(paths) > 1 and not any(held.issuperset(paths) for held in groups):
+        groups = {group_of.get(path) for path in paths}
+        if len(paths) > 1 and (None in groups or len(groups) > 1):
             yield Problem(tuple(paths), "not tied by the record, but stored once")
 
 

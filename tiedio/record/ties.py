@@ -200,18 +200,29 @@ def _label(names: Mapping[str, str], inner_path: str) -> str:
 
 
 def merged(groups: Iterable[TieGroup]) -> list[TieGroup]:
-    """Makes one tie group of those that have a place in common."""
-    found: list[TieGroup] = []
-    for group in groups:
-        touching = [one for one in found if set(one.places) & set(group.places)]
-        places: dict[Place, Place] = {}
-        for place in (place for one in (*touching, group) for place in one.places):
+    """Makes one tie group of those that have a place in common, with the owner of the first."""
+    given = list(groups)
+    first: dict[Place, int] = {}  # the number of the first group that has a place
+    joined = list(range(len(given)))  # with a group before it, or with itself
+
+    def root(number: int) -> int:
+        while joined[number] != number:
+            number = joined[number] = joined[joined[number]]
+        return number
+
+    for number, group in enumerate(given):
+        for place in group.places:
+            one, other = sorted((root(first.setdefault(place, number)), root(number)))
+            joined[other] = one
+    found: dict[int, dict[Place, Place]] = {}
+    for number, group in enumerate(given):
+        places = found.pop(root(number), {})  # which goes to the end
+        for place in group.places:
             known = places.setdefault(place, place)
             if known.dataset_path is None:
                 places[place] = place
-        found = [one for one in found if one not in touching]
-        found.append((touching[0] if touching else group).at(list(places.values())))
-    return found
+        found[root(number)] = places
+    return [given[number].at(list(places.values())) for number, places in found.items()]
 
 
 def _dimension(item: Any) -> int:

@@ -6,6 +6,7 @@ the record of a file one of this model, it is checked against a walk over what i
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,14 +68,16 @@ def fitted(record: Record, walk: Walk, left_out: Collection[str] = ()) -> Record
 
 def _ties_of_shared_layers(record: Record, walk: Walk) -> Iterator[TieGroup]:
     """Yields ties between variables, where the record has one layer and the model has two."""
-    for first, *others in record.shared_layers:
-        for place, (_, variable) in walk.places.items():
-            if not (place.inner_path == first or place.inner_path.startswith(f"{first}/")):
-                continue
-            rest = place.inner_path.removeprefix(first)
+    others_of = {first: others for first, *others in record.shared_layers}
+    for place, (_, variable) in walk.places.items() if others_of else ():
+        path = place.inner_path
+        ends = [*(slash.start() for slash in re.finditer("/", path)), len(path)]
+        for first, rest in ((path[:end], path[end:]) for end in ends):
+            others = others_of.get(first, ())
             aliases = [Place(f"{other}{rest}", place.attribute) for other in others]
-            known = (alias for alias in aliases if alias in walk.places)
-            yield tie_group(place, known, variable)
+            known = [alias for alias in aliases if alias in walk.places]
+            if known:
+                yield tie_group(place, known, variable)
 
 
 def _layers(record: Record, walk: Walk, tied: Record) -> Iterator[tuple[str, LayerState]]:
@@ -130,9 +133,10 @@ def misfit(walk: Walk, record: Record) -> RecordError | None:
 def _lacking(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     """Finds the exact values that the model has no variable for."""
     exact = {p for p in _exact_values(walk, record) if not listed_only(p.attribute)}
+    # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
+    merged_into = {place.inner_path for place in exact.intersection(walk.stored_places)}
     for place in exact.difference(walk.places, walk.raw):
-        # What LoRA was merged into is stored by the layer itself, and needs no LoRA.
-        if not any(p in exact and p.inner_path == place.inner_path for p in walk.stored_places):
+        if place.inner_path not in merged_into:
             yield retying.name_of(place, walk, record), "no such variable"
 
 
@@ -145,14 +149,14 @@ def without_state(
     """
     kept: list[Place] = []
     problems = {}
+    listed_here = {
+        Place(path, one.attribute)
+        for path, layer in record.layers.items()
+        for one in layer.variables
+    }
     for place in record.exact_values:
-        layer = record.layers.get(place.inner_path)
         path, held = place.dataset_path, walk.places.get(place) or walk.raw.get(place)
-        if (
-            not layer
-            or not path
-            or any(one.attribute == place.attribute for one in layer.variables)
-        ):
+        if place.inner_path not in record.layers or not path or place in listed_here:
             kept.append(place)
         elif held is None:
             problems[retying.name_of(place, walk, record)] = "no such variable"

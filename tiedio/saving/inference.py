@@ -134,11 +134,11 @@ def located(walk: Walk, weights: WeightsFile) -> Walk:
 
 def unrecorded_links(walk: Walk, weights: WeightsFile, record: Record) -> RecordError | None:
     """The error for variables that are separate by the record, and share a tensor in the file."""
-    recorded = [set(group.places) for group in record.tie_groups]
+    owners = record.owners
     found = [
         group
         for group in _find_linked(record, walk, weights)
-        if not any(places.issuperset(group.places) for places in recorded)
+        if group.owner not in owners or len(set(map(owners.get, group.places))) > 1
     ]
     if not found:
         return None

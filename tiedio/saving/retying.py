@@ -174,6 +174,7 @@ def name_of(place: Place, walk: Walk, record: Record) -> str:
 
 def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
     """Compares the layers of a model, and what they list, with those of the record."""
+    elsewhere = record.owners.keys() | record.exact_values
     for inner_path, saved in record.layers.items():
         if inner_path not in walk.layers:
             if saved.variables:
@@ -185,7 +186,7 @@ def _check_layers(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
         known = {held.attribute for held in saved.variables}
         for attribute in known.difference(walk.named[inner_path]):
             place = Place(inner_path, attribute)
-            if place not in record.owners and place not in record.exact_values:
+            if place not in elsewhere:
                 yield name_of(place, walk, record), "no such variable"
         for held in unrecorded(walk, record, inner_path):
             yield str(walk.place(inner_path, held.attribute)), "not in the file"
