@@ -200,7 +200,7 @@ RECORDS = {
     "numbers": (created(data=[1.0, 2.0]), "has no text at `tiedio`"),
     "texts": (text([b"{}", b"{}"]), "has no text at `tiedio`"),
     "text of any length": (created(data="{}"), "has no text at `tiedio`"),
-    "a text that is not stored": (created(shape=(), dtype="S8"), "unreadable `tiedio`"),
+    "a text that is not stored": (created(shape=(), dtype="S8"), "`tiedio` is not JSON"),
     "a huge text": (huge_text, "has no text at `tiedio`"),
     "no JSON": (text(b"{'a': 1}"), "`tiedio` is not JSON"),
     "a list": (text(b"[]"), "`tiedio` is not a JSON object"),

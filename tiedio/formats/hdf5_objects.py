@@ -75,7 +75,9 @@ class Objects:
     def names(self, group_path: str) -> list[str]:
         """Lists the names in a group, of all files that have it."""
         with self._explained(f"has an unreadable `{group_path}`"):
-            groups = [one for one, _ in self._found(group_path) if isinstance(one, h5py.Group)]
+            groups: list[Any] = [
+                one for one, _ in self._found(group_path) if isinstance(one, h5py.Group)
+            ]
             return list(dict.fromkeys(name for group in groups for name in group))
 
     def below(self, group_path: str) -> list[str]:
@@ -162,7 +164,7 @@ class Objects:
             # Apart: what HDF5 has read before, it does not read again, and would not be refused.
             apart = Again(window)
             with contextlib.closing(h5py.File(apart, "r")) as file, apart.refusing(_AT_ONCE):
-                value = h5py.Group(h5o.open(file.id, found.name.encode())).attrs[name]
+                value = h5py.Group(h5o.open(file.id, str(found.name).encode())).attrs[name]
         self._take(sum(map(len, value.reshape(-1))) if declared.shape else len(value))
         return value
 

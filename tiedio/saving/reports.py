@@ -27,8 +27,8 @@ class Reports:
         self.strict = strict and not skip_mismatch
         self._exists = exists
         self._skip_mismatch = skip_mismatch
-        self._failed: dict[str, Exception] = {}
-        self._failed_to_resume: dict[str, Exception] = {}
+        self._failed: dict[str, Exception | None] = {}
+        self._failed_to_resume: dict[str, Exception | None] = {}
         self._unresumed: list[TiedioError | None] = []
 
     @property
@@ -67,7 +67,8 @@ class Reports:
         except TiedioError:
             raise
         except Exception as error:  # the code of layers may raise anything
-            (self._failed_to_resume if training else self._failed)[name] = error
+            failed = self._failed_to_resume if training else self._failed
+            failed[name] = None if failed else error  # whose frames hold what was read
 
     def finish(self, weights: WeightsFile) -> None:
         """Tells what failed.
@@ -90,11 +91,11 @@ class Reports:
         warn(["\n".join(self.warnings)] if self.warnings else [])
 
 
-def _failure(failed: Mapping[str, Exception]) -> LoadError | None:
-    """The error for what code of layers or optimizers raised."""
-    if not failed:
+def _failure(failed: Mapping[str, Exception | None]) -> LoadError | None:
+    """The error for what code of layers or optimizers raised, the first of which is kept."""
+    first, cause = next(iter(failed.items()), ("", None))
+    if cause is None:
         return None
-    first, cause = next(iter(failed.items()))
     error = LoadError(
         f"Cannot load the state of {listed(failed)}.\n"
         f"Received, for `{first}`: {first_line(cause)}\n"
