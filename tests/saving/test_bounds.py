@@ -301,3 +301,36 @@ def test_tensors_that_are_compressed_with_two_paths_each(bounds, tmp_path, entry
             tmp_path / "hostile.keras", {**members, "model.weights.h5": stream.getvalue()}
         )
     bounds.check(entry, filepath, 4 * width * width)
+
+
+# Configs
+
+
+def huge(compiled):
+    """Makes a file whose config declares 4 GB, beside a part that needs a value at once."""
+    part = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="few")], name="part")
+    if compiled:
+        part.compile("adam", "mse")
+    else:
+        part.add(keras.layers.Normalization(mean=[1.0] * 3, variance=[1.0] * 3))
+    return keras.Sequential([keras.Input((3,)), part, keras.layers.Dense(9, name="many")])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+@every(quick="load_tied")
+def test_a_config_that_declares_more_than_the_file_stores(
+    bounds, tmp_path, compiled, zipped, entry
+):
+    filepath = tmp_path / ("model.keras" if zipped else "model.h5")
+    huge(compiled).save(filepath)
+    if zipped:
+        members = members_of(filepath)
+        config = members["config.json"].decode().replace('"units": 9', f'"units": {1 << 28}')
+        written(filepath, {**members, "config.json": config})
+    else:
+        with h5py.File(filepath, "a") as file:
+            config = file.attrs["model_config"].replace('"units": 9', f'"units": {1 << 28}')
+            file.attrs["model_config"] = config
+    came, _ = bounds.check(entry, filepath)
+    assert came == "refused" or not entry.startswith("load")

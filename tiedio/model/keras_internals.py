@@ -6,6 +6,7 @@ when a Keras version moves it.
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -149,6 +150,49 @@ class Uninitialized:
 
     def __exit__(self, *exception: Any) -> None:
         global_state.set_global_attribute(self._ACCOUNT, self._others)
+
+
+class Counted:
+    """A scope that calls `made` with the shape and dtype of each variable, before it is made.
+
+    Only those of this thread: Keras' class shows them while any thread is in such a scope.
+    """
+
+    _ACCOUNT = "tiedio_counted"
+    _lock = threading.Lock()
+    _open = 0
+    _before: Any = None
+
+    def __init__(self, made: Callable[[Any, str], None]):
+        self._made = made
+
+    def __enter__(self) -> "Counted":
+        kind: Any = keras.Variable
+        with self._lock:
+            if not Counted._open:
+                validate = kind._validate_shape
+
+                def counted(variable: Any, shape: Any) -> Any:
+                    made = global_state.get_global_attribute(self._ACCOUNT)
+                    if made is not None:
+                        made(shape, variable.dtype)
+                    return validate(variable, shape)
+
+                Counted._before = vars(kind).get("_validate_shape")
+                kind._validate_shape = counted
+            Counted._open += 1
+        global_state.set_global_attribute(self._ACCOUNT, self._made)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        global_state.set_global_attribute(self._ACCOUNT, None)
+        kind: Any = keras.Variable
+        with self._lock:
+            Counted._open -= 1
+            if not Counted._open:
+                del kind._validate_shape
+                if Counted._before is not None:
+                    kind._validate_shape = Counted._before
 
 
 def has_value(variable: Any) -> bool:

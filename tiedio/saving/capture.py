@@ -300,7 +300,7 @@ def _built_order(layer: keras.Layer) -> list[str]:
 
     try:
         with unnoticed():
-            built = Deferral(0).build(build)  # its variables need no values
+            built = Deferral().build(build)  # its variables need no values
     except Exception as error:  # the code of layers may raise anything
         _log.debug("stored in its own order: %s cannot be made anew: %s", layer, error)
         return []

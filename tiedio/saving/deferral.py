@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from tiedio.errors import FileFormatError
+from tiedio.errors import FileFormatError, LoadError
 from tiedio.formats.arrays import Stored
 from tiedio.formats.device_memory import DeviceMemory, driver
 from tiedio.formats.store import Store, Unread
 from tiedio.model.keras_internals import (
+    Counted,
     Uninitialized,
     exchange_initializer,
     has_value,
@@ -35,6 +36,10 @@ T = TypeVar("T")
 
 # When loading fails, initial values may be made of so many bytes, whatever the file has.
 _FLOOR = 1 << 20
+# And of so many where a model needs them while it is built; and so many copies of all that the file
+# has: variables that are tied there are not yet.
+_FLOOR_WHILE_BUILT = 1 << 27
+_COPIES = 8
 
 # Values of so many bytes are read straight to a card. JAX compiles for each shape how to make room.
 _LARGE_ON_CARD = {"torch": 1 << 22, "jax": 1 << 27}
@@ -44,10 +49,10 @@ class Deferral:
     """Variables that were made without values, until they are given one.
 
     Args:
-        room: Bytes of the tensors in the file.
+        room: Bytes of the tensors in the file; without end if a model exists already.
     """
 
-    def __init__(self, room: int):
+    def __init__(self, room: float = math.inf):
         self._room = room
         # Not kept alive: one that is replaced by a shared one needs no value.
         self._made: list[weakref.ref[keras.Variable]] = []
@@ -74,7 +79,7 @@ class Deferral:
             # must draw the same ones.
             with unnoticed():
                 random.seed(0)
-                return make()
+                return self._with_values(make)
         made: Any = None
         reason = ""
         with Uninitialized() as uninitialized, _Assignments() as assignments:
@@ -89,7 +94,28 @@ class Deferral:
         if not reason and not assignments.made:
             return made
         _log.debug("built with initial values: %s", reason or "it assigns values")
-        return make()
+        return self._with_values(make)
+
+    def _with_values(self, make: Callable[[], T]) -> T:
+        """Returns what `make` makes with initial values, if the file may hold so many."""
+        size = 0
+
+        def count(shape: Iterable[int | None], dtype: str) -> None:
+            nonlocal size
+            size += math.prod(one or 0 for one in shape) * np.dtype(dtype).itemsize
+            self._check(size)
+
+        with Counted(count):
+            return make()
+
+    def _check(self, size: int) -> None:
+        largest = _FLOOR_WHILE_BUILT + _COPIES * self._room
+        if size > largest:
+            raise LoadError(
+                "Cannot build the model: it declares far more than the file stores.\n"
+                f"Expected: at most {largest} bytes. Received: {size} bytes or more.\n"
+                "Build it in code, and load its weights with `tiedio.load_tied_weights`."
+            )
 
     def load(self, saveable: Any, store: Store) -> None:
         """Lets `saveable` load its own variables; what has no value takes over what was read."""
@@ -129,6 +155,7 @@ class Deferral:
         """Gives what was not loaded the initial value that Keras would have given it."""
         self.settle()
         made = self._alive()
+        self._check(sum(map(_bytes, made)))
         self._made.clear()
         for variable in made:
             del variable.assign

@@ -119,7 +119,7 @@ def _lists_once_built(model: keras.Model, config: dict[str, Any]) -> dict[str, l
     known |= {keras.saving.get_registered_name(one): one for one in classes}
     try:
         with unnoticed(), SafeModeScope(False), custom_object_scope(known):
-            built = build(config, Deferral(0))
+            built = build(config, Deferral())
     except Exception as error:  # a config may lead Keras anywhere
         _log.debug("listed as the model itself lists them: %s", error)
         return None

@@ -130,7 +130,7 @@ def place(
 
 def place_by_config(source: Opened, config: Any, reports: Reports, compiled: bool) -> None:
     """Does the same for a whole model: one more is made of its config, to look at."""
-    with unnoticed(), Deferral(0) as deferral:
+    with unnoticed(), Deferral(source.weights.size) as deferral:
         model = config.build(deferral)
         if compiled:
             config.compile(model, deferral)
