@@ -334,3 +334,32 @@ def test_a_config_that_declares_more_than_the_file_stores(
             file.attrs["model_config"] = config
     came, _ = bounds.check(entry, filepath)
     assert came == "refused" or not entry.startswith("load")
+
+
+# Groups
+
+
+def inside(group, names):
+    """Makes groups inside each other, as a list of links would take too long for HDF5."""
+    for name in names:
+        group = h5py.Group(h5py.h5g.create(group.id, name))
+    return group
+
+
+@pytest.mark.parametrize("what", ["assets", "layers", "members"])
+@every()
+def test_groups_inside_each_other(bounds, tmp_path, what, entry):
+    filepath = tmp_path / "model.h5"
+    tiedio.save_tied(bounded.model(), filepath)
+    if entry == "load_tied_weights":
+        filepath = tmp_path / "model.weights.h5"
+        tiedio.save_tied_weights(bounded.model(), filepath)
+    with h5py.File(filepath, "a", libver="latest") as file:
+        if what == "members":
+            bottom = inside(file.require_group("assets"), [b"x" * 500] * 20)
+            for number in range(5000):
+                bottom.create_group(str(number))
+        else:
+            bottom = inside(file.require_group(what), [b"a"] * 6000)
+        bottom["file"] = np.frombuffer(b"1", "u1")
+    bounds.check(entry, filepath)

@@ -5,7 +5,7 @@ Keras 2.12 began it, and called some of its groups otherwise.
 
 import collections
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tiedio.checkpoints.checkpoint import Checkpoint
@@ -38,8 +38,8 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
     """
     weights = opened.weights
     version = opened.keras_version
-    renamed = _renaming(weights)
     objects = {path: first for path, first in weights.walk() if not _NOT_FOR_KERAS_3.match(path)}
+    renamed = _renamed(weights, objects)
     layers = layer_outline.layers(translated.config)
     parts = {part.inner_path: part for held in layers.values() for part in held}
     record = opened.read_record(verify=False)
@@ -64,12 +64,12 @@ def described(opened: Opened, translated: Translated, kind: str) -> Checkpoint:
         record=record,
         metadata=dict(opened.metadata),
         others={
-            renamed(path): path
+            renamed[path]: path
             for path in objects
             if path not in groups and path not in of_layers and not path.startswith(left_out)
         },
         groups={
-            renamed(path): {"name": name} if (name := weights.attribute(path, "name")) else {}
+            renamed[path]: {"name": name} if (name := weights.attribute(path, "name")) else {}
             for path, first in groups.items()
             if path == first
         },
@@ -82,13 +82,13 @@ def _variables(
     weights: WeightsFile,
     parts: Mapping[str, Part],
     paths: Iterator[str],
-    renamed: Callable[[str], str],
+    renamed: Mapping[str, str],
 ) -> list[StoredVariable]:
     """Lists the variables of layers, in the order of the model where its config tells."""
     rank = {inner_path: number for number, inner_path in enumerate(parts)}
     stored = collections.defaultdict(dict)
     for path in paths:
-        found = _VARIABLES.fullmatch(renamed(path))
+        found = _VARIABLES.fullmatch(renamed[path])
         if found and not _NO_LAYERS.match(path):
             stored[found["inner_path"] or ""][int(found["key"])] = path
     variables = []
@@ -151,21 +151,20 @@ def _told_version(optimizer: Mapping[str, Any], stored: list[Weight]) -> str:
     return "3.10" if len(stored) > 1 and stored[1].shape == () else "2.15"
 
 
-def _renaming(weights: WeightsFile) -> Callable[[str], str]:
-    """Returns a function that says where Keras 3 would have what is at a path."""
-    renamed = {"": ""}
-
-    def rename(path: str) -> str:
-        if path not in renamed:
-            parent, _, name = path.rpartition("/")
-            if name == _DEPENDENCIES:
-                name = "layers"
-            elif parent.rpartition("/")[2] == _DEPENDENCIES:
-                name = _numbered_anew(weights.names(parent))[name]
-            renamed[path] = f"{rename(parent)}/{name}".lstrip("/")
-        return renamed[path]
-
-    return rename
+def _renamed(weights: WeightsFile, paths: Iterable[str]) -> dict[str, str]:
+    """Maps paths, what is inside a group after it, to where Keras 3 would have what is there."""
+    renamed: dict[str, str] = {}
+    numbered: dict[str, dict[str, str]] = {}
+    for path in paths:
+        parent, _, name = path.rpartition("/")
+        if name == _DEPENDENCIES:
+            name = "layers"
+        elif parent.rpartition("/")[2] == _DEPENDENCIES:
+            if parent not in numbered:
+                numbered[parent] = _numbered_anew(weights.names(parent))
+            name = numbered[parent][name]
+        renamed[path] = f"{renamed[parent]}/{name}".lstrip("/") if path else ""
+    return renamed
 
 
 def _numbered_anew(names: list[str]) -> dict[str, str]:

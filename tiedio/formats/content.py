@@ -29,6 +29,10 @@ _AGAIN = re.compile(r"b'(.+)'_\d+")
 # The number of an output in a graph of TensorFlow.
 _OUTPUT = re.compile(r":\d+$")
 
+# Folders that an asset may be in: Python removes them by a call inside a call.
+DEEPEST_ASSET = 256
+_LONGEST_SHOWN = 500
+
 # Says in the record which save it is of, and in what else is read with it.
 SAVE = "save"
 
@@ -78,8 +82,9 @@ def put_asset(filepath: str, folder: Path, name: str, content: np.ndarray) -> No
     Raises:
         FileFormatError: If its name, which a file says, leads elsewhere, or none can have it.
     """
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise damaged(filepath, f"an asset at `{name}`")
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in parts or len(parts) > DEEPEST_ASSET:
+        raise damaged(filepath, f"an asset at `{name[:_LONGEST_SHOWN]}`")
     with explained(filepath, OSError):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content.tobytes())

@@ -15,7 +15,17 @@ from typing import Any
 
 from tiedio.errors import FileFormatError, damaged, removed
 from tiedio.formats import hdf5_writer, members, orbax_folder
-from tiedio.formats.content import ASSETS, CONFIG, METADATA, SAVE, VALUES, WEIGHTS, Content, Opened
+from tiedio.formats.content import (
+    ASSETS,
+    CONFIG,
+    DEEPEST_ASSET,
+    METADATA,
+    SAVE,
+    VALUES,
+    WEIGHTS,
+    Content,
+    Opened,
+)
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
 from tiedio.storage.streams import Window, WriteBehind
@@ -129,6 +139,8 @@ class _Folder:
         self._assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         for asset in (path / ASSETS).rglob("*"):
             if asset.is_file():
+                if len(asset.relative_to(path).parts) > DEEPEST_ASSET:
+                    raise damaged(filepath, "an asset in too many folders")
                 copy = self._assets / asset.relative_to(path)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(asset, copy)

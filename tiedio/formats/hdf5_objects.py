@@ -37,6 +37,11 @@ _HEAP = 1 << 16
 # Bytes that one attribute may take while it is read.
 _AT_ONCE = 1 << 27
 
+# A model that is nested a thousand times has a path of so many characters. A group may be inside
+# others, which have many members: so many all paths of a walk may have beside a file's bytes.
+_LONGEST_PATH = 1 << 14
+_PATHS = 1 << 24
+
 # Kinds of elements that an attribute may have; texts may also be of any length.
 _KINDS = "biufS"
 
@@ -60,13 +65,15 @@ class Objects:
         self._windows = files
         self._files: list[h5py.File] = []
         self._members: dict[tuple[int, str], Found | None] = {}
+        self._around: dict[int, tuple[str, Any]] = {}  # the group of each file that was asked last
+        self._room_of_paths = _PATHS + sum(file.size for file in files)
         self._attributes: dict[tuple[int, int, str], Any] = {}
         self._room_of_attributes = _ATTRIBUTES + sum(file.size for file in files)
         try:
             for file in files:
                 self._files.append(h5py.File(file, "r"))
         except HDF5_ERRORS as error:
-            raise self._error("is not an HDF5 file", str(error)) from error
+            raise self.error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
         for file in self._files:
@@ -102,13 +109,16 @@ class Objects:
             addresses = [self._info(found)[0] for found, _ in self._found(path)]
             return path in [first.setdefault(address, path) for address in addresses]
 
-        for path in preferred:
+        for path in (one for one in preferred if len(one) <= _LONGEST_PATH):
             names = path.split("/")
             parents = ("/".join(names[:count]) for count in range(len(names) + 1))
             all(is_first(parent) for parent in parents)  # up to one with a path before it
         pending = [group_path]
         while pending:
             path = pending.pop()
+            self._room_of_paths -= len(path)
+            if self._room_of_paths < 0 or len(path) > _LONGEST_PATH:
+                raise self.error(f"has groups inside `{path[:99]}`", "too many in each other")
             found = self._find(path)
             if found is None:
                 continue
@@ -190,16 +200,25 @@ class Objects:
         return [(found, w) for file, w in pairs if (found := self._at(file, path)) is not None]
 
     def _at(self, file: h5py.File, path: str) -> Found | None:
-        found: Any = file
-        for name in path.split("/") if path else ():
-            place = id(found), name  # of an object that is kept, here or as a file
-            if place not in self._members:
-                with self._explained(f"has an unreadable `{path}`"):
-                    self._members[place] = self._member(found, name.encode())
-            found = self._members[place]
+        if not path:
+            return file
+        around, found = self._around.get(id(file), ("", file))
+        if not path.startswith(f"{around}/"):
+            around, found = "", file
+        *groups, name = path[len(around) :].lstrip("/").split("/")
+        for group in groups:
+            found = self._inside(found, group)
             if found is None:
-                break
-        return found
+                return None
+        self._around[id(file)] = path[: -len(name) - 1], found
+        return self._inside(found, name)
+
+    def _inside(self, group: Any, name: str) -> Found | None:
+        place = id(group), name  # of an object that is kept, here or as a file
+        if place not in self._members:
+            with self._explained(f"has an unreadable `{group.name}/{name}`".replace("//", "/")):
+                self._members[place] = self._member(group, name.encode())
+        return self._members[place]
 
     def _member(self, group: Any, name: bytes) -> Found | None:
         if not (name and isinstance(group, h5py.Group) and group.id.links.exists(name)):
@@ -217,9 +236,9 @@ class Objects:
         try:
             yield
         except HDF5_ERRORS as error:
-            raise self._error(what, first_line(error)) from error
+            raise self.error(what, first_line(error)) from error
 
-    def _error(self, what: str, received: str) -> FileFormatError:
+    def error(self, what: str, received: str) -> FileFormatError:
         return FileFormatError(
             f"`{self.filepath}` {what}.\n"
             f"Expected: weights as Keras stores them. Received: {received}.\n{DAMAGED}"

@@ -21,7 +21,15 @@ from typing import Any, BinaryIO
 from tiedio.errors import damaged, explained, listed
 from tiedio.formats import hdf5_writer, members
 from tiedio.formats.checksum import Checksum
-from tiedio.formats.content import ASSETS, CONFIG, METADATA, WEIGHTS, Content, Opened
+from tiedio.formats.content import (
+    ASSETS,
+    CONFIG,
+    DEEPEST_ASSET,
+    METADATA,
+    WEIGHTS,
+    Content,
+    Opened,
+)
 from tiedio.storage.base import COPY_CHUNK, Storage
 from tiedio.storage.streams import Window, WriteBehind
 
@@ -131,6 +139,8 @@ class _Zip:
         with explained(self.filepath, *_ZIP_ERRORS):
             for info in self._archive.infolist():
                 if info.filename.startswith(f"{ASSETS}/"):
+                    if info.filename.count("/") > DEEPEST_ASSET:
+                        raise damaged(self.filepath, "an asset in too many folders")
                     # `extract` drops drive letters, leading slashes and `..`.
                     self._archive.extract(info, folder)
 
