@@ -47,8 +47,8 @@ def members_of(filepath):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def written(filepath, members):
-    with zipfile.ZipFile(filepath, "w") as archive:
+def written(filepath, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(filepath, "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return filepath
@@ -363,3 +363,76 @@ def test_groups_inside_each_other(bounds, tmp_path, what, entry):
             bottom = inside(file.require_group(what), [b"a"] * 6000)
         bottom["file"] = np.frombuffer(b"1", "u1")
     bounds.check(entry, filepath)
+
+
+# Archives
+
+UNBOUNDED = {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
+
+
+@pytest.mark.parametrize("compression", UNBOUNDED)
+def test_archives_of_every_compression_are_read(tmp_path, compression):
+    words = keras.layers.StringLookup()
+    words.adapt(["one", "two"])
+    model = keras.Sequential(
+        [keras.Input((1,), dtype="string"), words, keras.layers.Embedding(9, 2)]
+    )
+    model.save(tmp_path / "model.keras")
+    members = members_of(tmp_path / "model.keras")
+    assert any(name.startswith("assets/") for name in members)
+    filepath = written(tmp_path / "packed.keras", members, UNBOUNDED[compression])
+    for loaded in (keras.saving.load_model(filepath), tiedio.load_tied(filepath)):
+        assert loaded.layers[0].get_vocabulary() == words.get_vocabulary()
+        assert np.array_equal(*map(np.asarray, (loaded.get_weights()[-1], model.get_weights()[-1])))
+    assert tiedio.files.verify(filepath).problems == ()
+    damaged = bytearray(filepath.read_bytes())
+    with zipfile.ZipFile(filepath) as archive:
+        damaged[archive.getinfo("config.json").header_offset + 80] ^= 1
+    filepath.write_bytes(damaged)
+    with pytest.raises(tiedio.TiedioError):
+        tiedio.load_tied(filepath)
+
+
+@pytest.mark.parametrize("compression", UNBOUNDED)
+@pytest.mark.parametrize("name", ["model.weights.h5", "assets/words", "config.json"])
+@every("load_tied", "verify", "migrate")
+def test_a_member_that_grows(bounds, tmp_path, compression, name, entry):
+    """To as many bytes as its directory says, or to more."""
+    tiedio.save_tied(bounded.model(), tmp_path / "model.keras")
+    members = members_of(tmp_path / "model.keras")
+    bomb = {**members, name: bytes(240 << 20)}
+    filepath = written(tmp_path / "honest.keras", bomb, UNBOUNDED[compression])
+    bounds.check(entry, filepath)
+    content = bytearray(filepath.read_bytes())
+    content = content.replace(struct.pack("<I", 240 << 20), struct.pack("<I", 1 << 20))
+    filepath.write_bytes(content)
+    bounds.check(entry, filepath)
+
+
+@every()
+def test_a_member_that_asks_for_memory(bounds, tmp_path, entry):
+    tiedio.save_tied(bounded.model(), tmp_path / "model.keras")
+    members = members_of(tmp_path / "model.keras")
+    filepath = written(tmp_path / "hostile.keras", members, zipfile.ZIP_LZMA)
+    content = bytearray(filepath.read_bytes())
+    with zipfile.ZipFile(filepath) as archive:
+        for info in archive.infolist():
+            at = info.header_offset + 30 + len(info.filename) + 5
+            content[at : at + 4] = b"\xff\xff\xff\xf0"
+    filepath.write_bytes(content)
+    came, told = bounds.check(entry, filepath)
+    assert came == "refused" and "fill the memory" in told
+
+
+# Targets
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.weights.h5", "model.h5"])
+def test_the_null_device_takes_all(tmp_path, name):
+    """As any device that is written from its start to its end: it tells no place in it."""
+    (tmp_path / name).symlink_to("/dev/null")
+    save = tiedio.save_tied_weights if "weights" in name else tiedio.save_tied
+    save(bounded.model(), tmp_path / name)
+    assert (tmp_path / name).is_symlink()
+    with pytest.raises(tiedio.TiedioError, match="There is no file"):
+        tiedio.load_tied(tmp_path / name)

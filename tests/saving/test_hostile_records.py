@@ -647,7 +647,7 @@ ARCHIVES = {
     "10,000 members": (archived(lambda a: [a.writestr(f"x/{i}", "") for i in range(10_000)]), None),
     "one name twice": (member("model.weights.h5", 10), "several members named `model.weights.h5`"),
     "another compression": (
-        instead("model.weights.h5", b"", zipfile.ZIP_LZMA),
+        in_directory("model.weights.h5", COMPRESSION, b"\x09"),
         "of another compression",
     ),
     "an unknown compression": (

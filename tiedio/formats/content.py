@@ -2,11 +2,9 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tiedio.errors import damaged, explained
 from tiedio.formats import hdf5_writer
@@ -76,18 +74,19 @@ class Content:
         ]
 
 
-def put_asset(filepath: str, folder: Path, name: str, content: np.ndarray) -> None:
+def put_asset(filepath: str, folder: Path, name: str, parts: Iterable[bytes]) -> None:
     """Writes an asset below a folder.
 
     Raises:
         FileFormatError: If its name, which a file says, leads elsewhere, or none can have it.
     """
-    parts = PurePosixPath(name).parts
-    if PurePosixPath(name).is_absolute() or ".." in parts or len(parts) > DEEPEST_ASSET:
+    names = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in names or len(names) > DEEPEST_ASSET:
         raise damaged(filepath, f"an asset at `{name[:_LONGEST_SHOWN]}`")
     with explained(filepath, OSError):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.tobytes())
+        with open(folder / name, "wb") as file:
+            file.writelines(parts)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -58,7 +58,7 @@ def reading(source: Storage) -> Iterator[Opened]:
 
             def extract_assets(folder: Path) -> None:
                 for path in weights.below(ASSETS):
-                    put_asset(source.name, folder, path, weights.read(path))
+                    put_asset(source.name, folder, path, [weights.read(path).tobytes()])
 
             opened = Opened(
                 filepath=source.name,

@@ -252,7 +252,8 @@ class Tree:
 
     def extract_assets(self, folder: Path) -> None:
         for name, content in self._assets.items():
-            put_asset(self._filepath, folder / ASSETS, name, np.asarray(content, np.uint8))
+            parts = [np.asarray(content, np.uint8).tobytes()]
+            put_asset(self._filepath, folder / ASSETS, name, parts)
 
     def as_file(self, placing: Placing) -> "InMemory":
         """Shows the leaves as a weights file.

@@ -4,12 +4,13 @@ Nothing is read from one before its size is checked, and no member can leave the
 folder it is extracted to.
 """
 
+import bz2
 import collections
 import contextlib
 import io
 import json
 import logging
-import shutil
+import lzma
 import struct
 import tempfile
 import zipfile
@@ -29,6 +30,7 @@ from tiedio.formats.content import (
     WEIGHTS,
     Content,
     Opened,
+    put_asset,
 )
 from tiedio.storage.base import COPY_CHUNK, Storage
 from tiedio.storage.streams import Window, WriteBehind
@@ -38,7 +40,15 @@ from tiedio.storage.streams import Window, WriteBehind
 _LARGEST_EXPANSION = 100
 _EXPANSION_FLOOR = 1 << 28  # bytes
 _TEXT_FLOOR = 1 << 22  # bytes
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Of these `zipfile` unpacks all that it has read, however much that becomes.
+_UNBOUNDED = (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, *_UNBOUNDED)
+# LZMA keeps so many bytes of what it has unpacked as the member says: at most those of `xz -9`.
+_LARGEST_DICTIONARY = 1 << 26
+# Before its bytes stand versions, the size of what follows, options in one byte, and this.
+_LZMA_HEADER = struct.Struct("<2x2xBL")
+
+_PART = COPY_CHUNK
 
 # The header before a member's bytes has the lengths of its name and extra field here
 # (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7).
@@ -50,6 +60,7 @@ _log = logging.getLogger(__name__)
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     struct.error,
     EOFError,
     OSError,
@@ -127,13 +138,38 @@ class _Zip:
         return self._archive.namelist()
 
     def read(self, name: str) -> bytes:
-        return self._archive.read(name)
+        return b"".join(self._parts(self._archive.getinfo(name)))
 
     def verify(self, name: str) -> None:
         """Reads a member, at whose end its checksum is compared."""
-        with explained(self.filepath, *_ZIP_ERRORS), self._archive.open(name) as member:
-            while member.read(COPY_CHUNK):
+        with explained(self.filepath, *_ZIP_ERRORS):
+            for _ in self._parts(self._archive.getinfo(name)):
                 pass
+
+    def _parts(self, info: zipfile.ZipInfo) -> Iterator[bytes]:
+        """Reads a member in parts, at whose end its checksum is compared."""
+        with self._archive.open(info) as member:  # compares its header with the directory
+            while info.compress_type not in _UNBOUNDED and (part := member.read(_PART)):
+                yield part
+        if info.compress_type not in _UNBOUNDED:
+            return
+        packed = Window(self._file, self._start(info), info.compress_size)
+        unpacked = bz2.BZ2Decompressor()
+        if info.compress_type == zipfile.ZIP_LZMA:
+            options, size = _LZMA_HEADER.unpack(packed.read(_LZMA_HEADER.size))
+            kept = {"dict_size": size, "lc": options % 9, "lp": options // 9 % 5}
+            kept = {"id": lzma.FILTER_LZMA1, **kept, "pb": options // 45}
+            unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[kept])
+        left, checksum = info.file_size, 0
+        while left:
+            content = packed.read(_PART) if unpacked.needs_input else b""
+            part = unpacked.decompress(content, min(_PART, left))
+            if not (part or content):
+                raise EOFError("it ends too early")
+            left, checksum = left - len(part), zlib.crc32(part, checksum)
+            yield part
+        if checksum != info.CRC:
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {info.filename!r}")
 
     def extract_assets(self, folder: Path) -> None:
         with explained(self.filepath, *_ZIP_ERRORS):
@@ -141,6 +177,9 @@ class _Zip:
                 if info.filename.startswith(f"{ASSETS}/"):
                     if info.filename.count("/") > DEEPEST_ASSET:
                         raise damaged(self.filepath, "an asset in too many folders")
+                    if info.compress_type in _UNBOUNDED:
+                        put_asset(self.filepath, folder, info.filename, self._parts(info))
+                        continue
                     # `extract` drops drive letters, leading slashes and `..`.
                     self._archive.extract(info, folder)
 
@@ -151,18 +190,26 @@ class _Zip:
         if info.compress_type != zipfile.ZIP_STORED:
             _log.debug("%s is compressed: it is unpacked", name)
             with tempfile.TemporaryFile() as unpacked:
-                with self._archive.open(info) as member:
-                    shutil.copyfileobj(member, unpacked, COPY_CHUNK)
+                unpacked.writelines(self._parts(info))
                 yield Window(unpacked, 0, unpacked.tell())
             return
         self._archive.open(info).close()  # compares its header with the archive's directory
-        self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
-        lengths = struct.unpack("<HH", self._file.read(4))
-        start = info.header_offset + _HEADER_LENGTHS_AT + 4 + sum(lengths)
+        start = self._start(info)
         end = self._file.seek(0, io.SEEK_END)
         if info.file_size != info.compress_size or start + info.file_size > end:
             raise damaged(self.filepath, f"`{name}` beyond the end of the file")
         yield Window(self._file, start, info.file_size)
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
+        """Returns where the bytes of a member begin."""
+        self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
+        lengths = struct.unpack("<HH", self._file.read(4))
+        return info.header_offset + _HEADER_LENGTHS_AT + 4 + sum(lengths)
+
+    def _dictionary(self, info: zipfile.ZipInfo) -> int:
+        """Returns how much memory a member of LZMA asks for."""
+        self._file.seek(self._start(info))
+        return _LZMA_HEADER.unpack(self._file.read(_LZMA_HEADER.size))[1]
 
     def _check(self) -> None:
         """Refuses what readers would take differently, or would fill the disk or the memory."""
@@ -173,6 +220,9 @@ class _Zip:
             raise damaged(self.filepath, f"several members named {listed(twice)}")
         if strange := [i.filename for i in members if i.compress_type not in _COMPRESSIONS]:
             raise damaged(self.filepath, f"{listed(strange)} of another compression")
+        packed = [info for info in members if info.compress_type == zipfile.ZIP_LZMA]
+        if large := [i.filename for i in packed if self._dictionary(i) > _LARGEST_DICTIONARY]:
+            raise damaged(self.filepath, f"{listed(large)} that would fill the memory")
         texts = [info for info in members if info.filename in (CONFIG, METADATA)]
         for parts, limit in (
             (texts, max(_TEXT_FLOOR, length)),

@@ -22,6 +22,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tiedio.storage.streams import Onward
+
 if sys.platform != "win32":
     import fcntl
 
@@ -38,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def replacing(filepath: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def replacing(filepath: Path, durable: bool = True) -> Iterator[Any]:
     """Opens a file that takes the place of `filepath` once it is complete.
 
     What `open(filepath, "w")` refuses is refused, and what it keeps is kept: symbolic
@@ -51,9 +53,9 @@ def replacing(filepath: Path, durable: bool = True) -> Iterator[BinaryIO]:
     # The target of a symbolic link is replaced, not the link.
     target = Path(os.path.realpath(filepath))
     if target.exists() and not target.is_file():
-        # A device is written to, as ever, and a folder refused.
+        # A device is written to, as ever, from its start to its end, and a folder refused.
         with open(target, "wb") as file:
-            yield file
+            yield Onward(file)
         return
     replaced = _writable(target)
     _remove_leftovers(target)

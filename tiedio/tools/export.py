@@ -190,7 +190,9 @@ def _content(source: Storage, file: Any, folder: Path) -> tuple[Content, dict[st
         raise damaged(source.name, f"no {listed(lost)}")
     tensors = {path: safetensors_file.tensor(source, file, key) for key, path in paths.items()}
     for key, name in assets.items():
-        put_asset(source.name, folder, name, safetensors_file.tensor(source, file, key).read())
+        put_asset(
+            source.name, folder, name, [safetensors_file.tensor(source, file, key).read().tobytes()]
+        )
     groups, kept = (_typed(source, rest, name, dict) for name in ("groups", "metadata"))
     config = None if rest.get("config") is None else _typed(source, rest, "config", dict)
     for path in groups:
