@@ -22,7 +22,8 @@ from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
-from tiedio.storage.streams import Window, WriteBehind
+from tiedio.storage.shelf import Shelf
+from tiedio.storage.streams import WriteBehind
 
 _SUFFIX = ".weights.json"
 
@@ -208,13 +209,12 @@ def _opened(source: Storage, text: bytes, resources: contextlib.ExitStack) -> Op
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(source.name, f"no map of weights ({error})") from error
     windows, missing = [], set()
+    shelf = resources.enter_context(contextlib.closing(Shelf()))
     for name in names:
         try:
-            file = resources.enter_context(source.sibling(name).reading())
+            windows.append(shelf.file(source.sibling(name)))
         except MissingFileError:
             missing.add(name)
-        else:
-            windows.append(Window(file, 0, file.seek(0, 2)))
     if missing:
         raise MissingFileError(
             f"`{source.name}` lacks {listed(missing)}.\n"
