@@ -242,24 +242,6 @@ def test_two_saves_of_a_new_folder(tmp_path):
 
 
 @posix
-def test_nobody_replaces_a_folder_while_its_other_files_are_kept(folder, monkeypatch):
-    link, refused = atomic._link, []
-
-    def watched(source, target):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            atomic.fcntl.flock(descriptor, atomic.fcntl.LOCK_EX | atomic.fcntl.LOCK_NB)
-        except BlockingIOError:
-            refused.append(source.name)
-        os.close(descriptor)
-        link(source, target)
-
-    monkeypatch.setattr(atomic, "_link", watched)
-    generations.save_folder(folder, 2)
-    assert refused == ["link", "logs", "notes.txt"]
-
-
-@posix
 def test_two_processes_save_to_one_folder(folder):
     savers = [
         run("save_again_and_again", folder, first, stdout=subprocess.PIPE) for first in (10, 1000)
@@ -428,3 +410,59 @@ def test_a_folder_of_orbax_needs_it(tmp_path, monkeypatch):
     for use in (tiedio.load_tied, tiedio.files.inspect, tiedio.TiedOrbaxCheckpoint):
         with pytest.raises(MissingPackageError, match=r"pip install 'tiedio\[orbax\]'"):
             use(tmp_path / "run")
+
+
+@posix
+def test_a_folder_on_which_somebody_holds_a_lock(folder):
+    """As with `flock model python train.py`: that is no save, and may last for ever."""
+    fcntl = pytest.importorskip("fcntl")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with run("save_and_load", folder) as process:
+            assert process.wait(PATIENCE) == 0
+    finally:
+        os.close(descriptor)
+    assert_users_files(folder)
+
+
+def test_files_that_are_listed_while_another_save_replaces_the_folder(folder, monkeypatch):
+    listed, replaced = os.listdir, []
+
+    def late(path):
+        names = listed(path)
+        if path == folder and not replaced:
+            replaced.append(path)
+            generations.save_folder(folder, 2)
+            return names[:1]  # the others were removed already
+        return names
+
+    monkeypatch.setattr(os, "listdir", late)
+    generations.save_folder(folder, 3)
+    assert replaced and generations.load(folder) == 3
+    assert_users_files(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="the system has no extended attributes")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_extended_attributes_are_kept(folder, zipped):
+    filepath = folder
+    if zipped:
+        filepath = folder.parent / "model.keras"
+        generations.save(filepath, 1)
+    try:
+        os.setxattr(filepath, "user.origin", b"a note")
+    except OSError:
+        pytest.skip("the file system has no extended attributes")
+    (generations.save if zipped else generations.save_folder)(filepath, 2)
+    assert os.getxattr(filepath, "user.origin") == b"a note"
+    assert generations.load(filepath) == 2
+
+
+@posix
+def test_other_hard_links_keep_the_old_content(folder):
+    filepath, other = folder.parent / "model.keras", folder.parent / "other.keras"
+    generations.save(filepath, 1)
+    os.link(filepath, other)
+    generations.save(filepath, 2)
+    assert (generations.load(filepath), generations.load(other)) == (2, 1)

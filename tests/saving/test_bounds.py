@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -363,6 +364,41 @@ def test_groups_inside_each_other(bounds, tmp_path, what, entry):
             bottom = inside(file.require_group(what), [b"a"] * 6000)
         bottom["file"] = np.frombuffer(b"1", "u1")
     bounds.check(entry, filepath)
+
+
+# Models inside each other
+
+
+def test_models_inside_each_other_load_as_in_stock(tmp_path):
+    """Stock Keras loads more than it saves, with as many calls inside each other as Python has."""
+
+    def save():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        for _ in range(300):
+            model = keras.Sequential([keras.Input((2,)), model])
+        tiedio.save_tied(model, tmp_path / "model.keras")
+
+    limit, size = sys.getrecursionlimit(), threading.stack_size(256 << 20)
+    try:
+        sys.setrecursionlimit(20_000)
+        thread = threading.Thread(target=save)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+        threading.stack_size(size)
+    filepath = tmp_path / "model.keras"
+    stock, tied = [], []
+    for load, loaded in ((keras.saving.load_model, stock), (tiedio.load_tied, tied)):
+        thread = threading.Thread(target=lambda f=load, to=loaded: to.append(f(filepath)))
+        thread.start()
+        thread.join()
+    assert np.array_equal(stock[0].get_weights()[0], tied[0].get_weights()[0])
+    for ask in (tiedio.files.inspect, tiedio.files.plan, tiedio.files.verify):
+        try:
+            ask(filepath)
+        except tiedio.TiedioError as error:
+            assert "recursion" in str(error)
 
 
 # Archives

@@ -134,6 +134,11 @@ def save_again_and_again(filepath, first):
         print(generation, flush=True)
 
 
+def save_and_load(filepath):
+    save_folder(filepath, 2)
+    assert load(filepath) == 2
+
+
 SUFFIXES = {
     ".keras": ZIPPED,
     "": FOLDER,

@@ -48,14 +48,15 @@ def reading(
         title = opened.title or table.format_of(source).title
         old = opened.old_layout
         own = old.model_config if old else opened.config
-        translated = config_translation.translated(
-            own or config or {}, old and old.training_config, opened.keras_version
-        )
-        kind = f"{title} in the layout of Keras 2" if old else title
-        kind += " of a whole model" if own else " of weights only"
-        if old:
-            checkpoint = keras2_files.described(opened, translated, kind, given)
-        else:
-            checkpoint = keras3_files.described(opened, translated, kind)
+        with explained(opened.filepath, RecursionError):  # a config may be deep
+            translated = config_translation.translated(
+                own or config or {}, old and old.training_config, opened.keras_version
+            )
+            kind = f"{title} in the layout of Keras 2" if old else title
+            kind += " of a whole model" if own else " of weights only"
+            if old:
+                checkpoint = keras2_files.described(opened, translated, kind, given)
+            else:
+                checkpoint = keras3_files.described(opened, translated, kind)
         checkpoint.verify = functools.partial(damage.check, opened)
         yield checkpoint

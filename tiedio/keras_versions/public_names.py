@@ -6,6 +6,7 @@ the backend in force has for it.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 _OF_ONE_BACKEND = re.compile(r"keras\.src\.backend\.\w+\.optimizers\.\w+")
@@ -13,11 +14,31 @@ _OF_ONE_BACKEND = re.compile(r"keras\.src\.backend\.\w+\.optimizers\.\w+")
 
 def with_public_names(config: Any) -> Any:
     """Copies a config, with optimizers of one backend under their public names."""
-    if isinstance(config, (list, tuple)):
-        return type(config)(map(with_public_names, config))
-    if not isinstance(config, dict):
-        return config
-    copied = {key: with_public_names(value) for key, value in config.items()}
-    if _OF_ONE_BACKEND.fullmatch(str(config.get("module"))):
-        copied |= {"module": "keras.optimizers", "registered_name": None}
-    return copied
+    return copied(config, _with_public_name)
+
+
+def _with_public_name(part: dict[str, Any]) -> dict[str, Any]:
+    if _OF_ONE_BACKEND.fullmatch(str(part.get("module"))):
+        return part | {"module": "keras.optimizers", "registered_name": None}
+    return part
+
+
+def copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Copies a config, each object in it, from the innermost on, as `changed` makes it.
+
+    However deep it is: no call is inside another one.
+    """
+    made = [config]
+    places: list[tuple[Any, Any]] = [(made, 0)]
+    for holder, key in places:  # what is inside goes to the end
+        part = holder[key]
+        if isinstance(part, (list, tuple)):
+            holder[key] = inside = list(part)
+            places += ((inside, number) for number in range(len(inside)))
+        elif isinstance(part, dict):
+            holder[key] = inside = dict(part)
+            places += ((inside, name) for name in part)
+    for holder, key in reversed(places):
+        if isinstance(holder[key], dict):
+            holder[key] = changed(holder[key])
+    return made[0]

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from tiedio.errors import (
     listed,
 )
 from tiedio.keras_versions import public_names
+from tiedio.keras_versions.public_names import copied
 from tiedio.model import renewal
 from tiedio.model.keras_internals import (
     ObjectSharingScope,
@@ -67,15 +68,6 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
 def uncompiled(config: Any) -> Any:
     """Copies a config without how the model, and models in it, were compiled."""
     return copied(config, lambda part: {k: v for k, v in part.items() if k != "compile_config"})
-
-
-def copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Copies a config, each object in it, from the innermost on, as `changed` makes it."""
-    if isinstance(config, (list, tuple)):
-        return [copied(item, changed) for item in config]
-    if isinstance(config, dict):
-        return changed({key: copied(value, changed) for key, value in config.items()})
-    return config
 
 
 @contextlib.contextmanager

@@ -33,6 +33,9 @@ _SUFFIX = ".tiedio-partial"
 _ASIDE = ".tiedio-replaced"
 _LONGEST_NAME = 200  # bytes, of the 255 that most file systems allow
 
+# How often the files of a folder are listed that others replace all the time.
+_TRIES = 100
+
 # Errors of systems that cannot open or flush a folder.
 _NO_FOLDER_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP}
 
@@ -44,7 +47,8 @@ def replacing(filepath: Path, durable: bool = True) -> Iterator[Any]:
     """Opens a file that takes the place of `filepath` once it is complete.
 
     What `open(filepath, "w")` refuses is refused, and what it keeps is kept: symbolic
-    links, permissions and, where the system lets us, the owner.
+    links, permissions and, where the system lets us, the owner and extended attributes. But not
+    other hard links: they go on with the old content.
 
     Args:
         filepath: The target.
@@ -64,7 +68,7 @@ def replacing(filepath: Path, durable: bool = True) -> Iterator[Any]:
         # Closed before it is renamed: a network's file system may tell of a full disk only then.
         with file:
             if replaced:
-                _keep_access(partial, replaced)
+                _keep_access(partial, target, replaced)
             yield file
             file.flush()
             if durable:
@@ -122,7 +126,7 @@ def replacing_folder(
     partial, unlock = _create_folder(target)
     try:
         if there:
-            _keep_access(partial, there)
+            _keep_access(partial, target, there)
         yield partial
         if durable:
             for folder, _, names in os.walk(partial, topdown=False):
@@ -141,15 +145,23 @@ def replacing_folder(
 
 def _take_place(partial: Path, target: Path, replaced: Collection[str], durable: bool) -> None:
     """Puts a complete folder in the place of an old one, of which it keeps the other files."""
-    with contextlib.ExitStack() as locked:
-        if target.is_dir():
-            # Another save that replaces it removes it, perhaps while its files are listed.
-            locked.callback(_lock(target))
+    own = set(os.listdir(partial))
+    # Not locked: anybody may hold a lock on it, and for ever. But another save that replaces it
+    # removes it, perhaps while its files are listed.
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            before = target.stat()
             for name in sorted(set(os.listdir(target)).difference(replaced)):
                 _link(target / name, partial / name)
-            if durable:
-                _flush_folder(partial)
-        _exchange(partial, target)
+            if os.path.samestat(before, target.stat()):
+                break
+        if not target.exists():
+            break
+        for name in set(os.listdir(partial)) - own:
+            _remove(partial / name)
+    if durable:
+        _flush_folder(partial)
+    _exchange(partial, target)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -220,14 +232,21 @@ def _writable(target: Path) -> os.stat_result | None:
         os.close(descriptor)
 
 
-def _keep_access(partial: Path, replaced: os.stat_result) -> None:
-    """Gives a file the owner and permissions of the one that it replaces, before it has content."""
+def _keep_access(partial: Path, target: Path, replaced: os.stat_result) -> None:
+    """Gives a file the owner, permissions and extended attributes of the one that it replaces.
+
+    That is, before it has content.
+    """
     if hasattr(os, "chown"):
         # The group first: what was given away cannot be changed.
         for owner in ((-1, replaced.st_gid), (replaced.st_uid, -1)):
             with contextlib.suppress(OSError):  # for root only, mostly
                 os.chown(partial, *owner)
     os.chmod(partial, stat.S_IMODE(replaced.st_mode))
+    with contextlib.suppress(OSError, AttributeError):  # where there are none
+        for name in os.listxattr(target):
+            with contextlib.suppress(OSError):  # some are the system's own
+                os.setxattr(partial, name, os.getxattr(target, name))
 
 
 def _create(target: Path) -> tuple[Path, BinaryIO, Callable[[], None]]:
