@@ -216,7 +216,8 @@ class Objects:
     def _inside(self, group: Any, name: str) -> Found | None:
         place = id(group), name  # of an object that is kept, here or as a file
         if place not in self._members:
-            with self._explained(f"has an unreadable `{group.name}/{name}`".replace("//", "/")):
+            path = posixpath.join(str(group.name), name).lstrip("/")
+            with self._explained(f"has an unreadable `{path}`"):
                 self._members[place] = self._member(group, name.encode())
         return self._members[place]
 

@@ -227,9 +227,8 @@ class WeightsFile(Objects):
         elif not is_unread:
             self._held -= dataset.nbytes
         while self._held > self.size:  # what is kept for paths that have not asked yet
-            (_, was_unread), (gone, _) = next(iter(self._made.items()))
-            del self._made[next(iter(self._made))]
-            self._held -= 0 if was_unread else gone.nbytes
+            gone, _ = self._made.pop(next(iter(self._made)))
+            self._held -= gone.nbytes if isinstance(gone, Stored) else 0
         return made
 
     def _checked_dtype(self, dataset: h5py.Dataset, window: Seeking) -> np.dtype:
