@@ -128,8 +128,8 @@ class Loading:
             by_name: Whether layers are found by their names, where a file has them in an order.
             skip_mismatch: Whether to leave out those that do not fit there.
         """
-        sizes = [math.prod(variable.shape) for variable in self.model.variables]
-        self._weights.room = _ROOM + 8 * max(sizes, default=0)
+        sizes = [0, *(math.prod(variable.shape) for variable in self.model.variables)]
+        self._weights.room = _ROOM + 8 * max(sizes)
         self._weights.room_in_all += 8 * _SLOTS * sum(sizes)
         if written and self._exists and not self._source.is_by_position:
             self._moved = inference.by_name(walk(self.model), written)
