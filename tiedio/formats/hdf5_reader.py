@@ -38,6 +38,11 @@ _ROOM = 1 << 26
 _ROOM_OF_CHUNK = 1 << 25
 _ROOM_IN_ALL = 1 << 28
 _LARGEST_EXPANSION = 100
+# Of a model whose tensors are read: bytes of an element at most, bytes of any tensor, however small
+# the model's are, and tensors for a variable, its own value and those of its optimizer.
+_ELEMENT = 8
+_ROOM_FOR_MODEL = 1 << 20
+_TENSORS = 5
 
 
 class WeightsFile(Objects):
@@ -230,6 +235,12 @@ class WeightsFile(Objects):
             gone, _ = self._made.pop(next(iter(self._made)))
             self._held -= gone.nbytes if isinstance(gone, Stored) else 0
         return made
+
+    def make_room(self, sizes: Iterable[int]) -> None:
+        """Lets tensors be as large as those of a model, of so many elements, and no larger."""
+        elements = [0, *sizes]
+        self.room = _ROOM_FOR_MODEL + _ELEMENT * max(elements)
+        self.room_in_all += _ELEMENT * _TENSORS * sum(elements)
 
     def _checked_dtype(self, dataset: h5py.Dataset, window: Seeking) -> np.dtype:
         """Returns the dtype of a dataset, if it can hold what it declares."""

@@ -46,11 +46,6 @@ from tiedio.saving.keras2_config import OldConfig
 from tiedio.saving.reports import Reports
 from tiedio.saving.several import ModelsConfig
 
-# Bytes that any tensor may have, however small the model's are.
-_ROOM = 1 << 20
-# Tensors that there may be for a variable: its own value, and those of its optimizer.
-_SLOTS = 5
-
 
 class Loading:
     """The load of a file into a model. The steps are its methods, in their order.
@@ -128,9 +123,7 @@ class Loading:
             by_name: Whether layers are found by their names, where a file has them in an order.
             skip_mismatch: Whether to leave out those that do not fit there.
         """
-        sizes = [0, *(math.prod(variable.shape) for variable in self.model.variables)]
-        self._weights.room = _ROOM + 8 * max(sizes)
-        self._weights.room_in_all += 8 * _SLOTS * sum(sizes)
+        self._weights.make_room([math.prod(variable.shape) for variable in self.model.variables])
         if written and self._exists and not self._source.is_by_position:
             self._moved = inference.by_name(walk(self.model), written)
         found = self._look()
