@@ -492,7 +492,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     path = saved(three_layers(), tmp_path)
     target = tmp_path / "there.keras"
     target.write_bytes(b"before")
-    monkeypatch.setattr("tiedio.formats.hdf5_writer.write", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("tiedio.formats.hdf5_writer.write", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         planning.migrate(path, target, accept=["contents"], overwrite=True)
     assert target.read_bytes() == b"before"

@@ -29,16 +29,18 @@ def copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     However deep it is: no call is inside another one.
     """
     made = [config]
-    places: list[tuple[Any, Any]] = [(made, 0)]
-    for holder, key in places:  # what is inside goes to the end
+    places: list[tuple[Any, Any, type]] = [(made, 0, type(config))]
+    for holder, key, kind in places:  # what is inside goes to the end
         part = holder[key]
-        if isinstance(part, (list, tuple)):
+        if issubclass(kind, (list, tuple)):
             holder[key] = inside = list(part)
-            places += ((inside, number) for number in range(len(inside)))
-        elif isinstance(part, dict):
+            places += ((inside, number, type(one)) for number, one in enumerate(part))
+        elif issubclass(kind, dict):
             holder[key] = inside = dict(part)
-            places += ((inside, name) for name in part)
-    for holder, key in reversed(places):
-        if isinstance(holder[key], dict):
+            places += ((inside, name, type(one)) for name, one in part.items())
+    for holder, key, kind in reversed(places):
+        if issubclass(kind, dict):
             holder[key] = changed(holder[key])
+        elif issubclass(kind, tuple):
+            holder[key] = tuple(holder[key])
     return made[0]

@@ -25,6 +25,7 @@ from tiedio.model.keras_internals import (
     exchange_initializer,
     has_value,
     initialize,
+    scopes_as_before,
     to_tensor,
 )
 from tiedio.model.own_state import loads_as_keras
@@ -268,7 +269,8 @@ def unnoticed() -> Iterator[None]:
     """Lets a model be built to look at it: those built after it draw the seeds that they would."""
     seeds = random.getstate()  # from which layers without a seed draw one
     try:
-        yield
+        with scopes_as_before():
+            yield
     finally:
         random.setstate(seeds)
 
