@@ -89,7 +89,10 @@ def interrupt_often(call, error):
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("name", ["model.keras", "model.h5", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.keras", *(pytest.param(n, marks=pytest.mark.slow) for n in ("model.h5", "folder"))],
+)
 def test_a_save_leaves_the_old_file_or_the_new_one(tmp_path, name, error):
     old, new = map(model_of, (0, 1))
     options = {} if "." in name else {"zipped": False}
