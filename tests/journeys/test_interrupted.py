@@ -8,6 +8,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from numbered import model_of, number_of
 
 import tiedio
 from tiedio.model.keras_internals import global_state
@@ -17,22 +18,6 @@ UNITS = 600  # two tensors of over 1 MB, which threads write and read
 
 # Whoever makes layers changes how many names were given.
 COUNTS = "object_name_uids"
-
-
-def model_of(generation):
-    first, second = keras.layers.Dense(UNITS), keras.layers.Dense(UNITS)
-    model = keras.Sequential([keras.Input((UNITS,)), first, second])
-    tiedio.tie(second, to=first)
-    model.compile("adam", "mse")
-    first.kernel.assign(np.full((UNITS, UNITS), generation))
-    return model
-
-
-def generation_of(model):
-    first, second = model.layers
-    assert first.kernel is second.kernel
-    (generation,) = np.unique(keras.ops.convert_to_numpy(first.kernel))
-    return int(generation)
 
 
 def state_of_keras():
@@ -94,11 +79,11 @@ def interrupt_often(call, error):
     ["model.keras", *(pytest.param(n, marks=pytest.mark.slow) for n in ("model.h5", "folder"))],
 )
 def test_a_save_leaves_the_old_file_or_the_new_one(tmp_path, name, error):
-    old, new = map(model_of, (0, 1))
+    old, new = (model_of(number, UNITS) for number in (0, 1))
     options = {} if "." in name else {"zipped": False}
     path = tmp_path / name
     for came in interrupt_often(lambda: tiedio.save_tied(new, path, **options), error):
-        assert generation_of(tiedio.load_tied(path)) in (0, 1) if came else (1,)
+        assert number_of(tiedio.load_tied(path)) in (0, 1) if came else (1,)
         tiedio.save_tied(old, path, **options)
     assert os.listdir(tmp_path) == [name]
 
@@ -110,6 +95,6 @@ def test_a_save_leaves_the_old_file_or_the_new_one(tmp_path, name, error):
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_load_leaves_nothing_behind(tmp_path, error):
     path = tmp_path / "model.keras"
-    tiedio.save_tied(model_of(1), path)
+    tiedio.save_tied(model_of(1, UNITS), path)
     for _ in interrupt_often(lambda: tiedio.load_tied(path), error):
-        assert generation_of(tiedio.load_tied(path)) == 1
+        assert number_of(tiedio.load_tied(path)) == 1

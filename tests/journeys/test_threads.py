@@ -8,6 +8,7 @@ import traceback
 
 import keras
 import numpy as np
+from numbered import fill, model_of, number_of
 
 import tiedio
 
@@ -16,61 +17,44 @@ PATIENCE = 120  # seconds for the last round of each thread
 UNITS = 300  # a kernel of more than what is written in a thread of its own
 
 
-def model_of(generation):
-    first, second = keras.layers.Dense(UNITS), keras.layers.Dense(UNITS)
-    model = keras.Sequential([keras.Input((UNITS,)), first, second])
-    tiedio.tie(second, to=first)
-    model.compile("adam", "mse")
-    first.kernel.assign(np.full((UNITS, UNITS), generation))
-    return model
-
-
-def generation_of(model, tied=True):
-    first, second = model.layers
-    assert not tied or first.kernel is second.kernel
-    (generation,) = np.unique(keras.ops.convert_to_numpy(first.kernel))
-    assert np.all(keras.ops.convert_to_numpy(second.kernel) == generation)
-    return int(generation)
-
-
 def whole(folder, model, number):
     path = folder / f"{threading.get_ident()}.keras"
     tiedio.save_tied(model, path, durable=False)
-    assert generation_of(tiedio.load_tied(path)) == number
+    assert number_of(tiedio.load_tied(path)) == number
 
 
 def in_old_format(folder, model, number):
     path = folder / f"{threading.get_ident()}.h5"
     tiedio.save_tied(model, path, durable=False)
-    assert generation_of(tiedio.load_tied(path)) == number
+    assert number_of(tiedio.load_tied(path)) == number
 
 
 def weights(folder, model, number):
     path = folder / f"{threading.get_ident()}.weights.h5"
     tiedio.save_tied_weights(model, path, durable=False)
-    other = model_of(-1)
+    other = model_of(-1, UNITS)
     tiedio.load_tied_weights(other, path)
-    assert generation_of(other) == number
+    assert number_of(other) == number
 
 
 def in_background(folder, model, number):
     path = folder / f"{threading.get_ident()} background.keras"
     saving = tiedio.save_tied(model, path, durable=False, background=True)
-    model.layers[0].kernel.assign(np.full((UNITS, UNITS), -2))
+    fill(model, -2)
     saving.wait()
-    assert generation_of(tiedio.load_tied(path)) == number
+    assert number_of(tiedio.load_tied(path)) == number
 
 
 def to_one_place(folder, model, number):
     path = folder / "shared.keras"
     tiedio.save_tied(model, path, durable=False)
-    assert generation_of(tiedio.load_tied(path)) >= 0  # somebody's, and one
+    assert number_of(tiedio.load_tied(path)) >= 0  # somebody's, and one
 
 
 def stock(folder, model, number):
     path = folder / f"{threading.get_ident()} stock.keras"
     model.save(path)  # patched or not
-    assert generation_of(keras.saving.load_model(path), tied=False) == number
+    assert number_of(keras.saving.load_model(path), tied=False) == number
 
 
 def training(folder, model, number):
@@ -94,11 +78,11 @@ def test_threads_do_not_see_each_other(tmp_path):
 
     def run(work):
         try:
-            model = model_of(0)
+            model = model_of(0, UNITS)
             for number in itertools.count(1):
                 if time.monotonic() > end or errors:
                     return
-                model.layers[0].kernel.assign(np.full((UNITS, UNITS), number))
+                fill(model, number)
                 work(tmp_path, model, number)
                 rounds[work] = number
         except BaseException:
