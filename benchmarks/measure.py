@@ -70,23 +70,37 @@ def memory_of_loading(name: str, scale: str, flavour: str, folder: Path) -> Figu
 
 
 def many_layers(count: int, repetitions: int, folder: Path) -> Figures:
-    """Times stock Keras and tiedio, in turn, in milliseconds per layer; and finding the ties."""
+    """Times stock Keras and tiedio, in turn, in milliseconds per layer; and finding the ties.
+
+    Also as multiples of what nobody gets around: Keras' own work on the config of the model.
+    """
     seconds: dict[str, dict[str, list[float]]] = {}
     _time_layers(models.with_many_layers(4), {}, folder)  # to warm up
     model = models.with_many_layers(count)
     for _ in range(repetitions):
         _time_layers(model, seconds, folder)
+    configs = {act: seconds[act].pop("config") for act in ("save", "load")}
     figures: Figures = {
         f"{act} {count}": {name: 1000 * median(all_) / count for name, all_ in of_method.items()}
         for act, of_method in seconds.items()
     }
+    for act, floor in configs.items():
+        figures[f"{act} config {count}"] = {
+            name: median(map(operator.truediv, all_, floor)) for name, all_ in seconds[act].items()
+        }
     ties, saves = seconds["find"]["tiedio"], seconds["save"]["stock Keras"]
     figures[f"find {count}"] = {"tiedio": median(a / b for a, b in zip(ties, saves, strict=True))}
     return figures
 
 
 def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder: Path) -> None:
+    import keras
+
     import tiedio
+
+    def build(config: Any) -> Any:
+        with keras.StatelessScope(initialize_variables=False):
+            return keras.saving.deserialize_keras_object({**config, "compile_config": None})
 
     def note(act: str, name: str, taken: float) -> None:
         seconds.setdefault(act, {}).setdefault(name, []).append(taken)
@@ -96,6 +110,9 @@ def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder:
         note("save", method.name, seconds_of(method.save, path))
         note("load", method.name, seconds_of(method.load, path))
         clean_up(folder)
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    note("save", "config", seconds_of(keras.saving.serialize_keras_object, model))
+    note("load", "config", seconds_of(build, config))
     note("find", "tiedio", seconds_of(tiedio.find_ties, model))
 
 

@@ -44,7 +44,12 @@ def rows(figures: Figures) -> list[Row]:
         for count in counts
     ]
     all_ += [
-        Row(f"find {count}", f"find the ties of {count:,} layers / save", 0.1, "")
+        Row(f"{act} config {count}", f"{act} / Keras' own config, of {count:,} layers", 2, "x")
+        for act in ("save", "load")
+        for count in counts
+    ]
+    all_ += [
+        Row(f"find {count}", f"find the ties of {count:,} layers / save", 0.05, "")
         for count in counts[-1:]
     ]
     return [row for row in all_ if OURS in figures.get(row.figure, ())]
