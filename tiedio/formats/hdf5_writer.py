@@ -271,8 +271,19 @@ def lay_out(layout: Layout) -> tuple[Sheet, list[tuple[int, str]]]:
 
 def _create(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     """Creates every object of `layout`."""
+    # h5py would walk along the whole path of each object.
+    groups = {"": file.id}
+
+    def group(path: str) -> Any:
+        if path not in groups:
+            parent, name = posixpath.split(path)
+            here, known = group(parent), name.encode()
+            make = h5py.h5g.open if here.links.exists(known) else h5py.h5g.create
+            groups[path] = make(here, known)
+        return groups[path]
+
     for path, attributes in layout.groups.items():
-        file.require_group(f"/{path}").attrs.update(attributes)
+        h5py.Group(group(path)).attrs.update(attributes)
     # Allocated at once and never filled, a dataset gets its place and no bytes.
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)  # of equal tensors files are equal
@@ -282,22 +293,20 @@ def _create(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
     for path, tensor in layout.tensors.items():
         parent, name = posixpath.split(path)
         bfloat16 = tensor.dtype == BFLOAT16
-        dataset = h5py.Dataset(
-            h5py.h5d.create(
-                file.require_group(f"/{parent}").id,
-                name.encode(),
-                h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
-                h5py.h5s.create_simple(tensor.shape),
-                creation,
-            )
+        dataset = h5py.h5d.create(
+            group(parent),
+            name.encode(),
+            h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
+            h5py.h5s.create_simple(tensor.shape),
+            creation,
         )
         if bfloat16:
-            dataset.attrs["dtype"] = "bfloat16"
+            h5py.Dataset(dataset).attrs["dtype"] = "bfloat16"
         # An empty dataset has no place.
-        placed.append((dataset.id.get_offset() if dataset.nbytes else 0, path))
+        placed.append((dataset.get_offset() if tensor.nbytes else 0, path))
     for path, target in layout.links.items():
         # A shared layer may have stored nothing.
-        if target in file:
-            file.require_group(f"/{posixpath.dirname(path)}")
-            file[path] = file[target]
+        if target in layout.tensors or target in file:
+            parent, name = posixpath.split(path)
+            group(parent).links.create_hard(name.encode(), file.id, target.encode())
     return placed
