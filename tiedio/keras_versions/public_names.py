@@ -11,15 +11,18 @@ from typing import Any
 
 _OF_ONE_BACKEND = re.compile(r"keras\.src\.backend\.\w+\.optimizers\.\w+")
 
+_NESTED = (list, tuple, dict)
+
 
 def with_public_names(config: Any) -> Any:
     """Copies a config, with optimizers of one backend under their public names."""
-    return copied(config, _with_public_name)
+    return copied(config, with_public_name)
 
 
-def _with_public_name(part: dict[str, Any]) -> dict[str, Any]:
+def with_public_name(part: dict[str, Any]) -> dict[str, Any]:
+    """Does the same for one object in a config, without those in it."""
     if _OF_ONE_BACKEND.fullmatch(str(part.get("module"))):
-        return part | {"module": "keras.optimizers", "registered_name": None}
+        return {**part, "module": "keras.optimizers", "registered_name": None}
     return part
 
 
@@ -34,10 +37,13 @@ def copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> 
         part = holder[key]
         if issubclass(kind, (list, tuple)):
             holder[key] = inside = list(part)
-            places += ((inside, number, type(one)) for number, one in enumerate(part))
+            held = enumerate(part)
         elif issubclass(kind, dict):
             holder[key] = inside = dict(part)
-            places += ((inside, name, type(one)) for name, one in part.items())
+            held = part.items()
+        else:
+            continue
+        places += ((inside, name, type(one)) for name, one in held if isinstance(one, _NESTED))
     for holder, key, kind in reversed(places):
         if issubclass(kind, dict):
             holder[key] = changed(holder[key])

@@ -93,9 +93,16 @@ class Walk:
         return Place(inner_path, attribute, name=f"{label}/{name}".lstrip("/"))
 
     @functools.cached_property
+    def _held(self) -> dict[str, list[tuple[str, Any]]]:
+        """The variables and seed generators of each layer, for which it is looked at once."""
+        kinds = keras.Variable, keras.random.SeedGenerator
+        return {path: list(members(layer, kinds)) for path, layer in self.layers.items()}
+
+    @functools.cached_property
     def named(self) -> dict[str, dict[str, Any]]:
         """The variables that each layer itself holds: by inner_path, then by attribute."""
-        return {path: named_variables(layer) for path, layer in self.layers.items()}
+        held = self._held
+        return {path: named_variables(layer, held[path]) for path, layer in self.layers.items()}
 
     @functools.cached_property
     def places(self) -> dict[Place, Held]:
@@ -183,9 +190,10 @@ class Walk:
     def generators(self) -> dict[Place, Held]:
         """Every place that holds a seed generator."""
         return {
-            self.place(path, attribute): Held(layer, generator)
-            for path, layer in self.layers.items()
-            for attribute, generator in members(layer, keras.random.SeedGenerator)
+            self.place(path, attribute): Held(self.layers[path], item)
+            for path, held in self._held.items()
+            for attribute, item in held
+            if isinstance(item, keras.random.SeedGenerator)
         }
 
     @functools.cached_property

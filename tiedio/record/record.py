@@ -43,7 +43,7 @@ class HeldVariable:
     trainable: bool
 
     def to_json(self) -> list[Any]:
-        return list(dataclasses.astuple(self))
+        return [self.attribute, self.path, self.listed_trainable, self.trainable]
 
     @classmethod
     def from_json(cls, data: Any) -> "HeldVariable":

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,8 +19,7 @@ from tiedio.errors import (
     first_line,
     listed,
 )
-from tiedio.keras_versions import public_names
-from tiedio.keras_versions.public_names import copied
+from tiedio.keras_versions.public_names import copied, with_public_name
 from tiedio.model import renewal
 from tiedio.model.keras_internals import (
     ObjectSharingScope,
@@ -53,7 +52,6 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns the config of each model, and of how it was compiled."""
     with scopes_as_before(), ObjectSharingScope():
         written = list(map(keras.saving.serialize_keras_object, models))
-    written = _without_marks({"layers": written})["layers"]
     for model, config in zip(models, written, strict=True):
         if (config.get("compile_config") or {}).get("optimizer"):
             # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
@@ -62,7 +60,7 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
             with scopes_as_before(), ObjectSharingScope():
                 optimizer = keras.saving.serialize_keras_object(model.optimizer)
             config["compile_config"]["optimizer"] = optimizer
-    return [*map(public_names.with_public_names, written)]
+    return _without_marks({"layers": written}, with_public_name)["layers"]
 
 
 def uncompiled(config: Any) -> Any:
@@ -102,10 +100,6 @@ class Config:
         self._path = path
         self._scopes = scopes
 
-    def _for_this_keras(self) -> dict[str, Any]:
-        config = public_names.with_public_names(self._config)
-        return _without_marks(copied(config, _without_unknown))
-
     @property
     def is_compiled(self) -> bool:
         """Whether the model was compiled."""
@@ -117,8 +111,8 @@ class Config:
         def build() -> Any:
             # A second attempt shares nothing with the first.
             self._scopes.enter_context(ObjectSharingScope())
-            config = self._for_this_keras()
-            return keras.saving.deserialize_keras_object({**config, "compile_config": None})
+            config = _for_this_keras({**self._config, "compile_config": None})
+            return keras.saving.deserialize_keras_object(config)
 
         with explained(self._config, self._path):
             model = deferral.build(build)
@@ -130,7 +124,7 @@ class Config:
         if not self.is_compiled:
             return False
         with explained(self._config, self._path):
-            config = self._for_this_keras()["compile_config"]
+            config = _for_this_keras(self._config["compile_config"])
             if renewal.compiles_as_keras(model):
                 model.compile(**keras.saving.deserialize_keras_object(config))
             else:
@@ -194,29 +188,34 @@ def for_keras_2(keras_version: str) -> Iterator[None]:
         ) from error
 
 
-def _without_marks(config: Any) -> Any:
-    """Copies a config without Keras' marks of layers that are shared by several graphs.
+def _for_this_keras(config: dict[str, Any]) -> dict[str, Any]:
+    """Copies a config from a file, as the Keras that is installed reads it."""
+    return _without_marks(config, lambda part: _without_unknown(with_public_name(part)))
+
+
+def _without_marks(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Copies a config as `copied` does, without Keras' marks of layers that several graphs share.
 
     A graph finds the calls of its layers by number: made one object by such a mark, a
     layer that was called in another graph before would answer with that call.
     """
-    marked = collections.Counter()
+    layers: list[dict[str, Any]] = []
 
-    def counted(part: dict[str, Any]) -> dict[str, Any]:
-        marked.update(mark for mark in map(_mark, _graph_layers(part)) if mark is not None)
+    def noted(part: dict[str, Any]) -> dict[str, Any]:
+        part = changed(part)
+        layers.extend(_graph_layers(part))
         return part
 
-    def cleaned(part: dict[str, Any]) -> dict[str, Any]:
-        for layer in _graph_layers(part):
-            if marked[_mark(layer)] > 1:
-                layer.pop(_MARK, None)
-        return part
+    made = copied(config, noted)
+    marked = collections.Counter(map(_mark, layers))
+    for layer in layers:
+        if marked[_mark(layer)] > 1:
+            layer.pop(_MARK, None)
+    return made
 
-    return copied(copied(config, counted), cleaned)
 
-
-def _graph_layers(config: Any) -> list[dict[str, Any]]:
-    layers = config.get("layers") if isinstance(config, dict) else None
+def _graph_layers(part: dict[str, Any]) -> list[dict[str, Any]]:
+    layers = part.get("layers")
     return [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
 
 

@@ -87,4 +87,4 @@ def _with_modules(config: Any, area: str) -> Any:
         module = f"keras.{area}" if hasattr(getattr(keras, area), str(name)) else None
         return {"module": module, "registered_name": name, **part}
 
-    return configs.copied(config, named)
+    return public_names.copied(config, named)

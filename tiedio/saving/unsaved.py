@@ -55,7 +55,7 @@ def _quantized_inside(walk: Walk, config: Any) -> Iterator[str]:
     So those in a `MultiHeadAttention`, which Keras makes anew, and does not quantize.
     """
     quantized = [p for p, layer in walk.layers.items() if getattr(layer, "quantization_mode", None)]
-    if len(quantized) <= json.dumps(config).count(_SOURCE):
+    if not quantized or len(quantized) <= json.dumps(config).count(_SOURCE):
         return
     for path in quantized:
         around = (walk.layers.get(path[: slash.start()]) for slash in re.finditer("/", path))
