@@ -93,8 +93,8 @@ def _is_known(method: Any) -> bool:
 def to_numpy(value: Any) -> np.ndarray:
     """Returns values as an array: the memory of the variable itself where it can be seen."""
     if isinstance(value, keras.Variable):
-        tensor: Any = keras.ops.stop_gradient(value)
-        # torch and JAX show it in the first way, TensorFlow in the second.
+        tensor: Any = keras.ops.stop_gradient(value.value)
+        # torch and JAX show it in the first way, some versions of TensorFlow in the second.
         for view in (np.from_dlpack, memoryview):
             try:
                 return np.asarray(view(tensor))
@@ -105,5 +105,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 def is_at_hand(variable: Any) -> bool:
     """Whether this process has the whole value, as where JAX does not lay it out over several."""
+    if keras.backend.backend() != "jax":
+        return True
     value = getattr(variable, "value", None)
     return any(getattr(value, f"is_fully_{how}", True) for how in ("addressable", "replicated"))

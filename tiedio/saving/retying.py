@@ -66,10 +66,12 @@ def retie(
     if shares_anew:
         found = again()
     problems = unshared | find_problems(found, record) | dict(_check_generators(found, record))
-    for one in _separations(found, record):
+    separations = list(_separations(found, record))
+    for one in separations:
         substitution.substitute(one.layer, one.old, one.new)
-    _adopt_missing(found, record)
-    found = Walk(found.visits)  # the layers are the same, and hold other variables
+    # Where the layers are the same, and hold other variables.
+    if _adopt_missing(found, record) or separations:
+        found = Walk(found.visits)
     substitutions, unfit = _plan(found, record)
     problems |= unfit
     using = [layer for layer in found.layers.values() if isinstance(layer, keras.Model)]
@@ -81,15 +83,18 @@ def retie(
         if path in record.optimizer_variables
     ]
     warnings = renewal.apply(substitutions, using, resumed)  # which may refuse
-    found = Walk(found.visits)
+    if substitutions:
+        found = Walk(found.visits)
     views, unfit = _plan_views(found, record)
     problems |= unfit
     using = _using(views) if in_use else using
     warnings += renewal.apply(views, using, resumed)
-    shared_objects.share_generators(found, record)
-    found = Walk(found.visits)
-    problems = _restore_layers(found, record, weights) | problems
-    found = Walk(found.visits)
+    if shared_objects.share_generators(found, record) or views:
+        found = Walk(found.visits)
+    unfit, has_more = _restore_layers(found, record, weights)
+    problems = unfit | problems
+    if has_more:
+        found = Walk(found.visits)
     for trained in record.optimizer_variables.values():
         for place in trained or ():
             if place not in found.places:
@@ -244,12 +249,16 @@ def _adoptable(walk: Walk, record: Record) -> Iterator[Place]:
                 yield alias
 
 
-def _adopt_missing(walk: Walk, record: Record) -> None:
+def _adopt_missing(walk: Walk, record: Record) -> bool:
+    """Hands layers what they lack; whether any did."""
+    has_adopted = False
     for alias in _adoptable(walk, record):
         owner = record.owners[alias]
         if alias not in walk.places and owner in walk.places:
             variable = walk.places[owner].item
             substitution.adopt(walk.layers[alias.inner_path], alias.attribute, variable)
+            has_adopted = True
+    return has_adopted
 
 
 def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
@@ -263,7 +272,8 @@ def _plan(walk: Walk, record: Record) -> tuple[list[Substitution], Problems]:
             owner = walk.places[group.owner].item
             for alias in group.aliases:
                 layer, variable = walk.places[alias]
-                substitutions.append(Substitution(layer, variable, owner))
+                if variable is not owner:
+                    substitutions.append(Substitution(layer, variable, owner))
     return substitutions, problems
 
 
@@ -308,9 +318,14 @@ def _unlike(walk: Walk, shapes: Mapping[Place, tuple[int, ...]], dtype: str) -> 
     return unfit
 
 
-def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problems:
-    """Names, flags and lists every layer's variables as they were when saved."""
+def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> tuple[Problems, bool]:
+    """Names, flags and lists every layer's variables as they were when saved.
+
+    Returns:
+        What does not fit, and whether a layer was given more variables than it had.
+    """
     problems: Problems = {}
+    has_more = False
     stored = {place: place.dataset_path for place in record.exact_values}
     room = weights.size
     for inner_path, saved in record.layers.items():
@@ -336,9 +351,10 @@ def _restore_layers(walk: Walk, record: Record, weights: WeightsFile) -> Problem
             name = held.path.rpartition("/")[2]
             options = {"dtype": str(value.dtype), "trainable": held.listed_trainable}
             named[held.attribute] = substitution.variable_of(layer, value, name, **options)
+            has_more = True
         variables = (*saved.variables, *unrecorded(walk, record, inner_path))
         substitution.restore_layer(layer, dataclasses.replace(saved, variables=variables), named)
-    return problems
+    return problems, has_more
 
 
 def disagreement(walk: Walk, record: Record, weights: WeightsFile) -> FileFormatError | None:

@@ -63,8 +63,9 @@ def _holds(layer: keras.Layer, part: keras.Layer) -> bool:
     return any(visit.saveable is part for visit in walk(layer).visits)
 
 
-def share_generators(found: Walk, record: Record) -> None:
-    """Makes one seed generator of those that the record shares."""
+def share_generators(found: Walk, record: Record) -> bool:
+    """Makes one seed generator of those that the record shares; whether any were two."""
+    shares_anew = False
     for random_state in record.random_states:
         first, *others = random_state.places
         for place in others:
@@ -73,6 +74,8 @@ def share_generators(found: Walk, record: Record) -> None:
                 shared = found.generators[first].item
                 if generator is not shared:
                     substitution.substitute(layer, generator, shared)
+                    shares_anew = True
+    return shares_anew
 
 
 def restore_generators(found: Walk, record: Record) -> None:
