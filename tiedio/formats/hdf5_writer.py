@@ -266,7 +266,16 @@ def lay_out(layout: Layout) -> tuple[Sheet, list[tuple[int, str]]]:
     """Makes the file without a tensor in it; returns the offset and path of each, in order."""
     sheet = Sheet()
     with h5py.File(sheet, "w") as file:
+        _keep_everything(file)
         return sheet, sorted(_create(layout, file))
+
+
+def _keep_everything(file: h5py.File) -> None:
+    """Lets HDF5 keep what it has laid out, which it would write and read again and again."""
+    cache = file.id.get_mdc_config()
+    cache.evictions_enabled = False
+    cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0  # which HDF5 asks for then
+    file.id.set_mdc_config(cache)
 
 
 def _create(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:

@@ -89,7 +89,8 @@ class Sheet(Seeking):
         done = 0
         while done < len(data):
             number, start = divmod(self.position, self.PAGE)
-            page = self.pages.setdefault(number, bytearray(self.PAGE))
+            if (page := self.pages.get(number)) is None:
+                page = self.pages[number] = bytearray(self.PAGE)
             part = data[done : done + self.PAGE - start]
             page[start : start + len(part)] = part
             done += len(part)
