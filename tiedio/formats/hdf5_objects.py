@@ -4,6 +4,7 @@ Only hard links are followed, and no attribute is read but those that are asked 
 """
 
 import contextlib
+import functools
 import math
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +65,10 @@ class Objects:
         self.filepath = filepath
         self._windows = files
         self._files: list[h5py.File] = []
+        # The file does not change: what was found out of an object once is not asked again.
         self._members: dict[tuple[int, str], Found | None] = {}
+        self._names: dict[int, list[str]] = {}
+        self._infos: dict[int, tuple[tuple[int, int], int]] = {}
         self._around: dict[int, tuple[str, Any]] = {}  # the group of each file that was asked last
         self._room_of_paths = _PATHS + sum(file.size for file in files)
         self._attributes: dict[tuple[int, int, str], Any] = {}
@@ -82,10 +86,11 @@ class Objects:
     def names(self, group_path: str) -> list[str]:
         """Lists the names in a group, of all files that have it."""
         with self._explained(f"has an unreadable `{group_path}`"):
-            groups: list[Any] = [
-                one for one, _ in self._found(group_path) if isinstance(one, h5py.Group)
-            ]
-            return list(dict.fromkeys(name for group in groups for name in group))
+            groups = [one for one, _ in self._found(group_path) if isinstance(one, h5py.Group)]
+            for group in groups:
+                if id(group) not in self._names:
+                    self._names[id(group)] = list(group)
+            return list(dict.fromkeys(name for one in groups for name in self._names[id(one)]))
 
     def below(self, group_path: str) -> list[str]:
         """Lists the datasets in a group, and in the groups inside it, by their paths."""
@@ -109,10 +114,15 @@ class Objects:
             addresses = [self._info(found)[0] for found, _ in self._found(path)]
             return path in [first.setdefault(address, path) for address in addresses]
 
-        for path in (one for one in preferred if len(one) <= _LONGEST_PATH):
+        @functools.cache
+        def is_first_all_along(path: str) -> bool:
             names = path.split("/")
             parents = ("/".join(names[:count]) for count in range(len(names) + 1))
-            all(is_first(parent) for parent in parents)  # up to one with a path before it
+            return all(is_first(parent) for parent in parents)  # up to one with a path before it
+
+        for path in (one for one in preferred if len(one) <= _LONGEST_PATH):
+            if is_first_all_along(posixpath.dirname(path)):
+                is_first(path)
         pending = [group_path]
         while pending:
             path = pending.pop()
@@ -186,9 +196,11 @@ class Objects:
 
     def _info(self, found: Found) -> tuple[tuple[int, int], int]:
         """Returns where an object is, and how many paths it has."""
-        with self._explained("has an unreadable object"):
-            info = h5o.get_info(found.id)
-            return (info.fileno, info.addr), info.rc
+        if id(found) not in self._infos:
+            with self._explained("has an unreadable object"):
+                info = h5o.get_info(found.id)
+                self._infos[id(found)] = (info.fileno, info.addr), info.rc
+        return self._infos[id(found)]
 
     def _find(self, path: str) -> Found | None:
         """Returns the first object at `path`, or `None`; only hard links are followed."""
@@ -216,9 +228,11 @@ class Objects:
     def _inside(self, group: Any, name: str) -> Found | None:
         place = id(group), name  # of an object that is kept, here or as a file
         if place not in self._members:
-            path = posixpath.join(str(group.name), name).lstrip("/")
-            with self._explained(f"has an unreadable `{path}`"):
+            try:
                 self._members[place] = self._member(group, name.encode())
+            except HDF5_ERRORS as error:
+                path = posixpath.join(str(group.name), name).lstrip("/")
+                raise self.error(f"has an unreadable `{path}`", first_line(error)) from error
         return self._members[place]
 
     def _member(self, group: Any, name: bytes) -> Found | None:

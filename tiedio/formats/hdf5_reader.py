@@ -302,9 +302,9 @@ class WeightsFile(Objects):
         return [alias for alias, owner in paths.items() if not self._are_equal(alias, owner, axes)]
 
     def _are_equal(self, alias: str, owner: str, axes: Axes) -> bool:
-        found = self._find(alias)
+        address = self.address(alias)
         # One object under two paths, as tiedio writes it, needs no look at the values.
-        if found is not None and found == self._find(owner):
+        if address is not None and address == self.address(owner):
             return True
         try:
             return are_equal(self.read(alias), self.read(owner), axes)

@@ -94,6 +94,8 @@ def _named_members(names: Mapping[str, str]) -> dict[tuple[str, str], dict[str, 
 
 def renamed(walk: Walk, moved: Mapping[str, str]) -> Walk:
     """Returns a walk by the paths that the file has for what is by other paths in the model."""
+    if not moved:
+        return walk
 
     def there(paths: Sequence[str]) -> list[str]:
         return [_moved(path, moved) for path in paths]
@@ -105,6 +107,8 @@ def renamed(walk: Walk, moved: Mapping[str, str]) -> Walk:
 
 
 def _moved(path: str, moved: Mapping[str, str]) -> str:
+    if not moved:
+        return path
     around = max((p for p in (path, *_parents(path)) if p in moved), key=len, default="")
     return moved[around] + path.removeprefix(around) if around else path
 
