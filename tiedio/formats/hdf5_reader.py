@@ -216,7 +216,8 @@ class WeightsFile(Objects):
                 that is to lie in memory otherwise is read.)
         """
         dataset, _ = self._placed(dataset_path)
-        is_unread = dataset.nbytes >= unread_from and dataset_path not in self.axis_orders
+        may_wait = unread_from < math.inf and dataset_path not in self.axis_orders
+        is_unread = may_wait and dataset.nbytes >= unread_from
         address, paths = self._info(dataset)
         once = address, is_unread
         made, left = self._made.pop(once, (None, paths))

@@ -6,6 +6,7 @@ What is not as it should be is a `RecordError` that says so.
 import collections
 import dataclasses
 import json
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 from tiedio.errors import RecordError, damaged, listed
 
 T = TypeVar("T")
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def typed(value: Any, kind: Any, what: str) -> Any:
@@ -25,7 +28,7 @@ def typed(value: Any, kind: Any, what: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise malformed(f"{what} as {getattr(kind, '__name__', kind)}", value)
     # JSON also holds halves of characters, which are no name anywhere else.
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str) and not value.isascii() and _HALVES.search(value):
         raise malformed(f"{what} as text", value)
     return value
 
