@@ -93,6 +93,19 @@ def many_layers(count: int, repetitions: int, folder: Path) -> Figures:
     return figures
 
 
+def known_model(name: str, repetitions: int, folder: Path) -> Figures:
+    """Times stock Keras and tiedio, in turn, in milliseconds, with a model that people use."""
+    seconds: dict[str, dict[str, list[float]]] = {}
+    _, make = models.KNOWN[name]
+    model = make()
+    for _ in range(1 + repetitions):
+        _time_both(model, seconds, folder)
+    return {
+        f"{act} {name}": {method: 1000 * median(all_[1:]) for method, all_ in of_method.items()}
+        for act, of_method in seconds.items()  # the first was to warm up
+    }
+
+
 def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder: Path) -> None:
     import keras
 
@@ -102,18 +115,23 @@ def _time_layers(model: Any, seconds: dict[str, dict[str, list[float]]], folder:
         with keras.StatelessScope(initialize_variables=False):
             return keras.saving.deserialize_keras_object({**config, "compile_config": None})
 
-    def note(act: str, name: str, taken: float) -> None:
-        seconds.setdefault(act, {}).setdefault(name, []).append(taken)
+    _time_both(model, seconds, folder)
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    for act, name, call, argument in (
+        ("save", "config", keras.saving.serialize_keras_object, model),
+        ("load", "config", build, config),
+        ("find", "tiedio", tiedio.find_ties, model),
+    ):
+        seconds.setdefault(act, {}).setdefault(name, []).append(seconds_of(call, argument))
 
+
+def _time_both(model: Any, seconds: dict[str, dict[str, list[float]]], folder: Path) -> None:
     for method in (type_(model) for type_ in methods.OF_MODELS):
         path = folder / f"model{method.suffix}"
-        note("save", method.name, seconds_of(method.save, path))
-        note("load", method.name, seconds_of(method.load, path))
+        for act, call in (("save", method.save), ("load", method.load)):
+            of_method = seconds.setdefault(act, {})
+            of_method.setdefault(method.name, []).append(seconds_of(call, path))
         clean_up(folder)
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
-    note("save", "config", seconds_of(keras.saving.serialize_keras_object, model))
-    note("load", "config", seconds_of(build, config))
-    note("find", "tiedio", seconds_of(tiedio.find_ties, model))
 
 
 def stalls(scale: str, flavour: str, repetitions: int, folder: Path) -> Figures:

@@ -1,4 +1,4 @@
-"""The models that are saved and loaded: one with a large shared table, and many small layers."""
+"""The models that are saved and loaded: with a large shared table, many layers, or well known."""
 
 import dataclasses
 import math
@@ -96,3 +96,26 @@ def with_many_layers(count: int) -> Any:
     model.compile("sgd", "mse")
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _bert() -> Any:
+    """Makes a model with the layers of BERT, and a quarter of their width."""
+    import keras_hub
+
+    return keras_hub.models.BertBackbone(
+        vocabulary_size=30_522,
+        num_layers=12,
+        num_heads=12,
+        hidden_dim=192,
+        intermediate_dim=768,
+    )
+
+
+def _efficientnet() -> Any:
+    import keras
+
+    return keras.applications.EfficientNetB0(weights=None)
+
+
+# By name, each with the module that it needs, and what makes it with random weights.
+KNOWN = {"EfficientNetB0": ("keras", _efficientnet), "BERT": ("keras_hub", _bert)}

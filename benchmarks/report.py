@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import methods
+import models
 from measure import Figures
 from rich.table import Table
 
@@ -51,6 +52,11 @@ def rows(figures: Figures) -> list[Row]:
     all_ += [
         Row(f"find {count}", f"find the ties of {count:,} layers / save", 0.05, "")
         for count in counts[-1:]
+    ]
+    all_ += [
+        Row(f"{act} {name}", f"{act}, {name}", None, "ms")
+        for name in models.KNOWN
+        for act in ("save", "load")
     ]
     return [row for row in all_ if OURS in figures.get(row.figure, ())]
 

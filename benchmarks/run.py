@@ -98,6 +98,9 @@ def _tasks(quick: bool) -> list[Any]:
     tasks.append(("stalls", scale, "Adam", repetitions))
     for count, times in ((2, 1), (4, 1)) if quick else ((100, 5), (400, 3), (1600, 1), (5000, 1)):
         tasks.append(("many_layers", count, times))
+    for name, (needed, _) in models.KNOWN.items():
+        if importlib.util.find_spec(needed):
+            tasks.append(("known_model", name, repetitions))
     return tasks
 
 
