@@ -26,6 +26,7 @@ from tiedio.saving import configs, keras2_config, keras2_layout, orbax, several,
 from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended, settle, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
+from tiedio.saving.garbage import uncollected
 from tiedio.saving.loading import Loading
 from tiedio.saving.reports import Reports
 from tiedio.storage.base import Storage
@@ -136,7 +137,7 @@ def save_tied(
     found = walk(root)
     if not include_optimizer:
         found = Walk(found.parts)
-    with contextlib.ExitStack() as resources:
+    with uncollected(), contextlib.ExitStack() as resources:
         assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         layout, record, lost = capture(found, assets, strict=strict, stock_readable=stock_readable)
         config = several.write(root)
@@ -232,6 +233,7 @@ def load_tied(
     check_mapping("custom_objects", custom_objects, "Map names to the classes and functions.")
     catch_up(place)
     with (
+        uncollected(),
         table.reading(place) as source,
         configs.for_keras_2(source.keras_version),
         tempfile.TemporaryDirectory() as folder,

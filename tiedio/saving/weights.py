@@ -16,6 +16,7 @@ from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
 from tiedio.saving.fitting import has_all
+from tiedio.saving.garbage import uncollected
 from tiedio.saving.loading import Loading
 from tiedio.saving.model import may_replace
 from tiedio.saving.reports import Reports
@@ -112,21 +113,22 @@ def save_tied_weights(
     settle(target)
     if not may_replace(target, overwrite):
         return ended(target) if background else None
-    everything = walk(root)
-    found = walk(root, skipped) if skipped else everything
-    layout, record, lost = capture(
-        found, None, everything, strict=strict, stock_readable=stock_readable
-    )
-    shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
-    content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
-    saving = write(
-        container,
-        target,
-        content,
-        durable=durable,
-        progress=progress,
-        buffer=buffer_for(background, root),
-    )
+    with uncollected():
+        everything = walk(root)
+        found = walk(root, skipped) if skipped else everything
+        layout, record, lost = capture(
+            found, None, everything, strict=strict, stock_readable=stock_readable
+        )
+        shard_bytes = (max_shard_size or _SHARD_SIZE) * 2**30
+        content = Content(layout, record, metadata(), shard_bytes=shard_bytes)
+        saving = write(
+            container,
+            target,
+            content,
+            durable=durable,
+            progress=progress,
+            buffer=buffer_for(background, root),
+        )
     warn(lost)
     return saving
 
@@ -199,6 +201,7 @@ def load_tied_weights(
     skipped = saveables_in(objects_to_skip)
     catch_up(place)
     with (
+        uncollected(),
         table.reading(place) as source,
         shown(f"Loading {place.label}", progress) as advance,
         Deferral(source.weights.size) as deferral,
