@@ -1,6 +1,5 @@
 """Visit the saveables of a model, in the order and by the paths of Keras' own walk."""
 
-import contextlib
 import dataclasses
 import functools
 import types
@@ -87,9 +86,10 @@ class _Attributes:
             yield "layers", saveable.layers
         names = self._names(saveable) - _skipped(kind)
         for name in sorted(names, key=name_key):
-            value = None
-            with contextlib.suppress(Exception):  # a property may raise anything
+            try:
                 value = getattr(saveable, name)
+            except Exception:  # a property may raise anything
+                value = None
             if isinstance(value, _HOLDING):
                 yield name, value
 
