@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from tiedio.errors import FileFormatError, SaveError
 from tiedio.formats import digests, hdf5_reader, hdf5_writer, parts
-from tiedio.storage.streams import Window, WriteBehind
+from tiedio.storage.streams import Sheet, Window, WriteBehind
 
 DTYPES = ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"]
 
@@ -238,3 +238,16 @@ def test_a_record_that_is_not_placed_last_is_an_error(monkeypatch):
     with pytest.raises(SaveError, match=r"Expected: `tiedio/record` behind .* Received: `a` there"):
         hdf5_writer.write(layout, WriteBehind(stream), record=lambda digests: "{}")
     assert not stream.getvalue()
+
+
+def test_what_is_laid_out_is_not_read_again(monkeypatch):
+    """HDF5 would, from some thousand objects on: as many layers took twice as long each."""
+    layout = hdf5_writer.Layout()
+    for number in range(2000):
+        group = f"layers/dense_{number}/vars"
+        layout.groups[group] = {"name": f"dense_{number}"}
+        layout.tensors |= {f"{group}/{n}": tensor(np.zeros(3, "float32")) for n in range(2)}
+    read = []
+    monkeypatch.setattr(Sheet, "read_at", lambda *where: read.append(where))
+    hdf5_writer.lay_out(layout)
+    assert not read

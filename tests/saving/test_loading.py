@@ -1,5 +1,7 @@
 """How a load goes about it: what it asks of users' code, and where its warnings point."""
 
+import gc
+
 import h5py
 import keras
 import numpy as np
@@ -103,3 +105,21 @@ def test_warnings_point_at_the_line_that_called(saved, act):
     assert warning.filename == __file__
     first = act.__code__.co_firstlineno
     assert first < warning.lineno <= first + 6  # inside `act`, and not who called that
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_looked_for_as_before(tmp_path, enabled):
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    seen = []
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loading.Loading, "read", lambda *_: seen.append(gc.isenabled()) or 1 / 0)
+            tiedio.save_tied(model(), tmp_path / "a.keras")
+            assert gc.isenabled() == enabled
+            with pytest.raises(ZeroDivisionError):
+                tiedio.load_tied(tmp_path / "a.keras")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False]

@@ -51,7 +51,7 @@ _AREAS = (
 def write(models: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns the config of each model, and of how it was compiled."""
     with scopes_as_before(), ObjectSharingScope():
-        written = list(map(keras.saving.serialize_keras_object, models))
+        written: list[Any] = list(map(keras.saving.serialize_keras_object, models))
     for model, config in zip(models, written, strict=True):
         if (config.get("compile_config") or {}).get("optimizer"):
             # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
