@@ -117,6 +117,21 @@ def test_training_goes_on_as_it_would(tmp_path, driver):
     assert_equal(model, loaded)
 
 
+def test_integers_of_which_a_backend_keeps_half(tmp_path, driver):
+    class Counts(keras.layers.Layer):
+        def build(self, input_shape):
+            self.counts = self.add_weight((64, 64), dtype="int64", trainable=False)
+
+        def call(self, inputs):
+            return inputs
+
+    model = keras.Sequential([keras.Input((2,)), Counts()])
+    model.layers[0].counts.assign(np.arange(64 * 64).reshape(64, 64))
+    tiedio.save_tied(model, tmp_path / "model.keras")
+    loaded = tiedio.load_tied(tmp_path / "model.keras", custom_objects={"Counts": Counts})
+    assert np.array_equal(loaded.get_weights()[0], np.arange(64 * 64).reshape(64, 64))
+
+
 def test_the_file_is_that_of_any_model(tmp_path, driver, monkeypatch):
     model = trained()
     tiedio.save_tied_weights(model, tmp_path / "card.weights.h5")

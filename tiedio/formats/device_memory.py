@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import math
 import mmap
 import threading
 import weakref
@@ -34,7 +35,9 @@ class _Tensor(ctypes.Structure):
         ("device_type", ctypes.c_int32),
         ("device_number", ctypes.c_int32),
         ("ndim", ctypes.c_int32),
-        ("dtype", ctypes.c_uint8 * 4),
+        ("kind", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
         ("strides", ctypes.POINTER(ctypes.c_int64)),  # in elements; none: row by row
         ("byte_offset", ctypes.c_uint64),
@@ -103,17 +106,25 @@ def driver() -> Driver | None:
 
 
 class DeviceMemory:
-    """The memory of a tensor on a card, row by row. It is kept as long as this is."""
+    """The memory of a tensor on a card, row by row. It is kept as long as this is.
+
+    Attributes:
+        nbytes: Bytes of it.
+    """
 
     def __init__(self, cuda: Driver, capsule: Any, tensor: _Tensor):
         self._cuda = cuda
         self._capsule = capsule
+        self.nbytes = math.prod(tensor.shape[: tensor.ndim]) * tensor.bits * tensor.lanes // 8
         self._device = tensor.device_number
         self._address = tensor.address + tensor.byte_offset
 
     @classmethod
-    def of(cls, tensor: Any) -> "DeviceMemory | None":
-        """Returns the memory of a tensor, or `None` if it is not on a card, or hidden."""
+    def of(cls, tensor: Any, nbytes: int) -> "DeviceMemory | None":
+        """Returns the memory of a tensor, or `None` if it is not on a card, or hidden.
+
+        Or if it has other bytes: JAX keeps 32 bits of integers that Keras says have 64.
+        """
         cuda = driver()
         if not cuda:
             return None
@@ -126,7 +137,8 @@ class DeviceMemory:
         except _HIDDEN as error:
             _log.debug("a tensor is copied by its backend: %s", error)
             return None
-        return cls(cuda, capsule, told)
+        memory = cls(cuda, capsule, told)
+        return memory if memory.nbytes == nbytes else None
 
     def copy_to(self, part: memoryview, start: int) -> None:
         """Fills memory of the host with the bytes from `start` on."""

@@ -62,7 +62,7 @@ class Tensor:
         axis_order: How it lies in memory, if not row by row: its axes, that of the
             largest stride first.
         source: The variable whose value it is, if it is that of one.
-        on_device: Returns its memory, if that is the memory of a card.
+        show: Returns its memory, of so many bytes, if that is the memory of a card.
     """
 
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class Tensor:
     read: Callable[[], np.ndarray]
     axis_order: tuple[int, ...] | None = None
     source: Any = None
-    on_device: Callable[[], DeviceMemory | None] = lambda: None
+    show: Callable[[int], DeviceMemory | None] = lambda nbytes: None
 
     @classmethod
     def of(cls, array: np.ndarray) -> "Tensor":
@@ -86,6 +86,10 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def on_device(self) -> DeviceMemory | None:
+        """Returns its memory, if that is the memory of a card."""
+        return self.show(self.nbytes)
 
     def copying(self) -> Copy:
         """Makes it, and returns what copies a part of its bytes."""

@@ -395,7 +395,7 @@ def _tensor(value: Any) -> hdf5_writer.Tensor:
             read=lambda: to_numpy(value),
             axis_order=axis_order(value),
             source=value,
-            on_device=lambda: DeviceMemory.of(keras.ops.stop_gradient(value)),
+            show=lambda nbytes: DeviceMemory.of(keras.ops.stop_gradient(value), nbytes),
         )
     return hdf5_writer.Tensor.of(to_numpy(value))
 

@@ -251,7 +251,7 @@ def _begin_to_read(value: Unread, variable: Any) -> _Reading | None:
     if has_value(variable) or (*variable.shape, variable.dtype) != (*value.shape, value.dtype.name):
         return None
     tensor = keras.ops.empty(variable.shape, variable.dtype)
-    memory = DeviceMemory.of(tensor)
+    memory = DeviceMemory.of(tensor, _bytes(variable))
     return _Reading(variable, tensor, value.begin_to_read(memory)) if memory else None
 
 
