@@ -134,10 +134,10 @@ class DeviceMemory:
             if told.device_type != cuda.device_type or not _is_row_by_row(told):
                 return None
             cuda.synchronize(told.device_number)
+            memory = cls(cuda, capsule, told)
         except _HIDDEN as error:
             _log.debug("a tensor is copied by its backend: %s", error)
             return None
-        memory = cls(cuda, capsule, told)
         return memory if memory.nbytes == nbytes else None
 
     def copy_to(self, part: memoryview, start: int) -> None:
