@@ -89,7 +89,7 @@ class Objects:
             groups = [one for one, _ in self._found(group_path) if isinstance(one, h5py.Group)]
             for group in groups:
                 if id(group) not in self._names:
-                    self._names[id(group)] = list(group)
+                    self._names[id(group)] = [name.decode() for name in group.id]
             return list(dict.fromkeys(name for one in groups for name in self._names[id(one)]))
 
     def below(self, group_path: str) -> list[str]:

@@ -128,11 +128,15 @@ class WeightsFile(Objects):
 
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
-        return self._placed(dataset_path)[0].shape
+        dataset, _ = self._placed(dataset_path)
+        with self._explained(f"has an unreadable `{dataset_path}`"):
+            return dataset.shape
 
     def dtype(self, dataset_path: str) -> np.dtype:
         """Returns the dtype of a tensor, which is not read; `KeyError` if there is none."""
-        return self._dtype(*self._placed(dataset_path))
+        dataset, window = self._placed(dataset_path)
+        with self._explained(f"has an unreadable `{dataset_path}`"):
+            return self._dtype(dataset, window)
 
     def read(self, dataset_path: str) -> np.ndarray:
         """Reads one tensor, and notes in `damaged` if it is not what its digest says.

@@ -66,6 +66,7 @@ _ZIP_ERRORS = (
     OSError,
     OverflowError,
     RuntimeError,
+    UnicodeError,
 )
 
 
