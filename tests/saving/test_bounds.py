@@ -3,6 +3,7 @@
 Beside the file and the model 300 MB, and 2 seconds of a processor for each megabyte; see `bounded`.
 """
 
+import datetime
 import io
 import json
 import struct
@@ -24,6 +25,7 @@ import tiedio.files
 if sys.platform != "linux":
     pytest.skip("limits of a process's memory are Linux's", allow_module_level=True)
 
+TODAY = datetime.date.today().toordinal()
 LAYER_LISTS = "model_weights"
 
 
@@ -35,12 +37,11 @@ def bounds():
 
 
 def every(*entries, quick="load_tied"):
-    """Takes each entry; all but one are slow."""
-    marks = {True: [], False: [pytest.mark.slow]}
-    entries = entries or bounded.ENTRIES
-    return pytest.mark.parametrize(
-        "entry", [pytest.param(one, marks=marks[one == quick]) for one in entries]
-    )
+    """Takes one entry, and behind `slow` two of the others each day."""
+    others = [one for one in entries or bounded.ENTRIES if one != quick]
+    begin = TODAY % len(others)
+    slow = [pytest.param(one, marks=pytest.mark.slow) for one in (others * 2)[begin : begin + 2]]
+    return pytest.mark.parametrize("entry", [quick, *slow])
 
 
 def members_of(filepath):
@@ -369,6 +370,7 @@ def test_groups_inside_each_other(bounds, tmp_path, what, entry):
 # Models inside each other
 
 
+@pytest.mark.slow
 def test_models_inside_each_other_load_as_in_stock(tmp_path):
     """Stock Keras loads more than it saves, with as many calls inside each other as Python has."""
 
