@@ -79,7 +79,7 @@ def test_a_model_that_a_thread_assigns_to(tmp_path, name):
     def train():
         while not done.is_set():
             for variable in model.variables:
-                variable.assign_add(keras.ops.ones_like(variable))
+                variable.assign_add(keras.ops.ones(variable.shape, variable.dtype))
 
     thread = threading.Thread(target=train)
     thread.start()
