@@ -23,7 +23,13 @@ save, per layer of 2
 save, per layer of 4
 load, per layer of 2
 load, per layer of 4
+save / Keras' own config, of 2 layers
+save / Keras' own config, of 4 layers
+load / Keras' own config, of 2 layers
+load / Keras' own config, of 4 layers
 find the ties of 4 layers / save
+save, EfficientNetB0
+load, EfficientNetB0
 stock Keras
 tiedio
 h5py

@@ -122,7 +122,7 @@ class Checkpoint:
             if self.owners.get(one.name, one.name) == one.name and one.source not in copies
         ]
 
-    @property
+    @functools.cached_property
     def is_by_position(self) -> bool:
         """Whether it does not tell where Keras 3 would store all of its variables."""
         return any(one.place is None for one in self.variables)
