@@ -30,7 +30,7 @@ def content(filepath):
     with zipfile.ZipFile(filepath) as archive:
         metadata = json.loads(archive.read("metadata.json"))
         del metadata["date_saved"]
-        # Of what there are digests: of which kind is the choice of the version, and values are below.
+        # Of what there are digests, which are of the kind of a version; values are compared below.
         if "tiedio" in metadata:
             metadata["tiedio"]["digests"] = sorted(metadata["tiedio"]["digests"])
         config = re.sub(
