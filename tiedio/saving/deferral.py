@@ -199,6 +199,12 @@ class _FirstAssign:
             value = value.read()
         if has_value(variable):
             return assign(variable, value)
+        if isinstance(value, Stored) and value.shape != tuple(variable.shape):
+            # Keras 3.10 would make a value to say so, which may be far larger than the file.
+            raise ValueError(
+                f"a value of shape {value.shape} for `{variable.path}`, of shape "
+                f"{tuple(variable.shape)}"
+            )
         taken = _taken_over(value) if isinstance(value, Stored) else None
         with _Assignments() as assignments:  # Keras converts and checks
             assign(variable, value if taken is None else taken)
