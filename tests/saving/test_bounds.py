@@ -319,7 +319,7 @@ def huge(compiled):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zipped", [True, pytest.param(False, marks=pytest.mark.slow)])
 @every(quick="load_tied")
 def test_a_config_that_declares_more_than_the_file_stores(
     bounds, tmp_path, compiled, zipped, entry
@@ -432,7 +432,13 @@ def test_archives_of_every_compression_are_read(tmp_path, compression):
 
 
 @pytest.mark.parametrize("compression", UNBOUNDED)
-@pytest.mark.parametrize("name", ["model.weights.h5", "assets/words", "config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("model.weights.h5", "assets/words")),
+    ],
+)
 @every("load_tied", "verify", "migrate")
 def test_a_member_that_grows(bounds, tmp_path, compression, name, entry):
     """To as many bytes as its directory says, or to more."""
