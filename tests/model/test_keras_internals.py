@@ -17,16 +17,19 @@ from tiedio.model import renewal, substitution
 from tiedio.model.keras_internals import (
     BOOKKEEPING,
     TRACKED,
+    Counted,
     KerasSaveable,
     ObjectSharingScope,
     SafeModeScope,
     Uninitialized,
+    global_state,
     has_value,
     initialize,
     json_utils,
     keras_option_scope,
     saving_api,
     saving_utils,
+    scopes_as_before,
     show_callbacks,
 )
 from tiedio.model.places import named_variables
@@ -363,3 +366,32 @@ def test_orbax_is_given_what_it_saves_where_keras_is_patched():
     assert callable(kind._save_checkpoint)
     names = ("load_weights", "_load_model_from_orbax_checkpoint", "is_orbax_checkpoint")
     assert all(callable(getattr(saving_api, name)) for name in names)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_signal_leaves_no_scope_open(error):
+    def account():
+        held = vars(global_state.GLOBAL_STATE_TRACKER).items()
+        return {key: list(one) if isinstance(one, list) else one for key, one in held if one}
+
+    with keras.name_scope("around"):
+        before = account()
+        with pytest.raises(error), scopes_as_before():
+            keras.name_scope("inside").__enter__()  # and the signal comes
+            assert account() != before
+            raise error
+        assert account() == before
+
+
+def test_variables_are_counted_before_they_are_made():
+    counted = []
+    with Counted(lambda shape, dtype: counted.append((tuple(shape), dtype))):
+        keras.Variable(np.zeros((2, 3)), dtype="float16")
+        keras.layers.Dense(4).build((None, 5))
+    keras.layers.Dense(4).build((None, 5))
+    # JAX asks twice about some.
+    assert list(dict.fromkeys(counted)) == [
+        ((2, 3), "float16"),
+        ((5, 4), "float32"),
+        ((4,), "float32"),
+    ]

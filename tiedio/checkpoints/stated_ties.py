@@ -133,7 +133,7 @@ def _named(checkpoint: "Checkpoint") -> Iterator[Tie]:
 
     def has_slots(path: str) -> bool:
         start = path.replace("/", "_") + "_"
-        first = slots[bisect.bisect(slots, start) :][:1]
+        first = slots[bisect.bisect_left(slots, start) :][:1]
         return "/" in path and any(slot.startswith(start) for slot in first)
 
     once = {

@@ -11,7 +11,7 @@ import functools
 import math
 import posixpath
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,8 +207,10 @@ class _Writing:
             self.add_bytes(content_of(value))
             self._advance(value.nbytes)
             return
-        self._flush()
-        copy, made = self._copying(tensor), list[Future[_Sums]]()
+        self._flush()  # what the last parts are made of goes before more is made
+        memory = tensor.on_device()
+        copy = memory.copy_to if memory else tensor.copying()
+        made: list[Future[_Sums]] = []
         for start in range(0, tensor.nbytes, digests.PART):
             size = min(digests.PART, tensor.nbytes - start)
             made.append(self._stream.write_made(size, functools.partial(self._make, copy, start)))
@@ -216,23 +218,19 @@ class _Writing:
             self._advance(size)
         self._parts[path] = tensor, made
 
-    def _copying(self, tensor: Tensor) -> Copy:
-        if memory := tensor.on_device():
-            return memory.copy_to
-        wait(made for made, _ in self._made)  # the last one goes before the next is made
-        return tensor.copying()
-
     def _make(self, copy: Copy, start: int, part: memoryview) -> _Sums:
         copy(part, start)
         checksum = Checksum.of_part(part) if self._checksum else 0
         return _Sums(digests.of_part(part), checksum)
 
     def _flush(self) -> None:
-        """Writes what was gathered."""
+        """Waits for parts that are being made, and writes what was gathered behind them."""
+        while self._made:
+            made, size = self._made.popleft()
+            checksum = made.result().checksum
+            if self._checksum:
+                self._checksum.add(checksum, size)
         if self._checksum:
-            while self._made:
-                made, size = self._made.popleft()
-                self._checksum.add(made.result().checksum, size)
             self._checksum.add(Checksum.of_part(self._gathered), len(self._gathered))
         self._stream.write(self._gathered)
         self._gathered = bytearray()

@@ -90,11 +90,10 @@ def scopes_as_before() -> Iterator[None]:
     before = {key: held[:] if isinstance(held, list) else held for key, held in account.items()}
     try:
         yield
-    except Exception:
-        raise
-    except BaseException:
-        account.clear()
-        account.update(before)
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            account.clear()
+            account.update(before)
         raise
 
 
