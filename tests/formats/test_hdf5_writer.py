@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tiedio.errors import FileFormatError, SaveError
+from tiedio.errors import FileFormatError
 from tiedio.formats import digests, hdf5_reader, hdf5_writer, parts
-from tiedio.storage.streams import Sheet, Window, WriteBehind
+from tiedio.storage.streams import Window, WriteBehind
 
 DTYPES = ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"]
 
@@ -222,32 +222,3 @@ def test_a_record_of_any_length_is_written_last(length):
     assert file.text(hdf5_writer.RECORD).strip() == b"x" * length
     assert told[-1].keys() == arrays.keys() and told[0] != told[-1]
     assert all(np.array_equal(file.read(path), array) for path, array in arrays.items())
-
-
-def test_a_record_that_is_not_placed_last_is_an_error(monkeypatch):
-    create = hdf5_writer._create
-
-    def in_front(layout, file):
-        return [
-            (0 if path == hdf5_writer.RECORD else at, path) for at, path in create(layout, file)
-        ]
-
-    monkeypatch.setattr(hdf5_writer, "_create", in_front)
-    layout = hdf5_writer.Layout(tensors={"a": hdf5_writer.Tensor.of(np.ones(8))})
-    stream = io.BytesIO()
-    with pytest.raises(SaveError, match=r"Expected: `tiedio/record` behind .* Received: `a` there"):
-        hdf5_writer.write(layout, WriteBehind(stream), record=lambda digests: "{}")
-    assert not stream.getvalue()
-
-
-def test_what_is_laid_out_is_not_read_again(monkeypatch):
-    """HDF5 would, from some thousand objects on: as many layers took twice as long each."""
-    layout = hdf5_writer.Layout()
-    for number in range(2000):
-        group = f"layers/dense_{number}/vars"
-        layout.groups[group] = {"name": f"dense_{number}"}
-        layout.tensors |= {f"{group}/{n}": tensor(np.zeros(3, "float32")) for n in range(2)}
-    read = []
-    monkeypatch.setattr(Sheet, "read_at", lambda *where: read.append(where))
-    hdf5_writer.lay_out(layout)
-    assert not read

@@ -4,6 +4,7 @@ XXH3 (https://xxhash.com) with 64 bits, over a text such as `float32[2, 3]` for 
 and the digests of the parts of the bytes. Files once had it over that text and the bytes.
 """
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -58,5 +59,6 @@ def agrees(expected: str, value: np.ndarray, parts: Iterable[bytes] | None = Non
     return digest.hexdigest() == expected
 
 
+@functools.lru_cache
 def _text(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return f"{dtype.name}{list(shape)}".encode()

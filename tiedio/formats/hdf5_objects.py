@@ -42,6 +42,8 @@ _AT_ONCE = 1 << 27
 # others, which have many members: so many all paths of a walk may have beside a file's bytes.
 _LONGEST_PATH = 1 << 14
 _PATHS = 1 << 24
+# As often as a path is asked for, it is looked up once, unless so many others were asked for since.
+_PATHS_KEPT = 1 << 16
 
 # Kinds of elements that an attribute may have; texts may also be of any length.
 _KINDS = "biufS"
@@ -67,6 +69,7 @@ class Objects:
         self._files: list[h5py.File] = []
         # The file does not change: what was found out of an object once is not asked again.
         self._members: dict[tuple[int, str], Found | None] = {}
+        self._found = functools.lru_cache(_PATHS_KEPT)(self._look_up)
         self._names: dict[int, list[str]] = {}
         self._infos: dict[int, tuple[tuple[int, int], int]] = {}
         self._around: dict[int, tuple[str, Any]] = {}  # the group of each file that was asked last
@@ -206,7 +209,7 @@ class Objects:
         """Returns the first object at `path`, or `None`; only hard links are followed."""
         return next((found for found, _ in self._found(path)), None)
 
-    def _found(self, path: str) -> list[tuple[Found, Seeking]]:
+    def _look_up(self, path: str) -> list[tuple[Found, Seeking]]:
         """Returns the objects at `path` of all files that have one, and these files."""
         pairs = zip(self._files, self._windows, strict=True)
         return [(found, w) for file, w in pairs if (found := self._at(file, path)) is not None]

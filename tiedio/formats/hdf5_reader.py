@@ -11,7 +11,7 @@ import logging
 import math
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -43,6 +43,28 @@ _LARGEST_EXPANSION = 100
 _ELEMENT = 8
 _ROOM_FOR_MODEL = 1 << 20
 _TENSORS = 5
+
+
+class _Facts(NamedTuple):
+    """What a dataset declares. h5py takes its time to tell.
+
+    Attributes:
+        shape: Its shape.
+        dtype: The dtype of its values; bfloat16 is stored under another one.
+        nbytes: Bytes of all values.
+        stored: Bytes that they take in the file.
+        chunk: Bytes of the values that lie in one piece, if they lie in several.
+        offset: Where they begin, if they lie in one, just as in memory.
+        is_outside: Whether they are in other files.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    nbytes: int
+    stored: int
+    chunk: int
+    offset: int | None
+    is_outside: bool
 
 
 class WeightsFile(Objects):
@@ -77,6 +99,7 @@ class WeightsFile(Objects):
         self.room = _ROOM
         self.room_in_all = _ROOM_IN_ALL + _LARGEST_EXPANSION * self.size
         self._declared: set[tuple[int, int]] = set()  # what was taken from it
+        self._facts: dict[int, _Facts] = {}
         self._made: dict[tuple[tuple[int, int], bool], tuple[Stored | Unread, int]] = {}
         self._held = 0  # bytes of these
         self._reader = Reader()
@@ -128,15 +151,16 @@ class WeightsFile(Objects):
 
     def shape(self, dataset_path: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, which is not read; `KeyError` if there is none."""
-        dataset, _ = self._placed(dataset_path)
-        with self._explained(f"has an unreadable `{dataset_path}`"):
-            return dataset.shape
+        return self._declared_by(dataset_path).shape
 
     def dtype(self, dataset_path: str) -> np.dtype:
         """Returns the dtype of a tensor, which is not read; `KeyError` if there is none."""
+        return self._declared_by(dataset_path).dtype
+
+    def _declared_by(self, dataset_path: str) -> _Facts:
         dataset, window = self._placed(dataset_path)
         with self._explained(f"has an unreadable `{dataset_path}`"):
-            return self._dtype(dataset, window)
+            return self._facts_of(dataset, window)
 
     def read(self, dataset_path: str) -> np.ndarray:
         """Reads one tensor, and notes in `damaged` if it is not what its digest says.
@@ -146,11 +170,12 @@ class WeightsFile(Objects):
             FileFormatError: If it cannot be read, or its bytes are outside this file.
         """
         dataset, window = self._placed(dataset_path)
-        with self._noted(dataset_path, dataset):
-            value, parts = aligned(dataset.shape, self._checked_dtype(dataset, window)), None
-            if _is_laid_out(dataset, value.dtype):
+        with self._noted(dataset_path, dataset, window) as facts:
+            self._check(dataset, facts)
+            value, parts = aligned(facts.shape, facts.dtype), None
+            if facts.offset is not None:
                 to_host = self._reader.to_host(content_of(value))
-                parts = self._begin(dataset, window, to_host)()
+                parts = self._begin(facts, window, to_host)()
             else:
                 _log.debug("%s is read by HDF5: it is not contiguous", dataset_path)
                 dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, value.view(dataset.dtype))
@@ -168,47 +193,44 @@ class WeightsFile(Objects):
         """
         dataset, window = self._placed(dataset_path)
         expected = self.digests.get(dataset_path)
-        with self._noted(dataset_path, dataset):
-            dtype = self._checked_dtype(dataset, window)
+        with self._noted(dataset_path, dataset, window) as facts:
+            self._check(dataset, facts)
             by_parts = not expected or digests.are_of_parts(expected)
-            if not (by_parts and _is_laid_out(dataset, dtype)):
+            if facts.offset is None or not by_parts:
                 memory.copy_from(content_of(self.read(dataset_path)), 0)
                 return lambda: None
-            parts = self._begin(dataset, window, self._reader.to_device(memory))
+            parts = self._begin(facts, window, self._reader.to_device(memory))
 
         @functools.cache
         def end() -> None:
-            with self._noted(dataset_path, dataset):
-                found = digests.of_parts(dtype, dataset.shape, parts())
+            with self._noted(dataset_path, dataset, window):
+                found = digests.of_parts(facts.dtype, facts.shape, parts())
                 if expected and found != expected:
                     self.damaged.add(dataset_path)
 
         return end
 
-    def _begin(
-        self, dataset: h5py.Dataset, window: Seeking, place: Place
-    ) -> Callable[[], list[bytes]]:
+    def _begin(self, facts: _Facts, window: Seeking, place: Place) -> Callable[[], list[bytes]]:
         return self._reader.begin(
             window,
-            dataset.id.get_offset() or 0,
-            dataset.nbytes,
+            facts.offset or 0,
+            facts.nbytes,
             place,
             digested=bool(self.digests),
             advance=lambda count: self.advance(count, self.size),
         )
 
     @contextlib.contextmanager
-    def _noted(self, dataset_path: str, dataset: h5py.Dataset) -> Iterator[None]:
+    def _noted(self, dataset_path: str, dataset: h5py.Dataset, window: Seeking) -> Iterator[_Facts]:
         """Notes a dataset that cannot be read."""
         try:
-            creation = dataset.id.get_create_plist()
-            outside = creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL
-            if not outside:
-                yield
+            facts = self._facts_of(dataset, window)
+            if not facts.is_outside:
+                yield facts
         except HDF5_ERRORS as error:
             self.damaged.add(dataset_path)
             raise self.error(f"has an unreadable `{dataset_path}`", first_line(error)) from error
-        if outside:
+        if facts.is_outside:
             raise self.error(f"keeps `{dataset_path}` outside itself", "an external dataset")
 
     def read_once(self, dataset_path: str, unread_from: float = math.inf) -> Any:
@@ -219,9 +241,10 @@ class WeightsFile(Objects):
             unread_from: Bytes from which on it is not read, and returned as `Unread`. (One
                 that is to lie in memory otherwise is read.)
         """
-        dataset, _ = self._placed(dataset_path)
-        may_wait = unread_from < math.inf and dataset_path not in self.axis_orders
-        is_unread = may_wait and dataset.nbytes >= unread_from
+        dataset, window = self._placed(dataset_path)
+        with self._noted(dataset_path, dataset, window) as facts:
+            may_wait = unread_from < math.inf and dataset_path not in self.axis_orders
+            is_unread = may_wait and facts.nbytes >= unread_from
         address, paths = self._info(dataset)
         once = address, is_unread
         made, left = self._made.pop(once, (None, paths))
@@ -235,7 +258,7 @@ class WeightsFile(Objects):
         if left > 1:
             self._made[once] = made, left - 1
         elif not is_unread:
-            self._held -= dataset.nbytes
+            self._held -= facts.nbytes
         while self._held > self.size:  # what is kept for paths that have not asked yet
             gone, _ = self._made.pop(next(iter(self._made)))
             self._held -= gone.nbytes if isinstance(gone, Stored) else 0
@@ -247,18 +270,15 @@ class WeightsFile(Objects):
         self.room = _ROOM_FOR_MODEL + _ELEMENT * max(elements)
         self.room_in_all += _ELEMENT * _TENSORS * sum(elements)
 
-    def _checked_dtype(self, dataset: h5py.Dataset, window: Seeking) -> np.dtype:
-        """Returns the dtype of a dataset, if it can hold what it declares."""
-        dtype = self._dtype(dataset, window)
-        if dtype.kind not in _KINDS and dtype != BFLOAT16:
-            raise TypeError(f"values of type {dtype}")
-        self._check_size(dataset)
-        return dtype
+    def _check(self, dataset: h5py.Dataset, facts: _Facts) -> None:
+        """Refuses a dataset that cannot hold what it declares, or no numbers."""
+        if facts.dtype.kind not in _KINDS and facts.dtype != BFLOAT16:
+            raise TypeError(f"values of type {facts.dtype}")
+        self._check_size(dataset, facts)
 
-    def _check_size(self, dataset: h5py.Dataset) -> None:
+    def _check_size(self, dataset: h5py.Dataset, facts: _Facts) -> None:
         # A dataset is allocated whole, and may be in a place beyond the end of the file.
-        declared, stored = dataset.nbytes, min(dataset.id.get_storage_size(), self.size)
-        chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+        declared, stored, chunk = facts.nbytes, min(facts.stored, self.size), facts.chunk
         if declared > self.room + stored or chunk > _ROOM_OF_CHUNK + stored:
             raise ValueError(f"{max(declared, chunk)} bytes declared, {stored} stored")
         address, _ = self._info(dataset)
@@ -272,7 +292,8 @@ class WeightsFile(Objects):
         """Raises an error if a dataset declares more than it stores."""
         for path in self.below(""):
             with self._explained(f"has an unreadable `{path}`"):
-                self._check_size(self._placed(path)[0])
+                dataset, window = self._placed(path)
+                self._check_size(dataset, self._facts_of(dataset, window))
 
     def _placed(self, path: str) -> tuple[h5py.Dataset, Seeking]:
         """Returns a dataset, and the file that it is in."""
@@ -281,12 +302,35 @@ class WeightsFile(Objects):
                 return found, window
         raise KeyError(path)
 
-    def _dtype(self, dataset: h5py.Dataset, window: Seeking) -> np.dtype:
-        is_bfloat16 = (
-            dataset.dtype == BFLOAT16_STORED
-            and self._attribute(dataset, window, "dtype") == "bfloat16"
+    def _facts_of(self, dataset: h5py.Dataset, window: Seeking) -> _Facts:
+        if id(dataset) not in self._facts:  # it is kept
+            self._facts[id(dataset)] = self._read_facts(dataset, window)
+        return self._facts[id(dataset)]
+
+    def _read_facts(self, dataset: h5py.Dataset, window: Seeking) -> _Facts:
+        one, dtype = dataset.id, dataset.dtype
+        creation, nbytes, stored = one.get_create_plist(), dataset.nbytes, one.get_storage_size()
+        layout, offset = creation.get_layout(), None
+        if dtype == BFLOAT16_STORED and self._attribute(dataset, window, "dtype") == "bfloat16":
+            dtype = BFLOAT16
+        lies_as_in_memory = (
+            layout == h5py.h5d.CONTIGUOUS
+            and dtype.isnative
+            and dtype.kind in "fiubcV"
+            and stored == nbytes
+            and one.get_type().get_size() == dtype.itemsize
         )
-        return BFLOAT16 if is_bfloat16 else dataset.dtype
+        if lies_as_in_memory:  # if anything was stored: otherwise all is its fill value
+            offset = one.get_offset()
+        return _Facts(
+            shape=dataset.shape,
+            dtype=dtype,
+            nbytes=nbytes,
+            stored=stored,
+            chunk=math.prod(dataset.chunks or ()) * dtype.itemsize,
+            offset=offset,
+            is_outside=bool(creation.get_external_count()) or layout == h5py.h5d.VIRTUAL,
+        )
 
     def twins(self, first: str, other: str) -> dict[str, str]:
         """Maps each dataset below the path `other` to the same one below `first`.
@@ -315,19 +359,6 @@ class WeightsFile(Objects):
             return are_equal(self.read(alias), self.read(owner), axes)
         except KeyError:
             return False
-
-
-def _is_laid_out(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Whether the bytes of a dataset lie in the file as they do in memory."""
-    return (
-        dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
-        and dtype.isnative
-        and dtype.kind in "fiubcV"
-        # Nothing was ever stored in a dataset without a place: it has its fill value.
-        and dataset.id.get_offset() is not None
-        and dataset.id.get_storage_size() == dataset.nbytes
-        and dataset.id.get_type().get_size() == dtype.itemsize
-    )
 
 
 def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:

@@ -1,7 +1,7 @@
 """Lay a weights file out and stream it; shared tensors are hard links.
 
-HDF5 lays the file out without any tensor in it; then the laid-out bytes and the
-tensors are streamed to a file that need not seek: one pass, one tensor in memory
+`hdf5_structure` lays the file out without any tensor in it; then this structure and
+the tensors are streamed to a file that need not seek: one pass, one tensor in memory
 at a time. `hdf5_reader` reads it back.
 """
 
@@ -9,23 +9,21 @@ import collections
 import dataclasses
 import functools
 import math
-import posixpath
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import ml_dtypes
 import numpy as np
 
-from tiedio.errors import SaveError
 from tiedio.formats import digests
 from tiedio.formats.arrays import content_of
 from tiedio.formats.checksum import Checksum
 from tiedio.formats.device_memory import DeviceMemory
+from tiedio.formats.hdf5_structure import Dataset, Structure, structure
 from tiedio.record.ties import METADATA_KEY
-from tiedio.storage.streams import Sheet, Threads, WriteBehind
+from tiedio.storage.streams import WriteBehind
 
 # HDF5 has no bfloat16: Keras stores the two bytes and says so in an attribute.
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -141,25 +139,18 @@ def write(
     found: dict[str, str] = {}
     if record:
         layout = _with_record(layout, record, found)
-    with Threads(1) as thread:  # no signal is handled there: HDF5 would lose what a handler raises
-        sheet, placed = thread.submit(lay_out, layout).result()
-    if record and placed[-1][1] != RECORD:  # which HDF5 promises nowhere
-        raise SaveError(
-            f"Cannot save a record in an HDF5 file by HDF5 {h5py.version.hdf5_version}.\n"
-            f"Expected: `{RECORD}` behind all tensors. Received: `{placed[-1][1]}` there.\n"
-            "Save to a path ending in `.keras` or in `.weights.json`, which keep it elsewhere."
-        )
-    writing = _Writing(stream, checksum, lambda count: advance(count, sheet.size))
-    position = 0
-    for offset, path in placed:
-        tensor = layout.tensors[path]
-        if tensor.nbytes:
-            writing.add_bytes(sheet.between(position, offset))
-            position = offset + tensor.nbytes
-        if path == RECORD:
+    laid_out = lay_out(layout)
+    writing = _Writing(stream, checksum, lambda count: advance(count, laid_out.size))
+    writing.add_bytes(laid_out.content)
+    position = len(laid_out.content)
+    for path, tensor in layout.tensors.items():
+        offset = laid_out.offsets.get(path, position)
+        writing.add_bytes(bytes(offset - position))
+        position = offset + tensor.nbytes
+        if path == RECORD:  # it comes last
             found |= writing.finish()
         writing.add(path, tensor)
-    writing.add_bytes(sheet.between(position, sheet.size))
+    writing.add_bytes(bytes(laid_out.size - position))
     found |= writing.finish()
     found.pop(RECORD, None)
     return _with_links(found, layout)
@@ -264,60 +255,13 @@ def _with_links(found: dict[str, str], layout: Layout) -> dict[str, str]:
     return found | {path: found[first] for path, first in layout.links.items() if first in found}
 
 
-def lay_out(layout: Layout) -> tuple[Sheet, list[tuple[int, str]]]:
-    """Makes the file without a tensor in it; returns the offset and path of each, in order."""
-    sheet = Sheet()
-    with h5py.File(sheet, "w") as file:
-        _keep_everything(file)
-        return sheet, sorted(_create(layout, file))
+def lay_out(layout: Layout) -> Structure:
+    """Lays the file out, without a tensor in it."""
+    datasets = {path: _stored(tensor) for path, tensor in layout.tensors.items()}
+    return structure(layout.groups, datasets, layout.links)
 
 
-def _keep_everything(file: h5py.File) -> None:
-    """Lets HDF5 keep what it has laid out, which it would write and read again and again."""
-    cache = file.id.get_mdc_config()
-    cache.evictions_enabled = False
-    cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0  # which HDF5 asks for then
-    file.id.set_mdc_config(cache)
-
-
-def _create(layout: Layout, file: h5py.File) -> list[tuple[int, str]]:
-    """Creates every object of `layout`."""
-    # h5py would walk along the whole path of each object.
-    groups = {"": file.id}
-
-    def group(path: str) -> Any:
-        if path not in groups:
-            parent, name = posixpath.split(path)
-            here, known = group(parent), name.encode()
-            make = h5py.h5g.open if here.links.exists(known) else h5py.h5g.create
-            groups[path] = make(here, known)
-        return groups[path]
-
-    for path, attributes in layout.groups.items():
-        h5py.Group(group(path)).attrs.update(attributes)
-    # Allocated at once and never filled, a dataset gets its place and no bytes.
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_obj_track_times(False)  # of equal tensors files are equal
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    placed = []
-    for path, tensor in layout.tensors.items():
-        parent, name = posixpath.split(path)
-        bfloat16 = tensor.dtype == BFLOAT16
-        dataset = h5py.h5d.create(
-            group(parent),
-            name.encode(),
-            h5py.h5t.py_create(BFLOAT16_STORED if bfloat16 else tensor.dtype, logical=True),
-            h5py.h5s.create_simple(tensor.shape),
-            creation,
-        )
-        if bfloat16:
-            h5py.Dataset(dataset).attrs["dtype"] = "bfloat16"
-        # An empty dataset has no place.
-        placed.append((dataset.get_offset() if tensor.nbytes else 0, path))
-    for path, target in layout.links.items():
-        # A shared layer may have stored nothing.
-        if target in layout.tensors or target in file:
-            parent, name = posixpath.split(path)
-            group(parent).links.create_hard(name.encode(), file.id, target.encode())
-    return placed
+def _stored(tensor: Tensor) -> Dataset:
+    if tensor.dtype == BFLOAT16:
+        return Dataset(tensor.shape, BFLOAT16_STORED, {"dtype": "bfloat16"})
+    return Dataset(tensor.shape, tensor.dtype, {})

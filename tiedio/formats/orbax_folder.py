@@ -288,21 +288,20 @@ class Tree:
 
 
 class InMemory(Seeking):
-    """A weights file that lies nowhere: what HDF5 writes beside tensors, and leaves as tensors."""
+    """A weights file that lies nowhere: its structure, and tensors that are left where they are."""
 
     def __init__(self, layout: Layout):
-        self._sheet, placed = lay_out(layout)
-        super().__init__(self._sheet.size)
-        self._tensors = [
-            (offset, layout.tensors[path]) for offset, path in placed if layout.tensors[path].nbytes
-        ]
-        self._offsets = [offset for offset, _ in self._tensors]
+        self._structure, offsets, size = lay_out(layout)
+        super().__init__(size)
+        self._tensors = [(offset, layout.tensors[path]) for path, offset in offsets.items()]
+        self._offsets = [*offsets.values()]
 
     def read_at(self, buffer: memoryview, position: int) -> None:
         number = bisect.bisect_right(self._offsets, position) - 1
         offset, tensor = self._tensors[number] if number >= 0 else (self.size, None)
         if tensor is None or position >= offset + tensor.nbytes:
-            self._sheet.read_at(buffer, position)
+            content = self._structure[position : position + len(buffer)]
+            buffer[:] = content.ljust(len(buffer), b"\0")  # whose values HDF5 does not read here
             return
         content = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data
         buffer[:] = content[position - offset : position - offset + len(buffer)]

@@ -6,7 +6,7 @@ the backend in force has for it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _OF_ONE_BACKEND = re.compile(r"keras\.src\.backend\.\w+\.optimizers\.\w+")
@@ -24,6 +24,16 @@ def with_public_name(part: dict[str, Any]) -> dict[str, Any]:
     if _OF_ONE_BACKEND.fullmatch(str(part.get("module"))):
         return {**part, "module": "keras.optimizers", "registered_name": None}
     return part
+
+
+def parts(config: Any) -> Iterator[dict[str, Any]]:
+    """Yields each object in a config, the outermost first, however deep it is."""
+    held = [config]
+    for one in held:  # what is inside goes to the end
+        if isinstance(one, dict):
+            yield one
+            one = one.values()
+        held += (inside for inside in one if isinstance(inside, _NESTED))
 
 
 def copied(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

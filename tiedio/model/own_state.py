@@ -93,7 +93,13 @@ def _is_known(method: Any) -> bool:
 def to_numpy(value: Any) -> np.ndarray:
     """Returns values as an array: the memory of the variable itself where it can be seen."""
     if isinstance(value, keras.Variable):
-        tensor: Any = keras.ops.stop_gradient(value.value)
+        tensor: Any = value.value
+        # TensorFlow has to be asked for the tensor, torch for one that has no gradient.
+        tensor = (
+            tensor.value()
+            if callable(getattr(tensor, "value", None))
+            else keras.ops.stop_gradient(tensor)
+        )
         # torch and JAX show it in the first way, some versions of TensorFlow in the second.
         for view in (np.from_dlpack, memoryview):
             try:

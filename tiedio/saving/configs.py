@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from tiedio.errors import (
     first_line,
     listed,
 )
-from tiedio.keras_versions.public_names import copied, with_public_name
+from tiedio.keras_versions.public_names import copied, parts, with_public_name
 from tiedio.model import renewal
 from tiedio.model.keras_internals import (
     ObjectSharingScope,
@@ -60,7 +60,10 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
             with scopes_as_before(), ObjectSharingScope():
                 optimizer = keras.saving.serialize_keras_object(model.optimizer)
             config["compile_config"]["optimizer"] = optimizer
-    return _without_marks({"layers": written}, with_public_name)["layers"]
+    for part in parts(written):
+        part.update(with_public_name(part))
+    _drop_marks([{"layers": written}])
+    return written
 
 
 def uncompiled(config: Any) -> Any:
@@ -190,28 +193,22 @@ def for_keras_2(keras_version: str) -> Iterator[None]:
 
 def _for_this_keras(config: dict[str, Any]) -> dict[str, Any]:
     """Copies a config from a file, as the Keras that is installed reads it."""
-    return _without_marks(config, lambda part: _without_unknown(with_public_name(part)))
+    made = copied(config, lambda part: _without_unknown(with_public_name(part)))
+    _drop_marks(made)
+    return made
 
 
-def _without_marks(config: Any, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Copies a config as `copied` does, without Keras' marks of layers that several graphs share.
+def _drop_marks(config: Any) -> None:
+    """Takes out Keras' marks of layers that several graphs share.
 
     A graph finds the calls of its layers by number: made one object by such a mark, a
     layer that was called in another graph before would answer with that call.
     """
-    layers: list[dict[str, Any]] = []
-
-    def noted(part: dict[str, Any]) -> dict[str, Any]:
-        part = changed(part)
-        layers.extend(_graph_layers(part))
-        return part
-
-    made = copied(config, noted)
+    layers = [layer for part in parts(config) for layer in _graph_layers(part)]
     marked = collections.Counter(map(_mark, layers))
     for layer in layers:
         if marked[_mark(layer)] > 1:
             layer.pop(_MARK, None)
-    return made
 
 
 def _graph_layers(part: dict[str, Any]) -> list[dict[str, Any]]:

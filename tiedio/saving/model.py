@@ -134,10 +134,10 @@ def save_tied(
     settle(target)
     if not may_replace(target, overwrite):
         return ended(target) if background else None
-    found = walk(root)
-    if not include_optimizer:
-        found = Walk(found.parts)
     with uncollected(), contextlib.ExitStack() as resources:
+        found = walk(root)
+        if not include_optimizer:
+            found = Walk(found.parts)
         assets = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         layout, record, lost = capture(found, assets, strict=strict, stock_readable=stock_readable)
         config = several.write(root)

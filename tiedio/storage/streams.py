@@ -68,49 +68,6 @@ class Again(Seeking):
         self._file.read_at(buffer, position)
 
 
-class Sheet(Seeking):
-    """A file of pages; what was never written to reads as zeros."""
-
-    PAGE = 4096
-
-    def __init__(self):
-        super().__init__()
-        self.pages: dict[int, bytearray] = {}
-
-    def writable(self) -> bool:
-        return True
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self.position if size is None else size
-        return self.size
-
-    def write(self, data: Any) -> int:
-        data = memoryview(data).cast("B")
-        done = 0
-        while done < len(data):
-            number, start = divmod(self.position, self.PAGE)
-            if (page := self.pages.get(number)) is None:
-                page = self.pages[number] = bytearray(self.PAGE)
-            part = data[done : done + self.PAGE - start]
-            page[start : start + len(part)] = part
-            done += len(part)
-            self.position += len(part)
-        self.size = max(self.size, self.position)
-        return done
-
-    def read_at(self, buffer: memoryview, position: int) -> None:
-        buffer[:] = self.between(position, position + len(buffer))
-
-    def between(self, start: int, end: int) -> bytes:
-        """Returns the bytes from `start` to `end`, zeros where nothing was written."""
-        if end <= start:
-            return b""
-        first, last = start // self.PAGE, (end - 1) // self.PAGE
-        blank = bytes(self.PAGE)
-        pages = b"".join(self.pages.get(number, blank) for number in range(first, last + 1))
-        return pages[start - first * self.PAGE : end - first * self.PAGE]
-
-
 class Threads(ThreadPoolExecutor):
     """Threads; where none can be had, as while Python ends, the calling one does the work."""
 
