@@ -6,7 +6,6 @@ what became of it as it was trained on.
 
 import collections
 import contextlib
-import datetime
 import importlib.util
 import json
 import shutil
@@ -18,6 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from by_day import TODAY, of_today
 from checkout import FIXTURES
 
 import tiedio
@@ -162,9 +162,6 @@ EVERY = list(all_fixtures())
 assert EVERY
 
 
-TODAY = datetime.date.today().toordinal()
-
-
 def marked(fixtures, stems=("",), days=1):
     """Marks most as slow: all but those of a writer whose names begin so.
 
@@ -172,10 +169,8 @@ def marked(fixtures, stems=("",), days=1):
     """
     fixtures = list(fixtures)
     every = [one for one in fixtures if one.writer in ALWAYS and one.name.startswith(stems)]
-    slow = [one for one in fixtures if one not in every][TODAY % days :: days]
-    return [pytest.param(one, id=str(one)) for one in every] + [
-        pytest.param(one, id=str(one), marks=pytest.mark.slow) for one in slow
-    ]
+    others = [one for one in fixtures if one not in every]
+    return [pytest.param(one, id=str(one)) for one in every] + of_today(days, others, str)
 
 
 def migrated(fixture, tmp_path, **options):

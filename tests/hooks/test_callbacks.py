@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scenarios
 from backed_up import EPOCHS, STEPS, build, fit, is_tied
+from by_day import of_today
 from checkout import start
 
 import tiedio
@@ -169,12 +170,15 @@ KILLS = {
 @posix
 @pytest.mark.parametrize(
     ("tie", "kill"),
-    [
-        pytest.param(False, "in the middle of an epoch", marks=pytest.mark.slow),
-        pytest.param(True, "in the middle of an epoch", marks=pytest.mark.slow),
-        pytest.param(False, "in the middle of a save", marks=pytest.mark.slow),
-        pytest.param(True, "in the middle of the first save", marks=pytest.mark.slow),
-    ],
+    of_today(
+        2,
+        [
+            (False, "in the middle of an epoch"),
+            (True, "in the middle of an epoch"),
+            (False, "in the middle of a save"),
+            (True, "in the middle of the first save"),
+        ],
+    ),
 )
 def test_a_killed_run_goes_on_as_if_it_was_not(training, tie, kill):
     kill, epoch = KILLS[kill]
@@ -186,10 +190,9 @@ def test_a_killed_run_goes_on_as_if_it_was_not(training, tie, kill):
 
 
 @posix
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "epoch", "batch"),
-    [({"step": (2, 4)}, 2, 3), ({"save": (4, "writing")}, 1, 5)],
+    of_today(2, [({"step": (2, 4)}, 2, 3), ({"save": (4, "writing")}, 1, 5)]),
 )
 def test_a_run_that_is_backed_up_by_batches_is_killed(training, kill, epoch, batch):
     assert training(**kill, backup={"save_freq": 4}) == -9
@@ -215,11 +218,10 @@ def test_a_kill_before_keras_wrote_the_epoch(training):
 @posix
 @pytest.mark.parametrize(
     ("checkpoint", "step", "epochs"),
-    [
-        pytest.param("model.keras", "writing", 1, marks=pytest.mark.slow),
-        pytest.param("model.keras", "renamed", 2, marks=pytest.mark.slow),
-        pytest.param("model.h5", "writing", 1, marks=pytest.mark.slow),
-    ],
+    of_today(
+        3,
+        [("model.keras", "writing", 1), ("model.keras", "renamed", 2), ("model.h5", "writing", 1)],
+    ),
 )
 def test_a_kill_leaves_the_old_checkpoint_or_the_new_one(training, checkpoint, step, epochs):
     assert training(save=(2, step), checkpoint=checkpoint) == -9
@@ -249,15 +251,18 @@ def left_by(folder):
 @posix
 @pytest.mark.parametrize(
     ("kill", "place", "epochs"),
-    [
-        # With the best weights two epochs before.
-        pytest.param({"step": (3, 3)}, 0, [3, 4, 5], marks=pytest.mark.slow),
-        pytest.param({"step": (5, 3)}, 2, [5], marks=pytest.mark.slow),  # in the last one
-        # The log has the epoch, the backup does not; best.keras was the second save.
-        pytest.param({"save": (6, "writing")}, 5, [3, 4, 5], marks=pytest.mark.slow),
-        pytest.param({"save": (6, "renamed")}, 0, [4, 5], marks=pytest.mark.slow),
-        pytest.param({"end": True}, 3, [], marks=pytest.mark.slow),  # when it had been stopped
-    ],
+    of_today(
+        3,
+        [
+            # With the best weights two epochs before.
+            ({"step": (3, 3)}, 0, [3, 4, 5]),
+            ({"step": (5, 3)}, 2, [5]),  # in the last one
+            # The log has the epoch, the backup does not; best.keras was the second save.
+            ({"save": (6, "writing")}, 5, [3, 4, 5]),
+            ({"save": (6, "renamed")}, 0, [4, 5]),
+            ({"end": True}, 3, []),  # when it had been stopped
+        ],
+    ),
 )
 def test_a_killed_run_goes_on_with_its_callbacks(training, judged, kill, place, epochs):
     options = {**OTHERS, "others": place}
@@ -403,10 +408,8 @@ OFTEN = ("pattern of batches", "best", "weights")
 
 @pytest.mark.parametrize(
     ("name", "compiled"),
-    [
-        pytest.param(name, EAGERLY, marks=[] if name in OFTEN else [pytest.mark.slow])
-        for name in CHECKPOINTS
-    ]
+    [(name, EAGERLY) for name in OFTEN]
+    + of_today(2, [(name, EAGERLY) for name in CHECKPOINTS if name not in OFTEN])
     + [
         pytest.param(name, BY_TWO_STEPS, marks=[not_on_torch, pytest.mark.slow])
         for name in ("pattern of batches", "weights by batches")

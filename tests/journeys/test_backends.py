@@ -4,7 +4,6 @@ That is asked of the backend in force; with `--backends=tensorflow,jax,torch`, o
 each of these to each.
 """
 
-import datetime
 import itertools
 
 import h5py
@@ -12,6 +11,7 @@ import keras
 import pytest
 import sample_files
 import scenarios
+from by_day import TODAY
 from conformance import TIED, Conformance, bit_equal
 from runs import Runs, backends
 
@@ -19,7 +19,6 @@ import tiedio
 
 # In every container between backends; otherwise where slow tests are asked for.
 CONTAINED = ("two_paddings",)
-TODAY = datetime.date.today().toordinal()
 
 
 class TestConformance(Conformance):

@@ -3,7 +3,6 @@
 Beside the file and the model 300 MB, and 2 seconds of a processor for each megabyte; see `bounded`.
 """
 
-import datetime
 import io
 import json
 import struct
@@ -18,6 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from by_day import of_today
 
 import tiedio
 import tiedio.files
@@ -25,7 +25,6 @@ import tiedio.files
 if sys.platform != "linux":
     pytest.skip("limits of a process's memory are Linux's", allow_module_level=True)
 
-TODAY = datetime.date.today().toordinal()
 LAYER_LISTS = "model_weights"
 
 
@@ -39,9 +38,7 @@ def bounds():
 def every(*entries, quick="load_tied"):
     """Takes one entry, and behind `slow` two of the others each day."""
     others = [one for one in entries or bounded.ENTRIES if one != quick]
-    begin = TODAY % len(others)
-    slow = [pytest.param(one, marks=pytest.mark.slow) for one in (others * 2)[begin : begin + 2]]
-    return pytest.mark.parametrize("entry", [quick, *slow])
+    return pytest.mark.parametrize("entry", [quick, *of_today(max(1, len(others) // 2), others)])
 
 
 def members_of(filepath):
@@ -236,7 +233,7 @@ class Pairs(keras.layers.Layer):
 @pytest.mark.slow
 def test_an_honest_model_of_thousands_of_ties(tmp_path):
     """Saving and loading take time by the number of ties, and not by its square."""
-    few, many, factor = 500, 5000, 10
+    few, many, factor = 200, 2000, 10
     took = {}
     for count in (few, many):
         model = keras.Sequential([keras.Input((1,)), Pairs(count, tied=True)])

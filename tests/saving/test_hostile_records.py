@@ -5,7 +5,6 @@ memory beyond the file's and the model's. What is allowed of each kind of file i
 """
 
 import collections
-import datetime
 import io
 import json
 import random
@@ -21,6 +20,7 @@ import hostile_loading
 import keras
 import numpy as np
 import pytest
+from by_day import TODAY
 from checkout import start
 
 from tiedio.model.substitution import may_adopt
@@ -223,8 +223,7 @@ def test_a_mutated_file_is_refused_or_loads_right(loader, name, mutate):
 @pytest.mark.parametrize(("name", "mutate"), CASES)
 def test_many_mutated_files_are_refused_or_load_right(loader, name, mutate):
     """A tenth of them, another one each day: all of them take ten minutes."""
-    day = datetime.date.today().toordinal()
-    seeds = range(FUZZED[name][3], FUZZED[name][4])[day % 10 :: 10]
+    seeds = range(FUZZED[name][3], FUZZED[name][4])[TODAY % 10 :: 10]
     assert not failures(loader, name, mutate, seeds)
 
 

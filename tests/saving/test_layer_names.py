@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from by_day import of_today
 
 import tiedio
 
@@ -104,14 +105,13 @@ IN_VAIN = {
 @pytest.mark.parametrize(
     ("name", "tied", "is_built"),
     [
-        pytest.param("adam", False, False, marks=pytest.mark.slow),
-        pytest.param("adam", True, False, marks=pytest.mark.slow),
-        pytest.param("adam", False, True, marks=pytest.mark.slow),
-        ("adam", True, True),
-        *(
-            pytest.param(name, True, True, marks=pytest.mark.slow if name in SLOW else ())
-            for name in OPTIMIZERS
-            if name != "adam" and not IN_VAIN.get(name)
+        *((name, True, True) for name in OPTIMIZERS if name not in SLOW),
+        *of_today(
+            3,
+            [
+                *(("adam", *how) for how in [(False, False), (True, False), (False, True)]),
+                *((name, True, True) for name in SLOW if not IN_VAIN.get(name)),
+            ],
         ),
     ],
 )
