@@ -16,7 +16,7 @@ from pinning import pin
 
 import tiedio
 from tiedio import errors
-from tiedio.migration import many
+from tiedio import many
 from tiedio.tools import export
 
 
@@ -727,7 +727,7 @@ def test_two_files_that_would_be_one(tmp_path):
         with h5py.File(tmp_path / "old" / name, "w") as file:
             file["layers/dense/vars/0"] = np.zeros(2)
     _, other, _ = many.migrate(str(tmp_path / "old"), str(tmp_path / "new"))
-    assert other.error == (
+    assert str(other.error) == (
         f"`{tmp_path / 'old/a.weights.json'}` would be written to "
         f"`{tmp_path / 'new/a_json.weights.h5'}`.\n"
         f"Expected: a path of its own. Received: that of `{tmp_path / 'old/a_json.weights.h5'}`.\n"

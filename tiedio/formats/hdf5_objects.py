@@ -14,6 +14,7 @@ import h5py
 from h5py import h5a, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
 from tiedio.errors import FileFormatError, first_line
+from tiedio.formats import foreign
 from tiedio.storage.streams import Again, Seeking
 
 # Errors of h5py for damaged files, whichever part of HDF5 meets the damage.
@@ -77,6 +78,11 @@ class Objects:
             for file in files:
                 self._files.append(h5py.File(file, "r"))
         except HDF5_ERRORS as error:
+            file = files[len(self._files)]
+            file.seek(0)
+            begins = file.read(foreign.LENGTH)
+            if foreign.is_known(begins):
+                raise foreign.of_bytes(filepath, begins) from error
             raise self.error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
