@@ -15,8 +15,7 @@ import scenarios
 from pinning import pin
 
 import tiedio
-from tiedio import errors
-from tiedio import many
+from tiedio import errors, many
 from tiedio.tools import export
 
 

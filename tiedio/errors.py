@@ -93,7 +93,7 @@ class OptionNeededError(MigrationError):
     """Something has to be allowed before a file is migrated; the option is named.
 
     Attributes:
-        plan: What would be done then, a `tiedio.migration.plan.Plan`, if that is known.
+        plan: What would be done then, a `tiedio.migration.proposals.Plan`, if that is known.
     """
 
     plan: Any = None

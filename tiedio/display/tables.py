@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tiedio.display.printing import PLAIN, bytes_of, console_for, line, notes, show, shown, table
 
 if TYPE_CHECKING:
-    from tiedio.migration.plan import Plan, Proposal
+    from tiedio.migration.proposals import Plan, Proposal
     from tiedio.tools.comparison import Comparison, Difference
     from tiedio.tools.export import Export
     from tiedio.tools.inspection import Group, Inspection
@@ -109,7 +109,7 @@ def comparison(found: "Comparison") -> None:
         line(f"{found.compared} variables and all ties are equal.")
     if not found.is_of_one_model:
         line(
-            f"These are different models: fewer than half of the variables of {found.a} and of "
+            f"These are different models: fewer than half of the variables of {found.a} or "
             f"{found.b} have a counterpart of their name and shape. Nothing was compared."
         )
         return

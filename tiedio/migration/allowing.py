@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from tiedio.checkpoints.stated_ties import Evidence
 from tiedio.errors import MigrationError, OptionNeededError, listed, texts
-from tiedio.migration.plan import Plan, Proposal
+from tiedio.migration.proposals import Plan, Proposal
 
 RECONCILE = ("error", "owner", "mean")
 ACCEPT_CONTENTS, RECONCILE_OWNER = "--accept contents", "--reconcile owner"

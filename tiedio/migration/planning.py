@@ -21,7 +21,7 @@ from tiedio.formats import table
 from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.evidence import find
-from tiedio.migration.plan import Plan, Proposal
+from tiedio.migration.proposals import Plan, Proposal
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
 

@@ -5,7 +5,7 @@ How variables of two files are matched, and what their difference is, is decided
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ class Comparison:
         only_in_b: Variables that only the second has.
         ties_only_in_a: Tie groups, by names, that only the first file states.
         ties_only_in_b: Those that only the second states, by the names of the first.
-        is_of_one_model: Whether half of the variables of one file, at least, have a counterpart of
-            their shape in the other. If not, nothing is compared.
+        is_of_one_model: Whether all names are equal, or half of the variables of one file have a
+            counterpart of their shape in the other. If not, nothing is compared.
     """
 
     a: str
@@ -116,8 +116,7 @@ def diff(a: Any, b: Any) -> Comparison:
     with contextlib.ExitStack() as opened:
         first, second = (opened.enter_context(opening.reading(filepath)) for filepath in (a, b))
         pairs = list(_matched(first, second))
-        alike = sum(one.shape == other.shape for one, other in pairs)
-        is_of_one_model = 2 * alike >= min(len(first.variables), len(second.variables))
+        is_of_one_model = _is_of_one_model(first, second, pairs)
         if not is_of_one_model:
             pairs = []
         in_a, in_b = {one.name for one, _ in pairs}, {other.name for _, other in pairs}
@@ -155,6 +154,14 @@ def _matched(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[StoredVariable, Sto
                 matched[one.name] = other
                 taken.add(other.name)
     return ((one, matched[one.name]) for one in a.variables if one.name in matched)
+
+
+def _is_of_one_model(
+    a: Checkpoint, b: Checkpoint, pairs: Sequence[tuple[StoredVariable, StoredVariable]]
+) -> bool:
+    alike = sum(one.shape == other.shape for one, other in pairs)
+    of_smaller = min(len(a.variables), len(b.variables))
+    return a.by_name.keys() == b.by_name.keys() or 2 * alike >= of_smaller
 
 
 def _by_place(checkpoint: Checkpoint) -> dict[Any, StoredVariable]:
