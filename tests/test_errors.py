@@ -342,7 +342,7 @@ def test_flipped_bits(saved):
         "`*model.keras` is damaged at `layers/conv2d/vars/0`, `layers/conv2d_1/vars/0`, "
         "`layers/dense/vars/1`, `optimizer/vars/2`.\n"
         "Expected: the values that were saved. Received: others.\n"
-        "The file is damaged; restore it from a copy or save the model again.",
+        "Restore it from a copy, or save the model again.",
     )
     loaded = tiedio.load_tied(saved, verify=False)
     assert len(tiedio.find_ties(loaded)) == 2
@@ -394,7 +394,7 @@ def test_several_tensors_that_cannot_be_read(saved):
         "`*model.keras` is damaged at `layers/dense/vars/0`, `layers/dense/vars/1`, "
         "`optimizer/vars/3`.\n"
         "Expected: the values that were saved. Received: others.\n"
-        "The file is damaged; restore it from a copy or save the model again.",
+        "Restore it from a copy, or save the model again.",
     )
 
 
@@ -482,7 +482,7 @@ def test_a_tie_of_unequal_values(saved):
         errors.FileFormatError,
         "`*model.keras` is damaged at `layers/conv2d_1/vars/1`.\n"
         "Expected: the values that were saved. Received: other values than at their owners.\n"
-        "The file is damaged; restore it from a copy or save the model again.",
+        "Restore it from a copy, or save the model again.",
     )
 
 

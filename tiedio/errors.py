@@ -29,6 +29,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+# What to do with a file that is damaged.
+RESTORE = "Restore it from a copy, or save the model again."
+
 # Code of these is not the caller's.
 _INSIDE = ("tiedio", "keras")
 
@@ -216,7 +219,7 @@ def damaged(filepath: str, received: str) -> FileFormatError:
     return FileFormatError(
         f"`{filepath}` is damaged.\n"
         f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"
-        "Restore it from a copy, or save the model again."
+        f"{RESTORE}"
     )
 
 

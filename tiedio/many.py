@@ -60,7 +60,7 @@ class Outcome:
 
     filepath: str
     result: Any = None
-    error: TiedioError | OSError | None = None
+    error: TiedioError | OSError | MemoryError | None = None
     skipped: str = ""
 
     @property
@@ -214,7 +214,7 @@ def _each(
                 advance(0, total, f"{what} {number} of {len(files)} files")
             try:
                 outcome = verb(file)
-            except (TiedioError, OSError) as error:
+            except (TiedioError, OSError, MemoryError) as error:
                 outcome = Outcome(file.path, error=error)
             if outcome.error:
                 errors.forget_frames(outcome.error)

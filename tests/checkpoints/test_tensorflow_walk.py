@@ -322,7 +322,7 @@ def test_a_checkpoint_is_not_migrated_without_a_config(tmp_path):
         errors.OptionNeededError,
         f"Cannot tell how Keras 3 would store `head/kernel` of `{path}`.\n"
         "Expected: the config of the model, made of layers of Keras. Received: none.\n"
-        "Pass it as `--config`.",
+        "Pass the config of the model as `--config`.",
     )
 
 

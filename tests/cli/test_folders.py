@@ -261,13 +261,18 @@ def test_only_whole_files_are_left(old):
 
 
 def test_pipes_locales_and_colours(old):
-    shutil.copy(f"old/{LOST}", "old/lösé.keras")
+    with sample_files.opened(Path("old", LOST)) as members:
+        kept = {name: members.read(name) for name in members.namelist()}
+    kept["config.json"] = kept["config.json"].replace(b'"encoder"', '"encöder"'.encode())
+    sample_files.zipped(Path("old/lösé.keras"), kept)
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     with tiedio("inspect", "old", **ascii_only) as running:
         printed, said = running.communicate()
         assert (running.returncode, b"Traceback" in said) == (1, False)
     assert printed.isascii()
     assert b"| old/lost.keras " in printed
+    with tiedio("plan", "old/lösé.keras", **ascii_only) as running:
+        assert b"| enc\\xf6der/kernel = decoder/kernel " in running.communicate()[0]
     with tiedio("plan", "old", FORCE_COLOR="1", NO_COLOR="1", COLUMNS="200") as running:
         printed, _ = running.communicate()
     assert b"\x1b[3" not in printed

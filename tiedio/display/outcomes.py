@@ -55,6 +55,8 @@ def migrated(outcomes: "Sequence[Outcome]", dry_run: bool = False) -> None:
     _remarks(outcomes)
     _errors(outcomes)
     with_ties = [one for one in outcomes if one.state == "fine" and one.result.proposals]
+    if not dry_run and any(one.state == "needs an option" for one in outcomes):
+        line("Run it again with an option that is needed, and `--skip-existing`, for what is left.")
     fine = "Would be migrated" if dry_run else "Migrated"
     _totals(outcomes, fine=fine, none="nothing to tie", some=len(with_ties))
 

@@ -1,6 +1,5 @@
 """Print lines, and tables that cut no name off, for people; or JSON, for programs."""
 
-import functools
 import io
 import json
 import math
@@ -96,13 +95,15 @@ def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
 def _paragraph(console: Any, titles: Sequence[str], cells: Sequence[str]) -> None:
     first, *others = (" ".join(cell.split()) for cell in cells)
     told = [f"{title}: {cell}" for title, cell in zip(titles[1:], others, strict=True) if cell]
-    wrapped = functools.partial(
-        textwrap.wrap, width=console.width, break_long_words=False, break_on_hyphens=False
-    )
-    for part in wrapped(first):
-        console.print(part, **PLAIN)
-    for one in told:
-        for part in wrapped(one, initial_indent="  ", subsequent_indent="    "):
+    for text, indent in ((first, ""), ("; ".join(told), "  ")):
+        for part in textwrap.wrap(
+            text,
+            console.width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
             console.print(part, **PLAIN)
 
 

@@ -16,7 +16,7 @@ from tiedio.errors import FileFormatError
 # HDF5 file may have 512 zero bytes before it begins.
 LENGTH = 1024
 
-_EXPECTED = "a zip archive, an HDF5 file, the JSON of sharded weights, or a folder"
+_ANY = "a zip archive, an HDF5 file, the JSON of sharded weights, or a folder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,7 @@ def of_bytes(filepath: str, begins: bytes) -> FileFormatError:
             filepath,
             f"a file that begins with {begins[:8]!r}",
             "Check the path; a model in another format must be saved again by Keras.",
+            _ANY,
         )
     size = (found.groupdict().get("size") or b"").decode()
     stands_for = f" to {int(size):,} bytes" if size else ""
@@ -148,7 +149,9 @@ def _recognised(kinds: tuple[_Kind, ...], content: bytes, look: Any) -> tuple[An
     return None, None
 
 
-def _error(filepath: str, received: str, advice: str) -> FileFormatError:
+def _error(
+    filepath: str, received: str, advice: str, expected: str = "one that Keras or tiedio saved"
+) -> FileFormatError:
     return FileFormatError(
-        f"`{filepath}` is not a Keras file.\nExpected: {_EXPECTED}. Received: {received}.\n{advice}"
+        f"`{filepath}` is not a Keras file.\nExpected: {expected}. Received: {received}.\n{advice}"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 from h5py import h5a, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
-from tiedio.errors import FileFormatError, first_line
+from tiedio.errors import RESTORE, FileFormatError, first_line
 from tiedio.formats import foreign
 from tiedio.storage.streams import Again, Seeking
 
@@ -28,8 +28,6 @@ HDF5_ERRORS = (
     OverflowError,
     MemoryError,
 )
-
-DAMAGED = "The file is damaged; restore it from a copy or save the model again."
 
 # Bytes that all attributes may take beside those of the file, and an element beside its own.
 _ATTRIBUTES = 1 << 25
@@ -262,5 +260,5 @@ class Objects:
     def error(self, what: str, received: str) -> FileFormatError:
         return FileFormatError(
             f"`{self.filepath}` {what}.\n"
-            f"Expected: weights as Keras stores them. Received: {received}.\n{DAMAGED}"
+            f"Expected: weights as Keras stores them. Received: {received}.\n{RESTORE}"
         )

@@ -75,7 +75,7 @@ def files(sources: str | Sequence[str]) -> Listing:
     empty = []
     for source in texts("sources", sources, "paths", "Pass a path, or a list of them.", least=1):
         held = list(_meant(source, others) if is_many(source) else [_named(source)])
-        found |= {one.path: one for one in held if one.path not in found}
+        found |= {one.path: one for one in held}
         if not held:
             empty.append(source)
     if empty:

@@ -56,7 +56,7 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> Chosen:
             f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
             "Expected: the config of the model, made of layers of Keras. "
             f"Received: {'one of other layers' if has_config else 'none'}.\n"
-            + ("Pass it as `--config`." if lacks_config else advice)
+            + ("Pass the config of the model as `--config`." if lacks_config else advice)
         )
     has_places = not checkpoint.is_by_position
     if has_places and (weights_only or checkpoint.is_model):
