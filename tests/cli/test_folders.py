@@ -160,6 +160,9 @@ def test_exit_codes(old):
     run("plan", "old", code=3)
     run("migrate", "old", "new", code=3)
     run("migrate", f"old/{UNSURE}", "one.keras", code=3)
+    printed, said = run("migrate", f"old/{UNSURE}", "one.keras", "--json", code=3)
+    assert json.loads(printed)["proposals"][0]["needs"] == ["--accept contents"]
+    assert said.startswith("Error: Cannot tell whether these were tied")
     run("migrate", f"old/{LOST}", "one.keras")
     run("migrate", f"old/{LOST}", "one.keras", code=3)
     printed, _ = run("migrate", f"old/{LOST}", "one.keras", "--skip-existing")
@@ -229,7 +232,9 @@ def test_an_interrupt_says_what_is_left(old, monkeypatch):
     printed, said = run("migrate", "old", "new", code=130)
     assert "old/apart.keras" in printed
     assert "2 files. Migrated: 0; nothing to tie: 1; failed: 1" in printed
-    assert said.endswith("Interrupted. What is written is whole; go on with `--skip-existing`.\n")
+    assert said.endswith("the same with `--skip-existing` goes on.\nInterrupted.\n")
+    _, said = run("migrate", f"old/{LOST}", "one.keras", code=130)
+    assert said == "Interrupted.\n"
 
 
 def tiedio(*arguments, **environment):

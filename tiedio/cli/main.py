@@ -36,6 +36,9 @@ class _Commands(click.Group):
             raise click.UsageError(printing.shown(str(error))) from error
         except BrokenPipeError:
             raise  # whoever reads the output has enough
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
         except (TiedioError, OSError) as error:
             kind = _OptionNeeded if isinstance(error, OptionNeededError) else click.ClickException
             raise kind(printing.shown(str(error))) from error
@@ -46,45 +49,49 @@ def _answer(
     paths: Sequence[str],
     show: Callable[[Any], None],
     show_all: Callable[[Any], None],
+    *,
     as_json: bool,
+    writes: bool = False,
 ) -> None:
     """Asks a function of `tiedio.many`, prints what became of the files, and exits.
 
     Args:
         ask: The function, with all arguments but how far it is.
         paths: What was passed for the files.
-        show: Prints the answer of one file, if one was named.
+        show: Prints what the function says of one file, if one was named.
         show_all: Prints the outcomes of several.
         as_json: Whether to print JSON.
+        writes: Whether files are written, so that one which is not is an error.
     """
     from tiedio.formats import listing
 
     found: list[Any] = []
-    is_one = len(paths) == 1 and not listing.is_many(paths[0])
     others = listing.files(paths).passed_over
-    left = ""
-    try:
-        ask(progress=sys.stdout.isatty() and not as_json, told=found.append)
-    except KeyboardInterrupt:
-        if is_one:
-            raise
-        left = "Interrupted. What is written is whole; go on with `--skip-existing`."
-    if is_one:
-        (one,) = found
+    report = functools.partial(ask, progress=sys.stdout.isatty() and not as_json, told=found.append)
+    if len(paths) == 1 and not listing.is_many(paths[0]):
+        (one,) = report()
         if one.result is None and one.error:
             raise one.error
-        if one.skipped and not as_json:
-            click.echo(printing.shown(f"Skipped: `{one.skipped}` is there already."))
+        if as_json:
+            printing.as_json((one.result or one).to_json())
+        elif one.skipped:
+            printing.line(f"Skipped: `{one.skipped}` is there already.")
         else:
-            printing.as_json((one.result or one).to_json()) if as_json else show(one)
+            show(one.result)
+        if one.error and writes:
+            raise one.error
     else:
-        told = [one.to_json() for one in found]
-        printing.as_json(told) if as_json else show_all(found)
-        if not as_json:
-            outcomes.passed_over(others)
-    if left:
-        click.echo(left, err=True)
-        sys.exit(INTERRUPTED)
+        try:
+            report()
+        finally:  # whoever interrupts it still wants to know
+            if as_json:
+                printing.as_json([one.to_json() for one in found])
+            else:
+                show_all(found)
+                outcomes.passed_over(others)
+            if writes and sys.exc_info()[0]:
+                told = "What is written is whole; the same with `--skip-existing` goes on."
+                printing.line(told, err=True)
     states = {one.state for one in found}
     sys.exit(FAILED if "failed" in states else NEEDS_OPTION if "needs an option" in states else 0)
 
@@ -117,7 +124,7 @@ def inspect(files: Sequence[str], as_json: bool) -> None:
     from tiedio import many
 
     ask = functools.partial(many.inspect, files)
-    _answer(ask, files, lambda one: tables.inspection(one.result), outcomes.inspected, as_json)
+    _answer(ask, files, tables.inspection, outcomes.inspected, as_json=as_json)
 
 
 @main.command()
@@ -136,7 +143,7 @@ def plan(
     from tiedio import many
 
     ask = functools.partial(many.plan, files, ties=[*ties_file, *ties], config=config, **given)
-    _answer(ask, files, lambda one: tables.plan(one.result), outcomes.planned, as_json)
+    _answer(ask, files, tables.plan, outcomes.planned, as_json=as_json)
 
 
 @main.command()
@@ -180,15 +187,13 @@ def migrate(
     """
     from tiedio import many
 
-    def show(one: Any) -> None:
-        tables.plan(one.result, dry_run)
-        if one.error:
-            click.echo(f"Error: {printing.shown(str(one.error))}", err=True)
-
     dry_run = given["dry_run"]
     # The other options are arguments of these names.
     ask = functools.partial(many.migrate, src, dst, ties=[*ties_file, *ties], **given)
-    _answer(ask, src, show, lambda found: outcomes.migrated(found, dry_run), as_json)
+    show, show_all = (
+        functools.partial(one, dry_run=dry_run) for one in (tables.plan, outcomes.migrated)
+    )
+    _answer(ask, src, show, show_all, as_json=as_json, writes=True)
 
 
 @main.command()
@@ -204,7 +209,7 @@ def verify(files: Sequence[str], as_json: bool) -> None:
     from tiedio import many
 
     ask = functools.partial(many.verify, files)
-    _answer(ask, files, lambda one: tables.verification(one.result), outcomes.verified, as_json)
+    _answer(ask, files, tables.verification, outcomes.verified, as_json=as_json)
 
 
 @main.command()
