@@ -78,8 +78,14 @@ def test_pointers_in_the_place_of_weights(tmp_path):
     for shard in tmp_path.glob("*.weights.h5"):
         shutil.copy(OTHERS / "git_lfs.h5", shard)
     for name in ("folder", "m.weights.json"):
-        with pytest.raises(errors.FileFormatError, match="Received: a pointer of Git LFS to"):
+        with pytest.raises(errors.FileFormatError) as error:
             files.verify(tmp_path / name)
+        assert str(error.value) == (
+            f"`{tmp_path / name}` has weights that are no HDF5 file.\n"
+            "Expected: weights as Keras stores them. "
+            "Received: a pointer of Git LFS to 12,345 bytes."
+            "\nFetch the file that it stands for: `git lfs pull`."
+        )
 
 
 def test_links_that_lead_nowhere(tmp_path):

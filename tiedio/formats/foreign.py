@@ -96,28 +96,29 @@ _MEMBERS = (
 
 def of_bytes(filepath: str, begins: bytes) -> FileFormatError:
     """The error for a file that begins, or that is, so."""
-    kind, found = _recognised(_BEGINNINGS, begins[:LENGTH], re.match)
+    if told := recognised(begins):
+        return _error(filepath, *told)
+    return _error(
+        filepath,
+        f"a file that begins with {begins[:8]!r}",
+        "Check the path; a model in another format must be saved again by Keras.",
+        _ANY,
+    )
+
+
+def recognised(begins: bytes) -> tuple[str, str] | None:
+    """Says what a file is that begins so, and what to do with it; `None` if that is unknown."""
+    kind, found = _first(_BEGINNINGS, begins[:LENGTH], re.match)
     if kind is None:
-        return _error(
-            filepath,
-            f"a file that begins with {begins[:8]!r}",
-            "Check the path; a model in another format must be saved again by Keras.",
-            _ANY,
-        )
+        return None
     size = (found.groupdict().get("size") or b"").decode()
-    stands_for = f" to {int(size):,} bytes" if size else ""
-    return _error(filepath, kind.what.format(stands_for), kind.advice)
-
-
-def is_known(begins: bytes) -> bool:
-    """Whether a file that begins so is of a kind that is recognised."""
-    return _recognised(_BEGINNINGS, begins[:LENGTH], re.match)[0] is not None
+    return kind.what.format(f" to {int(size):,} bytes" if size else ""), kind.advice
 
 
 def of_members(filepath: str, names: Collection[str]) -> FileFormatError | None:
     """The error for an archive with these names inside; `None` if they tell nothing."""
     listed = "\n".join(sorted(names)).encode(errors="replace")
-    kind, _ = _recognised(_MEMBERS, listed, re.search)
+    kind, _ = _first(_MEMBERS, listed, re.search)
     return kind and _error(filepath, kind.what, kind.advice)
 
 
@@ -142,7 +143,7 @@ def of_hdf5(filepath: str, names: Collection[str]) -> FileFormatError:
     )
 
 
-def _recognised(kinds: tuple[_Kind, ...], content: bytes, look: Any) -> tuple[Any, Any]:
+def _first(kinds: tuple[_Kind, ...], content: bytes, look: Any) -> tuple[Any, Any]:
     for kind in kinds:
         if found := look(kind.sign, content, re.DOTALL | re.MULTILINE):
             return kind, found

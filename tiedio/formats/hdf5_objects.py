@@ -78,9 +78,12 @@ class Objects:
         except HDF5_ERRORS as error:
             file = files[len(self._files)]
             file.seek(0)
-            begins = file.read(foreign.LENGTH)
-            if foreign.is_known(begins):
-                raise foreign.of_bytes(filepath, begins) from error
+            if told := foreign.recognised(file.read(foreign.LENGTH)):
+                received, advice = told
+                raise FileFormatError(
+                    f"`{filepath}` has weights that are no HDF5 file.\n"
+                    f"Expected: weights as Keras stores them. Received: {received}.\n{advice}"
+                ) from error
             raise self.error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
