@@ -188,12 +188,12 @@ def test_a_dry_run_says_what_would_be_written(old, tmp_path):
 
 def test_functions_take_what_those_of_one_file_take(models, tmp_path):
     """Whatever a verb is given beside the files, it is given for each of them."""
-    sources = [str(models / "best.h5"), str(models / "*.keras")]
-    done = many.migrate(sources, str(tmp_path / "new"), durable=False, overwrite=True)
+    sources = [models / "best.h5", str(models / "*.keras")]
+    done = many.migrate(sources, tmp_path / "new", durable=False, overwrite=True)
     assert [Path(one.result.target).name for one in done] == ["best_h5.keras", "best.keras"]
     for verb in (many.inspect, many.plan, many.verify):
         told = []
-        found = verb(str(tmp_path / "new"), told=told.append)
+        found = verb(tmp_path / "new", told=told.append)
         assert found == told
         assert [str(one.state) for one in found] == ["fine", "fine"]
         one = getattr(files, verb.__name__)(found[0].filepath)
@@ -205,8 +205,9 @@ def test_functions_take_what_those_of_one_file_take(models, tmp_path):
             "skipped": "",
             "result": one.to_json(),
         }
-    with pytest.raises(errors.ArgumentError, match="`sources`"):
-        many.inspect([])
+    for wrong in ([], 3, [3]):
+        with pytest.raises(errors.ArgumentError, match="`sources`"):
+            many.inspect(wrong)
 
 
 def test_nothing_is_kept_of_what_failed(models, tmp_path):

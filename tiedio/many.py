@@ -28,13 +28,11 @@ from typing import Any
 from tiedio import errors
 from tiedio.errors import OptionNeededError, TargetExistsError, TiedioError
 from tiedio.formats import listing
-from tiedio.formats.listing import File
+from tiedio.formats.listing import File, Sources
 from tiedio.migration import allowing, planning
 from tiedio.migration.destination import Destinations
 from tiedio.storage.progress import shown
 from tiedio.tools import inspection, verification
-
-Sources = str | Sequence[str]
 
 
 class State(enum.StrEnum):
@@ -140,7 +138,7 @@ def verify(sources: Sources, *, progress: bool = False, told: Told | None = None
 
 def migrate(
     sources: Sources,
-    target: str,
+    target: str | os.PathLike[str],
     *,
     skip_existing: bool = False,
     dry_run: bool = False,
@@ -166,7 +164,7 @@ def migrate(
         MissingFileError: As in `inspect`.
     """
     found = listing.files(sources).files
-    paths = [sources] if isinstance(sources, str) else sources
+    paths, target = listing.paths(sources), os.fspath(target)
     is_many = len(paths) > 1 or listing.is_many(paths[0])
     into_folder = is_many or target.endswith(("/", os.sep))
     into_folder = into_folder or (os.path.isdir(target) and not listing.is_model(target))

@@ -64,7 +64,18 @@ def ending(name: str) -> str:
     return name[len(name) - len(found) :]
 
 
-def files(sources: str | Sequence[str]) -> Listing:
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def paths(sources: Sources) -> list[str]:
+    """Returns paths, which may be one by itself, as texts."""
+    given = [sources] if isinstance(sources, str | os.PathLike) else sources
+    if isinstance(given, Sequence):
+        given = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in given]
+    return texts("sources", given, "paths", "Pass a path, or a list of them.", least=1)
+
+
+def files(sources: Sources) -> Listing:
     """Lists the files that paths mean. What is called `.something` in a folder is left out.
 
     Raises:
@@ -73,7 +84,7 @@ def files(sources: str | Sequence[str]) -> Listing:
     found: dict[str, File] = {}
     others = collections.Counter[str]()
     empty = []
-    for source in texts("sources", sources, "paths", "Pass a path, or a list of them.", least=1):
+    for source in paths(sources):
         held = list(_meant(source, others) if is_many(source) else [_named(source)])
         found |= {one.path: one for one in held}
         if not held:
