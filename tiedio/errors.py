@@ -8,7 +8,9 @@
     ├── FileFormatError  (OSError, ValueError)  not a file Keras wrote, or a damaged one
     ├── RecordError             (ValueError)  the record of a file cannot be honoured
     ├── MissingPackageError     (ImportError) an optional package is needed
-    ├── MigrationError          (ValueError)  a migration has to be allowed something
+    ├── MigrationError          (ValueError)  a file cannot be migrated as it was asked for
+    │   └── OptionNeededError                 unless an option is given, which is named
+    │       └── TargetExistsError             as there is something at the target
     ├── CustomObjectsError      (TypeError)   classes the file needs are not registered
     ├── SaveError               (ValueError)  a state cannot be saved without loss
     └── LoadError               (ValueError)  a state cannot be restored without loss
@@ -26,6 +28,9 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+# What to do with a file that is damaged.
+RESTORE = "Restore it from a copy, or save the model again."
 
 # Code of these is not the caller's.
 _INSIDE = ("tiedio", "keras")
@@ -84,7 +89,27 @@ class MissingPackageError(TiedioError, ImportError):
 
 
 class MigrationError(TiedioError, ValueError):
-    """Something has to be allowed before a file is migrated; the option is named."""
+    """A file cannot be migrated as it was asked for."""
+
+
+class OptionNeededError(MigrationError):
+    """Something has to be allowed before a file is migrated; the option is named.
+
+    Attributes:
+        plan: What would be done then, a `tiedio.migration.proposals.Plan`, if that is known.
+    """
+
+    plan: Any = None
+
+
+class TargetExistsError(OptionNeededError):
+    """There is something already where a file would be written.
+
+    Attributes:
+        target: The path.
+    """
+
+    target: str = ""
 
 
 class CustomObjectsError(TiedioError, TypeError):
@@ -194,8 +219,13 @@ def damaged(filepath: str, received: str) -> FileFormatError:
     return FileFormatError(
         f"`{filepath}` is damaged.\n"
         f"Expected: a complete file of Keras or tiedio. Received: {received}.\n"
-        "Restore it from a copy, or save the model again."
+        f"{RESTORE}"
     )
+
+
+def forget_frames(error: BaseException) -> None:
+    """Lets go of all that was in memory where an error came from."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 def removed(filepath: Any) -> MissingFileError:

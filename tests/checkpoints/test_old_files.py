@@ -517,6 +517,6 @@ def test_what_keras_3_does_not_load_points_to_the_migration(file, received):
 
 
 def test_a_folder_of_tensorflow_points_to_it_too():
-    (folder, *_) = sorted(FIXTURES.glob("*/*_savedmodel"))
+    (folder, *_) = sorted(FIXTURES.glob("tf_*/*_savedmodel"))
     with pytest.raises(errors.FileFormatError, match="`tiedio migrate` makes a"):
         tiedio.load_tied(folder)

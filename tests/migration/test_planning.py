@@ -357,7 +357,7 @@ def test_equal_contents_have_to_be_accepted(tmp_path):
         planning.migrate(path, tmp_path / "x.keras")
     pin(
         error,
-        errors.MigrationError,
+        errors.OptionNeededError,
         "Cannot tell whether these were tied: `a/kernel = b/kernel`.\n"
         "Expected: more than equal contents. Received: no more.\n"
         "Pass `--accept contents` to tie them all, `--accept NAME` to tie those equal to NAME, "
@@ -368,7 +368,7 @@ def test_equal_contents_have_to_be_accepted(tmp_path):
 
 def test_diverged_copies_need_a_rule(tmp_path):
     error = refused(tmp_path, ties=["b/bias=a/bias"])
-    assert error.type is errors.MigrationError
+    assert error.type is errors.OptionNeededError
     first, expected, action = str(error.value).splitlines()
     assert first == "The copies of `a/bias` have different values."
     assert expected.startswith("Expected: equal ones. Received: a/bias = b/bias by up to 0.0")
@@ -397,10 +397,10 @@ def test_what_exists_is_not_overwritten_unasked(tmp_path):
         planning.migrate(path, target, accept=["contents"])
     pin(
         error,
-        errors.MigrationError,
+        errors.TargetExistsError,
         "`*model.keras` exists already.\n"
         "Expected: a path where nothing is. Received: one with a file.\n"
-        "Pass another path, or `--overwrite`.",
+        "Pass another path, `--overwrite` to replace it, or `--skip-existing` to keep it.",
     )
     assert target.read_bytes() == before
     planning.migrate(path, target, accept=["contents"], overwrite=True)

@@ -670,7 +670,7 @@ def test_whatever_is_missing_is_named(tmp_path):
         errors.FileFormatError,
         f"`*model.h5` lacks `model_weights/{first}/gone`, `model_weights/{second}/gone`.\n"
         "Expected: whatever its lists of names mention. Received: no such thing.\n"
-        "The file is damaged; restore it from a copy or save the model again.",
+        "Restore it from a copy, or save the model again.",
     )
 
 

@@ -15,7 +15,7 @@ WIDTH = 80
 
 def helps():
     """Returns what `--help` of the program, and of each command, prints."""
-    program = click.Context(main, info_name="tiedio", terminal_width=WIDTH)
+    program = click.Context(main, info_name="tiedio", terminal_width=WIDTH, **main.context_settings)
     commands = [
         click.Context(command, program, name, terminal_width=WIDTH)
         for name, command in sorted(main.commands.items())

@@ -1,5 +1,6 @@
 """How two files differ: in their ties, and in the values of their variables."""
 
+import itertools
 import json
 
 import keras
@@ -7,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sample_files
+from checkout import FIXTURES
 
 from tiedio.tools.comparison import diff
 
@@ -177,3 +179,29 @@ def test_variables_that_one_file_has(tmp_path):
 def test_json(folder):
     found = diff(folder / "tied.keras", folder / "apart.keras").to_json()
     assert json.loads(json.dumps(found, allow_nan=False))["is_equal"] is False
+
+
+def test_unrelated_models_are_not_paired():
+    """Layers of one place, or of one name that Keras gave, are not one layer by that."""
+    kinds = {}
+    for name in ("nested", "two_paddings", "shared_table"):
+        kinds[name] = FIXTURES / "keras_3_6" / f"{name}.keras"
+    for a, b in itertools.permutations(kinds.values(), 2):
+        found = diff(a, b)
+        assert not found.is_of_one_model
+        assert (found.compared, found.differences, found.is_equal) == (0, (), False)
+        assert found.to_json()["is_of_one_model"] is False
+    for a in kinds.values():
+        assert diff(a, FIXTURES / "keras_3_10" / a.name).is_of_one_model
+
+
+def test_another_head_is_a_difference_of_one_model(tmp_path):
+    for units in (2, 5):
+        layers = [keras.layers.Dense(4, name="body"), keras.layers.Dense(units, name="head")]
+        keras.Sequential([keras.Input((3,)), *layers]).save(tmp_path / f"{units}.keras")
+    found = diff(tmp_path / "2.keras", tmp_path / "5.keras")
+    assert found.is_of_one_model
+    assert [(one.name, one.shape, one.shape_in_b) for one in found.differences][-2:] == [
+        ("head/kernel", (4, 2), (4, 5)),
+        ("head/bias", (2,), (5,)),
+    ]

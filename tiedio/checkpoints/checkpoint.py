@@ -42,6 +42,7 @@ class Checkpoint:
         extract_assets: Puts its assets below a folder.
         verify: Reads all of it; `FileFormatError` if anything is not as it was saved.
         old_layout: Its lists and configs in the layout of Keras 2, if it has that.
+        is_of_keras: Whether a config can say where its variables belong.
     """
 
     filepath: str
@@ -62,6 +63,7 @@ class Checkpoint:
     extract_assets: Callable[[Path], None] = lambda folder: None
     verify: Callable[[], None] = lambda: None
     old_layout: OldLayout | None = None
+    is_of_keras: bool = True
 
     @property
     def version(self) -> KerasVersion:

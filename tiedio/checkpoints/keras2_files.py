@@ -13,7 +13,7 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import owner_given
 from tiedio.checkpoints.stated_ties import Evidence, Tie
 from tiedio.checkpoints.variables import StoredVariable, named_once
-from tiedio.errors import FileFormatError, listed
+from tiedio.errors import OptionNeededError, listed
 from tiedio.formats.content import OldLayout, Opened, Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
@@ -60,7 +60,7 @@ def described(
         given: What is tied, and to what, as `given_ties.parsed` reads it.
 
     Raises:
-        FileFormatError: If weights are missing, and nothing says what they are tied to.
+        OptionNeededError: If weights are missing, and nothing says what they are tied to.
     """
     old = cast(OldLayout, opened.old_layout)
     parts = layer_outline.layers(translated.config)
@@ -117,7 +117,7 @@ def _variables(
         own = _Expected(Part("", "", ""), number, weight.listed, None)
         variables.append(own.stored(weight, opened))
     if unresolved:
-        raise FileFormatError(
+        raise OptionNeededError(
             f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
             "Expected: a value for every variable. Received: fewer, as several were tied inside "
             "one nested model.\n"

@@ -5,10 +5,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, tensorflow_walk
+from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_walk
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.errors import FileFormatError, check_mapping, explained
-from tiedio.formats import damage, table
+from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.keras_versions import config_translation
 from tiedio.storage.locating import at
 
@@ -32,7 +32,7 @@ def reading(
     """
     check_mapping("config", config, "Pass what `json.loads` makes of the model's `to_json()`.")
     source = at(filepath)
-    if saved := tensorflow_files.find(source):
+    if saved := tensorflow_paths.find(source):
         with explained(saved.name, Exception):  # whatever TensorFlow raises
             checkpoint = tensorflow_walk.described(saved, config)
         yield checkpoint

@@ -1,35 +1,29 @@
 """Read what TensorFlow saves: tensors by key, and the graph of the objects that they belong to.
 
-    ckpt.index, ckpt.data-00000-of-00001     a checkpoint
-    saved_model.pb, variables/variables.*    a SavedModel, which has one inside
-    keras_metadata.pb                        the configs of its layers, from TensorFlow 2.5 on
-
 How versions of Keras call what an object leads to is in the constants below, which may be added
 to. TensorFlow is imported only where such a file is met; it runs nothing of the model.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiedio.errors import FileFormatError, damaged, explained, imported, listed
-from tiedio.formats.folder import SAVED_MODEL
+from tiedio.formats.tensorflow_paths import (
+    KERAS_METADATA,
+    SAVED_MODEL,
+    Found,
+    index_of,
+    unreadable,
+)
 from tiedio.record.json_fields import parse
-from tiedio.storage.base import Storage
-from tiedio.storage.local import Local
-from tiedio.storage.locating import at
-from tiedio.storage.remote import Remote
 
-_METADATA = "keras_metadata.pb"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 
 # The messages of `keras_metadata.pb`, which TensorFlow itself need not know.
 _KERAS_METADATA = """
@@ -58,62 +52,13 @@ ITERATIONS = ("iter", "_iterations")
 _COUNTER = "save_counter"
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """Where files of TensorFlow lie.
-
-    Attributes:
-        name: The path that was asked for, for messages.
-        prefix: The common beginning of the names of the files with tensors.
-        folder: The folder of a SavedModel; `None` for a checkpoint.
-    """
-
-    name: str
-    prefix: Path
-    folder: Path | None = None
-
-
-def find(source: Storage) -> Found | None:
-    """Tells whether something is of TensorFlow, by the names of files only.
-
-    Raises:
-        FileFormatError: If it is, and lies elsewhere than on disk, or is several.
-    """
-    if isinstance(source, Remote):
-        names = (f"{source.name.rstrip('/')}/{SAVED_MODEL}", f"{source.name}.index")
-        if any(at(name).exists() for name in names):
-            raise _refused(source.name, "a path on disk", "a URL", "Copy it to this machine.")
-    if not isinstance(source, Local):
-        return None
-    path = Path(source.name)
-    folder = path.parent if path.name == SAVED_MODEL else path
-    if (folder / SAVED_MODEL).is_file():
-        return Found(source.name, folder / "variables" / "variables", folder)
-    prefix = path.with_name(_DATA.sub("", path.name)) if path.name else path
-    if _index(prefix).is_file():
-        return Found(source.name, prefix)
-    if not source.is_folder() or (path / "config.json").exists():
-        return None
-    names = sorted(_DATA.sub("", one.name) for one in path.glob("*.index"))
-    if not names:
-        return None
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        # The newest of several, which lies here whatever path is written there.
-        told = re.match(r'model_checkpoint_path: "(.*)"', (path / "checkpoint").read_text())
-        names = [one for one in names if told and one == Path(told[1]).name] or names
-    if len(names) > 1:
-        hint = "Pass the path of one of them, without its ending."
-        raise _refused(source.name, "one checkpoint", listed(names), hint)
-    return Found(source.name, path / names[0])
-
-
 class Tensors:
     """The tensors of a checkpoint, by their keys."""
 
     def __init__(self, found: Found):
         tensorflow = imported("tensorflow", f"`{found.name}`", "tensorflow")
-        if not _index(found.prefix).is_file():
-            raise damaged(found.name, f"no `{_index(found.prefix).name}`")
+        if not index_of(found.prefix).is_file():
+            raise damaged(found.name, f"no `{index_of(found.prefix).name}`")
         self._filepath = found.name
         self._reader = tensorflow.train.load_checkpoint(str(found.prefix))
         self._shapes = self._reader.get_variable_to_shape_map()
@@ -134,10 +79,22 @@ class Tensors:
         with explained(self._filepath, Exception):
             return np.asarray(self._reader.get_tensor(dataset_path))
 
+    @property
+    def keys(self) -> list[str]:
+        return sorted(self._shapes)
+
+    def is_whole(self, key: str) -> bool:
+        """Whether a tensor can be read, and has its checksum."""
+        try:
+            self.read(key)
+        except FileFormatError:
+            return False
+        return True
+
     def graph(self) -> bytes:
         if self._shapes.get(_GRAPH) != []:
             expected, hint = "the graph of its objects", "Save it by `tf.train.Checkpoint`."
-            raise _refused(self._filepath, expected, "tensors by name", hint)
+            raise unreadable(self._filepath, expected, "tensors by name", hint)
         return self._reader.get_tensor(_GRAPH)
 
     def shape(self, dataset_path: str, /) -> tuple[int, ...]:
@@ -148,6 +105,16 @@ class Tensors:
 
     def address(self, dataset_path: str, /) -> str:
         return dataset_path
+
+
+def checked(found: Found) -> tuple[int, list[str]]:
+    """Reads all tensors, each of which TensorFlow compares with its checksum.
+
+    Returns:
+        How many there are, and the keys of those that are not as they were saved.
+    """
+    tensors = Tensors(found)
+    return len(tensors.keys), [key for key in tensors.keys if not tensors.is_whole(key)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +210,7 @@ def metadata(found: Found) -> dict[int, Metadata]:
     """Reads what a SavedModel says of its objects, by their numbers in the graph."""
     if found.folder is None:
         return {}
-    path = found.folder / _METADATA
+    path = found.folder / KERAS_METADATA
     if path.is_file():
         nodes = _keras_metadata().FromString(path.read_bytes()).nodes
         told = [(one.node_id, one.identifier, one.metadata) for one in nodes]
@@ -253,7 +220,7 @@ def metadata(found: Found) -> dict[int, Metadata]:
         objects = [one.user_object for one in graphs[0].object_graph_def.nodes]
         told = [(number, one.identifier, one.metadata) for number, one in enumerate(objects)]
     return {
-        number: Metadata(kind, _plain(parse(found.name, _METADATA, text)))
+        number: Metadata(kind, _plain(parse(found.name, KERAS_METADATA, text)))
         for number, kind, text in told
         if kind.startswith("_tf_keras") and text
     }
@@ -282,13 +249,3 @@ def _parsed(module: str, message: str, content: bytes) -> Any:
     """Reads a message that TensorFlow defines."""
     messages = importlib.import_module(f"tensorflow.core.protobuf.{module}")
     return getattr(messages, message).FromString(content)
-
-
-def _index(prefix: Path) -> Path:
-    return Path(f"{prefix}.index")
-
-
-def _refused(filepath: str, expected: str, received: str, hint: str) -> FileFormatError:
-    return FileFormatError(
-        f"`{filepath}` cannot be read.\nExpected: {expected}. Received: {received}.\n{hint}"
-    )

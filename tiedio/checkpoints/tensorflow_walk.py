@@ -14,10 +14,11 @@ from typing import Any
 from tiedio.checkpoints import tensorflow_files
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence, stored_once
-from tiedio.checkpoints.tensorflow_files import ITERATIONS, LAYER, Found, Graph, Metadata, Tensors
+from tiedio.checkpoints.tensorflow_files import ITERATIONS, LAYER, Graph, Metadata, Tensors
 from tiedio.checkpoints.variables import StoredVariable, named_once
 from tiedio.errors import listed
 from tiedio.formats.content import Weight
+from tiedio.formats.tensorflow_paths import Found
 from tiedio.keras_versions import config_translation, layer_outline, optimizer_slots
 from tiedio.keras_versions.layer_outline import Part
 from tiedio.record.ties import Place
@@ -76,6 +77,7 @@ def described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
         slots=_slots(graph, tensors, variables, optimizer, version=version) if optimizer else None,
         translated=translated,
         left_out=notes,
+        is_of_keras=found.folder is None or bool(metadata),
         groups={f"{part.inner_path}/vars": {"name": part.layer} for part in parts},
     )
 

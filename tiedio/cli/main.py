@@ -1,82 +1,154 @@
 """The command line: parse, call, print, exit code."""
 
+import functools
 import importlib.util
+import io
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from tiedio.cli import options
-from tiedio.display import tables
-from tiedio.errors import MigrationError, MissingPackageError, TiedioError
+from tiedio.display import outcomes, printing, tables
+from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
 
 # Libraries are imported where a command calls them, as some take their time.
+
+# Exit codes beside those of click: 0, and 2 for wrong usage.
+FAILED, NEEDS_OPTION, INTERRUPTED = 1, 3, 130
+
+
+class _OptionNeeded(click.ClickException):
+    exit_code = NEEDS_OPTION
 
 
 class _Commands(click.Group):
     """Prints errors without a traceback, and exits as `--help` says."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names may have what a locale has not
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except MissingPackageError as error:
-            raise click.UsageError(tables.shown(str(error))) from error
+            raise click.UsageError(printing.shown(str(error))) from error
         except BrokenPipeError:
             raise  # whoever reads the output has enough
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
         except (TiedioError, OSError) as error:
-            raise click.ClickException(tables.shown(str(error))) from error
+            kind = _OptionNeeded if isinstance(error, OptionNeededError) else click.ClickException
+            raise kind(printing.shown(str(error))) from error
 
 
-@click.group(cls=_Commands)
+def _answer(
+    ask: Callable[..., Any],
+    paths: Sequence[str],
+    show: Callable[[Any], None],
+    show_all: Callable[[Any], None],
+    *,
+    as_json: bool,
+    writes: bool = False,
+) -> None:
+    """Asks a function of `tiedio.many`, prints what became of the files, and exits.
+
+    Args:
+        ask: The function, with all arguments but how far it is.
+        paths: What was passed for the files.
+        show: Prints what the function says of one file, if one was named.
+        show_all: Prints the outcomes of several.
+        as_json: Whether to print JSON.
+        writes: Whether files are written, so that one which is not is an error.
+    """
+    from tiedio.formats import listing
+
+    found: list[Any] = []
+    others = listing.files(paths).passed_over
+    report = functools.partial(ask, progress=sys.stdout.isatty() and not as_json, told=found.append)
+    if len(paths) == 1 and not listing.is_many(paths[0]):
+        (one,) = report()
+        if one.result is None and one.error:
+            raise one.error
+        if as_json:
+            printing.as_json((one.result or one).to_json())
+        elif one.skipped:
+            printing.line(f"Skipped: `{one.skipped}` is there already.")
+        else:
+            show(one.result)
+        if one.error and writes:
+            raise one.error
+    else:
+        try:
+            report()
+        finally:  # whoever interrupts it still wants to know
+            if as_json:
+                printing.as_json([one.to_json() for one in found])
+            else:
+                show_all(found)
+                outcomes.passed_over(others)
+            if writes and sys.exc_info()[0]:
+                told = "What is written is whole; the same with `--skip-existing` goes on."
+                printing.line(told, err=True)
+    states = {one.state for one in found}
+    sys.exit(FAILED if "failed" in states else NEEDS_OPTION if "needs an option" in states else 0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tiedio")
 def main() -> None:
     """Keeps weights tied when a Keras model is saved and loaded.
 
     A FILE is one that any version of Keras from 2.2 on wrote, whatever it is
-    called: an archive, a folder, HDF5, or the JSON of sharded weights. Only
-    the demo needs Keras itself.
+    called: an archive, a folder, HDF5, or the JSON of sharded weights; or what
+    TensorFlow or Orbax saved. FILES are any number of them, folders, or quoted
+    patterns such as "runs/**/*.h5". Only the demo needs Keras itself.
 
     \b
     Exit codes:
-      0  fine
-      1  refused, failed or damaged; or the files of `diff` differ
-      2  wrong usage, or a package is missing
-      3  ties are proposed that need an option (`plan`, `migrate --dry-run`)
+      0    fine
+      1    refused, failed or damaged, one file at least; or those of `diff` differ
+      2    wrong usage, or a package is missing
+      3    an option is needed, which is named (`plan`, `migrate`); nothing failed
+      130  interrupted
     """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
 
 
 @main.command()
-@click.argument("file")
+@options.files
 @options.as_json
-def inspect(file: str, as_json: bool) -> None:
-    """Say what FILE is, who wrote it, and what it shares."""
-    from tiedio.tools.inspection import inspect
+def inspect(files: Sequence[str], as_json: bool) -> None:
+    """Say what FILES are, who wrote them, and what they share."""
+    from tiedio import many
 
-    found = inspect(file)
-    tables.as_json(found.to_json()) if as_json else tables.inspection(found)
+    ask = functools.partial(many.inspect, files)
+    _answer(ask, files, tables.inspection, outcomes.inspected, as_json=as_json)
 
 
 @main.command()
-@click.argument("file")
+@options.files
 @options.tie
 @options.ties
 @options.config
 @options.as_json
-def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> None:
-    """Say which variables of FILE were shared, and the evidence. Nothing is written.
+def plan(
+    files: Sequence[str], ties: Any, ties_file: Any, config: Any, as_json: bool, **given: Any
+) -> None:
+    """Say which variables of FILES were shared, and the evidence. Nothing is written.
 
     The last column names the options of `migrate` that a tie needs.
     """
-    from tiedio.migration import planning
+    from tiedio import many
 
-    found = planning.plan(file, [*ties_file, *ties], config)
-    tables.as_json(found.to_json()) if as_json else tables.plan(found)
-    sys.exit(3 if any(one.needs for one in found.proposals) else 0)
+    ask = functools.partial(many.plan, files, ties=[*ties_file, *ties], config=config, **given)
+    _answer(ask, files, tables.plan, outcomes.planned, as_json=as_json)
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", nargs=-1, required=True, type=options.PATH)
+@click.argument("dst", type=options.PATH)
 @options.tie
 @options.ties
 @options.config
@@ -95,71 +167,54 @@ def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> No
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing; say what would be done.")
 @options.overwrite
+@click.option(
+    "--skip-existing", is_flag=True, help="Leave out files whose new file is there already."
+)
 @options.as_json
 def migrate(
-    src: str, dst: str, ties: Any, ties_file: Any, dry_run: bool, as_json: bool, **given: Any
+    src: Sequence[str], dst: str, ties: Any, ties_file: Any, as_json: bool, **given: Any
 ) -> None:
     """Write SRC to DST, with shared variables tied again.
 
-    DST ends in `.keras`, or `.weights.h5` for weights only. If SRC is a folder
-    or a quoted pattern such as "runs/**/*.h5", DST is a folder, and all files
-    are migrated into it; one that fails does not stop the others. Where two
-    would have one name, or one would take the place of a file of SRC, the old
-    ending stays in the name: `best.h5` becomes `best_h5.keras`. No file of SRC
-    is ever replaced, whatever the options.
+    DST ends in `.keras`, or `.weights.h5` for weights only; or it is a folder
+    that exists, or ends in a slash. SRC may be several files, folders, and
+    quoted patterns such as "runs/**/*.h5": then DST is a folder, and all files
+    are migrated into it; one that fails does not stop the others. Those that
+    need an option can be migrated later, with that and `--skip-existing`.
+    Where two would have one name, or one would take the place of a file of
+    SRC, the old ending stays in the name: `best.h5` becomes `best_h5.keras`.
+    No file of SRC is ever replaced, whatever the options.
     """
-    from tiedio.migration import many, planning
+    from tiedio import many
 
+    dry_run = given["dry_run"]
     # The other options are arguments of these names.
-    given["ties"] = [*ties_file, *ties]
-    given["progress"] = sys.stdout.isatty() and not as_json
-    if many.is_many(src):
-        found = many.migrate(src, dst, dry_run=dry_run, **given)
-        if not found:
-            raise click.ClickException(f"There is no file of Keras at `{tables.shown(src)}`.")
-        tables.as_json([one.to_json() for one in found]) if as_json else tables.outcomes(found)
-        failed = [one for one in found if one.error]
-        needing = dry_run and all(one.needs_option for one in failed)
-        sys.exit((3 if needing else 1) if failed else 0)
-    said, code = "", 0
-    if dry_run:
-        done = planning.plan(src, given["ties"], given["config"])
-        try:
-            code = 3
-            planning.accepted(done, given["accept"], given["reconcile"])
-            code = 1
-            done = planning.migrate(src, dst, dry_run=True, **given)
-            code = 0
-        except MigrationError as error:
-            said = str(error)
-    else:
-        done = planning.migrate(src, dst, **given)
-    tables.as_json(done.to_json()) if as_json else tables.plan(done, dry_run)
-    if said:
-        click.echo(f"Error: {tables.shown(said)}", err=True)
-    sys.exit(code)
+    ask = functools.partial(many.migrate, src, dst, ties=[*ties_file, *ties], **given)
+    show, show_all = (
+        functools.partial(one, dry_run=dry_run) for one in (tables.plan, outcomes.migrated)
+    )
+    _answer(ask, src, show, show_all, as_json=as_json, writes=True)
 
 
 @main.command()
-@click.argument("file")
+@options.files
 @options.as_json
-def verify(file: str, as_json: bool) -> None:
-    """Say whether FILE is as it was saved.
+def verify(files: Sequence[str], as_json: bool) -> None:
+    """Say whether FILES are as they were saved.
 
     Every tensor is compared with its digest in the record, or, where there is
     no record, with the checksum of the archive; hard links with the record.
-    Exit code 1 also if the file has no digests and no checksum.
+    Exit code 1 also if a file has no digests and no checksum.
     """
-    from tiedio.tools.verification import verify
+    from tiedio import many
 
-    found = verify(file)
-    tables.as_json(found.to_json()) if as_json else tables.verification(found)
-    sys.exit(0 if found.is_verified else 1)
+    ask = functools.partial(many.verify, files)
+    _answer(ask, files, tables.verification, outcomes.verified, as_json=as_json)
 
 
 @main.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=options.PATH)
+@click.argument("b", type=options.PATH)
 @options.as_json
 def diff(a: str, b: str, as_json: bool) -> None:
     """Say how the ties and values of the files A and B differ.
@@ -169,13 +224,13 @@ def diff(a: str, b: str, as_json: bool) -> None:
     from tiedio.tools.comparison import diff
 
     found = diff(a, b)
-    tables.as_json(found.to_json()) if as_json else tables.comparison(found)
+    printing.as_json(found.to_json()) if as_json else tables.comparison(found)
     sys.exit(0 if found.is_equal else 1)
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=options.PATH)
+@click.argument("dst", type=options.PATH)
 @options.overwrite
 @options.as_json
 def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
@@ -188,7 +243,7 @@ def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
 
     progress = sys.stdout.isatty() and not as_json
     done = export(src, dst, overwrite, progress=progress)
-    tables.as_json(done.to_json()) if as_json else tables.exported(done)
+    printing.as_json(done.to_json()) if as_json else tables.exported(done)
 
 
 @main.command()

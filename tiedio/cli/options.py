@@ -32,6 +32,10 @@ def _read_config(context: click.Context, parameter: click.Parameter, file: Any) 
     return content
 
 
+# Of any kind, also one that does not exist, or a URL; a shell completes it.
+PATH = click.Path(readable=False)
+
+files = click.argument("files", nargs=-1, required=True, type=PATH)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what is at DST.")
 tie = click.option(

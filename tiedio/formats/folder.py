@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tiedio.errors import FileFormatError, damaged, removed
-from tiedio.formats import hdf5_writer, members, orbax_folder
+from tiedio.errors import damaged, removed
+from tiedio.formats import hdf5_writer, members, orbax_folder, tensorflow_paths
 from tiedio.formats.content import (
     ASSETS,
     CONFIG,
@@ -28,10 +28,8 @@ from tiedio.formats.content import (
 )
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.base import Storage
+from tiedio.storage.local import Local
 from tiedio.storage.streams import Window, WriteBehind
-
-# What TensorFlow calls a model in a folder of its own kind.
-SAVED_MODEL = "saved_model.pb"
 
 _FILES = {METADATA, CONFIG, WEIGHTS, VALUES}
 
@@ -71,12 +69,9 @@ def reading(source: Storage) -> Iterator[Opened]:
             yield resources.enter_context(orbax_folder.reading(source.name, path))
             return
         folder = resources.enter_context(_all_at_once(source.name, path))
-        if SAVED_MODEL in folder.names() and CONFIG not in folder.names():
-            raise FileFormatError(
-                f"`{source.name}` is a SavedModel of TensorFlow.\n"
-                f"Expected: `{CONFIG}` and `{WEIGHTS}`. Received: `{SAVED_MODEL}`.\n"
-                "`tiedio migrate` makes a `.keras` file of it."
-            )
+        of_others = CONFIG not in folder.names()
+        if of_others and (error := tensorflow_paths.unfit(Local(path), source.name)):
+            raise error
         if (path / METADATA).is_dir():
             raise damaged(source.name, f"a folder `{METADATA}`")
         with members.opened(folder) as opened:

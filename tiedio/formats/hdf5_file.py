@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tiedio.formats import hdf5_writer, keras2_layout
+from tiedio.formats import foreign, hdf5_writer, keras2_layout
 from tiedio.formats.content import ASSETS, CONFIG, Content, Opened, put_asset
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.hdf5_writer import RECORD
@@ -70,7 +70,19 @@ def reading(source: Storage) -> Iterator[Opened]:
             )
             if config is None:
                 opened.go_by_lists()
+            if not (config or record or opened.old_layout) and (names := _of_others(weights)):
+                raise foreign.of_hdf5(source.name, names)
             yield opened
+
+
+def _of_others(weights: WeightsFile) -> list[str]:
+    """Lists the names at the root of a file that has data, and none as Keras keeps variables."""
+    has_data = False
+    for path, _ in weights.walk():
+        if "vars" in path.split("/"):
+            return []
+        has_data = has_data or weights.address(path) is not None
+    return weights.names("") if has_data else []
 
 
 def _json_at(path: str, weights: WeightsFile) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from typing import Any
 import h5py
 from h5py import h5a, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
-from tiedio.errors import FileFormatError, first_line
+from tiedio.errors import RESTORE, FileFormatError, first_line
+from tiedio.formats import foreign
 from tiedio.storage.streams import Again, Seeking
 
 # Errors of h5py for damaged files, whichever part of HDF5 meets the damage.
@@ -27,8 +28,6 @@ HDF5_ERRORS = (
     OverflowError,
     MemoryError,
 )
-
-DAMAGED = "The file is damaged; restore it from a copy or save the model again."
 
 # Bytes that all attributes may take beside those of the file, and an element beside its own.
 _ATTRIBUTES = 1 << 25
@@ -80,6 +79,14 @@ class Objects:
             for file in files:
                 self._files.append(h5py.File(file, "r"))
         except HDF5_ERRORS as error:
+            file = files[len(self._files)]
+            file.seek(0)
+            if told := foreign.recognised(file.read(foreign.LENGTH)):
+                received, advice = told
+                raise FileFormatError(
+                    f"`{filepath}` has weights that are no HDF5 file.\n"
+                    f"Expected: weights as Keras stores them. Received: {received}.\n{advice}"
+                ) from error
             raise self.error("is not an HDF5 file", str(error)) from error
 
     def close(self) -> None:
@@ -259,5 +266,5 @@ class Objects:
     def error(self, what: str, received: str) -> FileFormatError:
         return FileFormatError(
             f"`{self.filepath}` {what}.\n"
-            f"Expected: weights as Keras stores them. Received: {received}.\n{DAMAGED}"
+            f"Expected: weights as Keras stores them. Received: {received}.\n{RESTORE}"
         )

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from tiedio.errors import FileFormatError, first_line, listed
+from tiedio.errors import RESTORE, FileFormatError, first_line, listed
 from tiedio.formats import digests
 from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, content_of, ordered
 from tiedio.formats.device_memory import DeviceMemory
-from tiedio.formats.hdf5_objects import DAMAGED, HDF5_ERRORS, Objects
+from tiedio.formats.hdf5_objects import HDF5_ERRORS, Objects
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, untold
 from tiedio.formats.parts import Place, Reader
 from tiedio.formats.store import Store, Unread
@@ -366,5 +366,5 @@ def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatErr
     return FileFormatError(
         f"`{filepath}` is damaged at {listed(names)}.\n"
         f"Expected: the values that were saved. Received: {received}.\n"
-        f"{DAMAGED}"
+        f"{RESTORE}"
     )

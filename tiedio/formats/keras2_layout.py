@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tiedio.errors import FileFormatError, damaged, listed
+from tiedio.errors import RESTORE, FileFormatError, damaged, listed
 from tiedio.formats import hdf5_writer
 from tiedio.formats.content import OldLayout, Weight
 from tiedio.formats.hdf5_reader import WeightsFile
@@ -92,7 +92,7 @@ def read(weights: WeightsFile) -> OldLayout | None:
         raise FileFormatError(
             f"`{weights.filepath}` lacks {listed(missing)}.\n"
             "Expected: whatever its lists of names mention. Received: no such thing.\n"
-            "The file is damaged; restore it from a copy or save the model again."
+            f"{RESTORE}"
         )
     return old
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tiedio.errors import FileFormatError, MissingFileError, SaveError, damaged, listed
-from tiedio.formats import hdf5_writer
+from tiedio.formats import foreign, hdf5_writer
 from tiedio.formats.content import SAVE, Content, Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.record.json_fields import parse
@@ -203,6 +203,8 @@ def _text(source: Storage) -> bytes:
 def _opened(source: Storage, text: bytes, resources: contextlib.ExitStack) -> Opened:
     """Opens the shards that the text of a JSON names."""
     content = parse(source.name, source.label, text)
+    if error := foreign.of_json(source.name, content):
+        raise error
     try:
         names = _shard_names(content["weight_map"])
         metadata = dict(content.get("metadata", {}))

@@ -5,8 +5,8 @@ import zipfile
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from tiedio.errors import FileFormatError, SaveError
-from tiedio.formats import folder, hdf5_file, shards, zip_archive
+from tiedio.errors import MissingFileError, SaveError
+from tiedio.formats import folder, foreign, hdf5_file, shards, tensorflow_paths, zip_archive
 from tiedio.formats.content import Content, Opened
 from tiedio.formats.hdf5_writer import Advance
 from tiedio.storage.base import Storage
@@ -60,7 +60,6 @@ FORMATS = (
 _FOLDER = FORMATS[1]
 SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 WEIGHTS_SUFFIXES = (".weights.h5", ".weights.json")
-_LONGEST_SIGNATURE = 8  # bytes
 
 
 def format_to_save(target: Storage, holds_model: bool, zipped: bool = True) -> Format:
@@ -110,16 +109,16 @@ def format_of(source: Storage) -> Format:
     """
     if source.is_folder():
         return _FOLDER
-    begins = source.begins(_LONGEST_SIGNATURE)
+    try:
+        begins = source.begins(foreign.LENGTH)
+    except MissingFileError as error:
+        raise (
+            tensorflow_paths.unfit(source, source.name) or error
+        ) from None  # a common beginning of names
     for one in FORMATS:
         if one.signature and begins.startswith(one.signature):
             return one
     with source.reading() as file:
         if zipfile.is_zipfile(file):  # other bytes may come before an archive
             return FORMATS[0]
-    raise FileFormatError(
-        f"`{source.name}` is not a Keras file.\n"
-        "Expected: a zip archive, an HDF5 file, the JSON of sharded weights, or a folder. "
-        f"Received: a file that begins with {begins!r}.\n"
-        "Check the path; a model in another format must be saved again by Keras."
-    )
+    raise tensorflow_paths.unfit(source, source.name) or foreign.of_bytes(source.name, begins)

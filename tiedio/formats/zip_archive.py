@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tiedio.errors import damaged, explained, listed
-from tiedio.formats import hdf5_writer, members
+from tiedio.formats import foreign, hdf5_writer, members
 from tiedio.formats.checksum import Checksum
 from tiedio.formats.content import (
     ASSETS,
@@ -120,7 +120,11 @@ def reading(source: Storage) -> Iterator[Opened]:
         except (*_ZIP_ERRORS, ValueError) as error:
             raise damaged(source.name, "a zip archive without its end; it was truncated") from error
         with explained(source.name, *_ZIP_ERRORS):
-            opened = resources.enter_context(members.opened(_Zip(source.name, archive, file)))
+            zipped = _Zip(source.name, archive, file)
+            names = zipped.names()
+            if CONFIG not in names and (error := foreign.of_members(source.name, names)):
+                raise error
+            opened = resources.enter_context(members.opened(zipped))
         yield opened
 
 

@@ -17,77 +17,13 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
-from tiedio.errors import MigrationError, listed, texts
 from tiedio.formats import table
+from tiedio.migration import allowing, targets
+from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.evidence import find
-from tiedio.record.json_fields import Written
-from tiedio.storage.base import Storage
+from tiedio.migration.proposals import Plan, Proposal
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
-
-# Endings of files in the layout of Keras 2.
-_OLD = (".h5", ".hdf5")
-
-RECONCILE = ("error", "owner", "mean")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Proposal(Written):
-    """Variables to tie, and the evidence.
-
-    Attributes:
-        owner: The variable that the others are tied to.
-        aliases: The others.
-        evidence: The kind of evidence.
-        why: The same in a sentence.
-        shape: Their shape.
-        dtype: Their dtype.
-        bytes_saved: Bytes that storing them once saves.
-        largest_difference: Between the values of the owner and of the others.
-        mean_difference: The same on average.
-        needs: The options without which it is not applied.
-        axes: The axes of the owner in the order of the others, if these show it transposed.
-    """
-
-    owner: str
-    aliases: tuple[str, ...]
-    evidence: Evidence
-    why: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes_saved: int
-    largest_difference: float = 0.0
-    mean_difference: float = 0.0
-    needs: tuple[str, ...] = ()
-    axes: tuple[int, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The owner, then the aliases."""
-        return (self.owner, *self.aliases)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(Written):
-    """The plan of a migration, or its outcome.
-
-    Attributes:
-        filepath: The file.
-        kind: What it is, in words.
-        keras_version: The version of Keras that wrote it; empty if it does not say.
-        proposals: Variables to tie.
-        forbidden: Variables that are equal, and were not tied.
-        notes: Further notes.
-        target: The file that was written, or would be by a dry run; empty for a plan.
-    """
-
-    filepath: str
-    kind: str
-    keras_version: str
-    proposals: tuple[Proposal, ...]
-    forbidden: tuple[Proposal, ...]
-    notes: tuple[str, ...]
-    target: str = ""
 
 
 def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> Plan:
@@ -160,7 +96,8 @@ def migrate(
         What was done, or would be.
 
     Raises:
-        MigrationError: If something has to be allowed first. The option is named.
+        OptionNeededError: If something has to be allowed first. The option is named.
+        MigrationError: If it cannot be written so.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
         TieError: As in `plan`.
@@ -180,32 +117,25 @@ def migrate(
     >>> model.layers[0].kernel is model.layers[1].kernel
     True
     """
-    if reconcile not in RECONCILE:
-        raise MigrationError(
-            f"There is no rule `{reconcile}` to reconcile copies.\n"
-            f"Expected: one of {listed(RECONCILE)}. Received: {reconcile!r}.\n"
-            "Pass one of these as `--reconcile`."
-        )
+    allowing.check_rule(reconcile)
     wanted = at(target)
+    check_ending(wanted)
     if not overwrite:
-        wanted.check_free(MigrationError)
+        check_free(wanted)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs) as checkpoint:
+        destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         if not dry_run:
             checkpoint.verify()  # what is damaged would get digests that say it is not
-        planned = _planned(checkpoint, pairs)
-        chosen = accepted(planned, accept, reconcile)
-        destination, holds_model, notes = _destination(wanted, checkpoint)
-        if destination.name != wanted.name:  # which nobody allowed to be replaced
-            destination.check_free(MigrationError)
-        _check_apart(destination, at(filepath))
+        planned = allowing.narrowed(_planned(checkpoint, pairs), accept, reconcile)
+        allowing.check(planned)
         with (
             tempfile.TemporaryDirectory() as assets,
             shown(f"Writing {destination.label}", progress and not dry_run) as advance,
         ):
             content, lost = rewriting.content(
                 checkpoint,
-                [Tie(one.names, one.evidence, one.why, one.axes) for one in chosen],
+                [Tie(one.names, one.evidence, one.why, one.axes) for one in planned.proposals],
                 reconcile=reconcile,
                 holds_model=holds_model,
                 assets=Path(assets),
@@ -218,26 +148,7 @@ def migrate(
             if not dry_run:
                 container.write(destination, content, durable, advance)
     return dataclasses.replace(
-        planned,
-        proposals=tuple(chosen),
-        notes=(*planned.notes, *notes, *lost),
-        target=destination.name,
-    )
-
-
-def _check_apart(destination: Storage, source: Storage) -> None:
-    if destination.is_same_as(source):
-        told = "is the file that is migrated"
-    elif destination.exists() and destination.holds(source):
-        told = "holds the file that is migrated"
-    elif destination.exists() and source.holds(destination):
-        told = "is a part of the one that is migrated"
-    else:
-        return
-    raise MigrationError(
-        f"`{destination.name}` {told}.\n"
-        "Expected: another one, as a source is never changed. Received: the same.\n"
-        "Pass another path."
+        planned, notes=(*planned.notes, *notes, *lost), target=destination.name
     )
 
 
@@ -250,6 +161,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         differences = [
             _difference(checkpoint, owner, one) for one in aliases if not values.equal(owner, one)
         ]
+        differ = any(largest != 0 for largest, _ in differences)  # or by no number
         return Proposal(
             owner=owner.name,
             aliases=tuple(one.name for one in aliases),
@@ -260,7 +172,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             bytes_saved=(len(values.distinct(members)) - 1) * owner.nbytes,
             largest_difference=max((largest for largest, _ in differences), default=0.0),
             mean_difference=max((mean for _, mean in differences), default=0.0),
-            needs=tuple(filter(None, (needs, "--reconcile owner" if differences else ""))),
+            needs=tuple(filter(None, (needs, allowing.RECONCILE_OWNER if differ else ""))),
         )
 
     def transposed(tie: Tie) -> Proposal:
@@ -275,7 +187,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         keras_version=checkpoint.keras_version,
         proposals=(
             *(
-                proposal(tie, "--accept contents" if tie.evidence is Evidence.CONTENTS else "")
+                proposal(tie, allowing.ACCEPT_CONTENTS if tie.evidence is Evidence.CONTENTS else "")
                 for tie in _gathered(found.ties)
             ),
             *map(transposed, found.transposed),
@@ -321,85 +233,3 @@ def _difference(
     )
     difference = np.abs(first - second)
     return float(difference.max(initial=0.0)), float(difference.mean()) if difference.size else 0.0
-
-
-def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Proposal]:
-    """Lists the proposals of a plan that `migrate` would go by.
-
-    Args:
-        planned: The plan.
-        accept: As in `migrate`.
-        reconcile: As in `migrate`.
-
-    Raises:
-        MigrationError: If some need an option that was not given.
-    """
-    accept = texts("accept", accept, "`contents`, `none` or names", "Pass a list of these.")
-    names = {name for one in planned.proposals for name in one.names}
-    if unknown := set(accept) - names - {"contents", "none"}:
-        raise MigrationError(
-            f"Nothing is proposed for {listed(unknown)}.\n"
-            f"Expected: `contents`, `none`, or some of {listed(names) or 'no variables'}. "
-            f"Received: {listed(unknown)}.\n"
-            "`tiedio plan` lists what is proposed; `--tie` ties other variables."
-        )
-    weak = [one for one in planned.proposals if one.evidence is Evidence.CONTENTS]
-    taken = [one for one in weak if "contents" in accept or set(one.names) & set(accept)]
-    if not accept and weak:
-        raise MigrationError(
-            f"Cannot tell whether these were tied: {listed(' = '.join(one.names) for one in weak)}."
-            "\nExpected: more than equal contents. Received: no more.\n"
-            "Pass `--accept contents` to tie them all, `--accept NAME` to tie those equal to NAME, "
-            "or `--accept none`."
-        )
-    chosen = [one for one in planned.proposals if one in taken or one not in weak]
-    diverged = [one for one in chosen if one.largest_difference != 0]  # or none at all
-    if diverged and reconcile == "error":
-        told = (
-            f"{' = '.join(one.names)} by up to {one.largest_difference:.3g}" for one in diverged
-        )
-        raise MigrationError(
-            f"The copies of {listed(one.owner for one in diverged)} have different values.\n"
-            f"Expected: equal ones. Received: {'; '.join(told)}.\n"
-            "Pass `--reconcile owner` to keep the value of the first, or `--reconcile mean`."
-        )
-    return chosen
-
-
-def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool, tuple[str, ...]]:
-    """Returns where to write, whether the whole model, and what to say of it."""
-    weights_only = wanted.name.endswith(table.WEIGHTS_SUFFIXES)
-    if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
-        raise MigrationError(
-            f"Cannot write `{wanted.name}`: Keras reads such files by position and loses ties.\n"
-            f"Expected: a path ending in `.keras`, or in {listed(table.WEIGHTS_SUFFIXES)}. "
-            f"Received: {wanted.label}.\n"
-            "Change the ending."
-        )
-    unplaced = [one.name for one in checkpoint.variables if one.place is None]
-    if unplaced and checkpoint.old_layout is None:
-        has_config = checkpoint.config is not None
-        raise MigrationError(
-            f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
-            "Expected: the config of the model, made of layers of Keras. "
-            f"Received: {'one of other layers' if has_config else 'none'}.\n"
-            + ("Restore it by TensorFlow." if has_config else "Pass it as `--config`.")
-        )
-    has_places = not checkpoint.is_by_position
-    if has_places and (weights_only or checkpoint.is_model):
-        return wanted, not weights_only, ()
-    # Weights in the layout that they have, as nothing tells how Keras 3 would store them.
-    ending = ".weights.h5" if has_places else ".h5"
-    stem = wanted.label
-    for suffix in (*table.WEIGHTS_SUFFIXES, ".keras", *_OLD):
-        stem = stem.removesuffix(suffix)
-    if wanted.name.endswith(ending) and (has_places or not weights_only):
-        return wanted, False, ()
-    if checkpoint.translated.untranslated:
-        why = "Keras 3 cannot load the model"
-    elif checkpoint.config is None:
-        why = "the file holds no config of the model (`--config` gives one)"
-    else:
-        why = "it does not tell how Keras 3 would store them"
-    found = wanted.sibling(stem + ending)
-    return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)

@@ -35,13 +35,14 @@ class Storage:
         """Whether there is anything that a save would replace for good."""
         return False
 
-    def check_free(self, error: type[Exception]) -> None:
+    def check_free(
+        self, error: type[Exception], advice: str = "Pass another path, or `--overwrite`."
+    ) -> None:
         """Raises an error if a save would replace something for good."""
         if self.exists():
             raise error(
                 f"`{self.name}` exists already.\n"
-                "Expected: a path where nothing is. Received: one with a file.\n"
-                "Pass another path, or `--overwrite`."
+                f"Expected: a path where nothing is. Received: one with a file.\n{advice}"
             )
 
     def make_folder(self) -> None:
@@ -117,9 +118,8 @@ class Storage:
             "Save to a path ending in `.keras`, or to a folder on disk."
         )
 
-    def _missing(self, received: str = "") -> MissingFileError:
+    def _missing(self, received: str = "", advice: str = "Check the path.") -> MissingFileError:
         found = received or ("a folder" if self.is_folder() else "nothing there")
         return MissingFileError(
-            f"There is no file `{self.name}`.\nExpected: a file. Received: {found}.\n"
-            "Check the path."
+            f"There is no file `{self.name}`.\nExpected: a file. Received: {found}.\n{advice}"
         )

@@ -40,8 +40,18 @@ class Local(Storage):
 
     def reading(self) -> AbstractContextManager[BinaryIO]:
         if not os.path.isfile(self._path):
-            raise self._missing()
+            raise self._missing(*self._broken_link())
         return open(self._path, "rb")
+
+    def _broken_link(self) -> tuple[str, ...]:
+        """What to say of a link that leads nowhere, and what to do; nothing if it is none."""
+        if not os.path.islink(self._path) or self.exists():
+            return ()
+        target = os.readlink(self._path)
+        received = f"a link to `{target}`, where nothing is"
+        if "annex/objects/" in target.replace("\\", "/"):
+            return received, "Fetch the file that it stands for: `git annex get`."
+        return (received,)
 
     def replacing(self, durable: bool) -> AbstractContextManager[BinaryIO]:
         folder = Path(os.path.realpath(self._path)).parent

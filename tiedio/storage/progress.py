@@ -1,18 +1,21 @@
 """Show on request how far a save or a load has come, by bytes."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich import progress
 
 
-@contextlib.contextmanager
-def shown(what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar while inside, if `wanted`.
+class Advance(Protocol):
+    """Told how many more bytes are done, how many there are in all, and what is done now."""
 
-    Yields:
-        A function to tell how many more bytes are done, and how many there are in all.
-    """
+    def __call__(self, count: int, total: int, what: str | None = None, /) -> None: ...
+
+
+@contextlib.contextmanager
+def shown(what: str, wanted: bool) -> Iterator[Advance]:
+    """Shows a bar while inside, if `wanted`."""
     bar = progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -25,7 +28,11 @@ def shown(what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
         with contextlib.suppress(RuntimeError):  # no thread to draw it, as Python ends: its end is
             bar.start()
         task = bar.add_task(what, total=None)
-        yield lambda count, total: bar.update(task, advance=count, total=total)
+
+        def advance(count: int, total: int, what: str | None = None, /) -> None:
+            bar.update(task, advance=count, total=total, description=what)
+
+        yield advance
         # A file is more than its tensors, and not all of these may have been asked for.
         bar.update(task, completed=bar.tasks[0].total)
     finally:

@@ -5,7 +5,7 @@ How variables of two files are matched, and what their difference is, is decided
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class Comparison:
         only_in_b: Variables that only the second has.
         ties_only_in_a: Tie groups, by names, that only the first file states.
         ties_only_in_b: Those that only the second states, by the names of the first.
+        is_of_one_model: Whether all names are equal, or half of the variables of one file have a
+            counterpart of their shape in the other. If not, nothing is compared.
     """
 
     a: str
@@ -73,12 +75,13 @@ class Comparison:
     only_in_b: tuple[str, ...]
     ties_only_in_a: tuple[tuple[str, ...], ...]
     ties_only_in_b: tuple[tuple[str, ...], ...]
+    is_of_one_model: bool = True
 
     @property
     def is_equal(self) -> bool:
         """Whether the files have the same variables, values and ties."""
         in_one = self.only_in_a, self.only_in_b, self.ties_only_in_a, self.ties_only_in_b
-        return not (self.differences or any(in_one))
+        return self.is_of_one_model and not (self.differences or any(in_one))
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_equal": self.is_equal}
@@ -88,7 +91,8 @@ def diff(a: Any, b: Any) -> Comparison:
     """Compares the layers' variables of two files, and the ties that the files state.
 
     Variables are matched by name, or, where the names differ, by the place where Keras 3 keeps
-    them. Elements that are not a number in both files are equal.
+    them, if their shapes are equal. Of two models that have little in common nothing is compared.
+    Elements that are not a number in both files are equal.
 
     Args:
         a: A file that any version of Keras from 2.2 on wrote, whatever it is called.
@@ -112,6 +116,9 @@ def diff(a: Any, b: Any) -> Comparison:
     with contextlib.ExitStack() as opened:
         first, second = (opened.enter_context(opening.reading(filepath)) for filepath in (a, b))
         pairs = list(_matched(first, second))
+        is_of_one_model = _is_of_one_model(first, second, pairs)
+        if not is_of_one_model:
+            pairs = []
         in_a, in_b = {one.name for one, _ in pairs}, {other.name for _, other in pairs}
         found = (_difference(first, second, one, other) for one, other in pairs)
         ties = _ties(first, {})
@@ -125,6 +132,7 @@ def diff(a: Any, b: Any) -> Comparison:
             only_in_b=tuple(one.name for one in second.variables if one.name not in in_b),
             ties_only_in_a=tuple(names for held, names in ties.items() if held not in others),
             ties_only_in_b=tuple(names for held, names in others.items() if held not in ties),
+            is_of_one_model=is_of_one_model,
         )
 
 
@@ -141,10 +149,19 @@ def _matched(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[StoredVariable, Sto
     for of_a, of_b in keys:
         for key, one in of_a.items():
             other = of_b.get(key)
-            if other and one.name not in matched and other.name not in taken:
+            is_one = other and (of_b is not by_place[1] or one.shape == other.shape)
+            if other and is_one and one.name not in matched and other.name not in taken:
                 matched[one.name] = other
                 taken.add(other.name)
     return ((one, matched[one.name]) for one in a.variables if one.name in matched)
+
+
+def _is_of_one_model(
+    a: Checkpoint, b: Checkpoint, pairs: Sequence[tuple[StoredVariable, StoredVariable]]
+) -> bool:
+    alike = sum(one.shape == other.shape for one, other in pairs)
+    of_smaller = min(len(a.variables), len(b.variables))
+    return a.by_name.keys() == b.by_name.keys() or 2 * alike >= of_smaller
 
 
 def _by_place(checkpoint: Checkpoint) -> dict[Any, StoredVariable]:

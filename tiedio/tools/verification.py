@@ -6,7 +6,9 @@ What counts as damage is decided in `tiedio.formats.damage`.
 import dataclasses
 from typing import Any
 
-from tiedio.formats import damage, table
+from tiedio.checkpoints import tensorflow_files
+from tiedio.errors import FileFormatError
+from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.formats.damage import Problem
 from tiedio.storage.locating import at
 
@@ -18,7 +20,7 @@ class Verification:
     Attributes:
         filepath: The file.
         against: The standard of comparison: `"digests"` of the record, the `"checksum"` of a
-            zip archive, or nothing, if it has neither.
+            zip archive, the `"checksums"` of a checkpoint of TensorFlow; nothing, if it has none.
         tensors: How many tensors were read.
         problems: The parts that are not as they were saved.
     """
@@ -32,6 +34,19 @@ class Verification:
     def is_verified(self) -> bool:
         """Whether there was something to compare it with, and nothing is damaged."""
         return bool(self.against) and not any(problem.is_damage for problem in self.problems)
+
+    @property
+    def error(self) -> FileFormatError | None:
+        """What is wrong with it; `None` if it is verified."""
+        if error := damage.error_of(self.filepath, self.problems):
+            return error
+        if self.against:
+            return None
+        return FileFormatError(
+            f"`{self.filepath}` can be read, and there is nothing to verify it against.\n"
+            "Expected: digests in a record, or a checksum. Received: neither.\n"
+            "What `tiedio migrate` writes has digests."
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_verified": self.is_verified}
@@ -47,6 +62,7 @@ def verify(filepath: Any) -> Verification:
         MissingFileError: If there is no such file.
         FileFormatError: If so little of it is left that it cannot be read.
         RecordError: If its record cannot be read.
+        MissingPackageError: If it is of TensorFlow, which is not installed.
 
     Example:
 
@@ -57,7 +73,12 @@ def verify(filepath: Any) -> Verification:
     >>> verify("model.keras").is_verified
     True
     """
-    with table.reading(at(filepath)) as opened:
+    source = at(filepath)
+    if saved := tensorflow_paths.find(source):
+        tensors, damaged = tensorflow_files.checked(saved)
+        problems = tuple(Problem((key,), "not the values that were saved") for key in damaged)
+        return Verification(source.name, "checksums", tensors, problems)
+    with table.reading(source) as opened:
         found = tuple(damage.problems(opened))
         digests = opened.weights.digests
         against = "digests" if digests else "checksum" if opened.verify_weights else ""

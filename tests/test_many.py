@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import tiedio
-from tiedio import errors, files
-from tiedio.migration import many
+from tiedio import errors, files, many
+from tiedio.formats import listing
+from tiedio.migration import destination
 
 ENDINGS = {"best.h5": 1, "best.keras": 2, "best.hdf5": 3}
 
@@ -54,15 +55,14 @@ def migrated(old, new, **options):
     told = many.migrate(str(old), str(new), dry_run=True, **options)
     assert contents(old.parent) == before
     done = many.migrate(str(old), str(new), **options)
-    assert [(one.filepath, one.error, one.plan) for one in told if not one.error] == [
-        (one.filepath, one.error, one.plan) for one in done if not one.error
+    assert [(one.filepath, one.result, str(one.error)) for one in told] == [
+        (one.filepath, one.result, str(one.error)) for one in done
     ]
-    assert [one.error for one in told] == [one.error for one in done]
     return {Path(one.filepath).name: one for one in done}
 
 
 def targets(outcomes):
-    return {name: Path(one.plan.target).name for name, one in outcomes.items() if not one.error}
+    return {name: Path(one.result.target).name for name, one in outcomes.items() if not one.error}
 
 
 def test_files_of_one_name_get_two(old, tmp_path):
@@ -75,10 +75,10 @@ def test_files_of_one_name_get_two(old, tmp_path):
     assert targets(done) == expected
     for name, number in ENDINGS.items():
         assert number_of(tmp_path / "new" / expected[name]) == number
-    assert done["best.h5"].plan.notes == (
+    assert done["best.h5"].result.notes == (
         "Another file is, or becomes, `best.keras`: so this one keeps its old ending.",
     )
-    assert not done["best.keras"].plan.notes
+    assert not done["best.keras"].result.notes
 
 
 def test_neither_of_two_new_names_is_the_first(old, tmp_path):
@@ -96,18 +96,18 @@ def test_a_folder_into_itself(old):
     """No file there is replaced, though any may be that is none of them."""
     done = migrated(old, old, overwrite=True)
     assert targets(done) == {"best.h5": "best_h5.keras", "best.hdf5": "best_hdf5.keras"}
-    assert "is the file that is migrated" in done["best.keras"].error
+    assert "is the file that is migrated" in str(done["best.keras"].error)
     assert number_of(old / "best_h5.keras") == 1
     again = migrated(old, old, overwrite=True)
     assert not targets(again)
-    assert "Received: that of `" in again["best.h5"].error
+    assert "Received: that of `" in str(again["best.h5"].error)
 
 
 def test_one_file_into_its_folder(tmp_path):
     saved(tmp_path / "old" / "a.h5", 1)
     done = migrated(tmp_path / "old", tmp_path / "old")
     assert targets(done) == {"a.h5": "a.keras"}
-    assert not done["a.h5"].plan.notes
+    assert not done["a.h5"].result.notes
 
 
 @pytest.mark.parametrize("linked", ["folder", "file"])
@@ -129,7 +129,7 @@ def test_links_between_new_folders(tmp_path):
     (tmp_path / "new" / "b").symlink_to(tmp_path / "new" / "a")
     first, other = many.migrate(str(tmp_path / "old"), str(tmp_path / "new"), overwrite=True)
     assert not first.error
-    assert "would be written to" in other.error
+    assert "would be written to" in str(other.error)
     assert number_of(tmp_path / "new" / "a" / "x.keras") == 1
 
 
@@ -181,3 +181,68 @@ def test_a_dry_run_says_what_would_be_written(old, tmp_path):
     assert told == files.migrate(old / "best.h5", tmp_path / "new.keras")
     with pytest.raises(errors.MigrationError, match="exists already"):
         files.migrate(old / "best.h5", tmp_path / "new.keras", dry_run=True)
+
+
+# Many
+
+
+def test_functions_take_what_those_of_one_file_take(models, tmp_path):
+    """Whatever a verb is given beside the files, it is given for each of them."""
+    sources = [models / "best.h5", str(models / "*.keras")]
+    done = many.migrate(sources, tmp_path / "new", durable=False, overwrite=True)
+    assert [Path(one.result.target).name for one in done] == ["best_h5.keras", "best.keras"]
+    for verb in (many.inspect, many.plan, many.verify):
+        told = []
+        found = verb(tmp_path / "new", told=told.append)
+        assert found == told
+        assert [str(one.state) for one in found] == ["fine", "fine"]
+        one = getattr(files, verb.__name__)(found[0].filepath)
+        assert found[0].result == one
+        assert found[0].to_json() == {
+            "filepath": str(tmp_path / "new" / "best.keras"),
+            "state": "fine",
+            "error": "",
+            "skipped": "",
+            "result": one.to_json(),
+        }
+    for wrong in ([], 3, [3]):
+        with pytest.raises(errors.ArgumentError, match="`sources`"):
+            many.inspect(wrong)
+
+
+def test_nothing_is_kept_of_what_failed(models, tmp_path):
+    """The frames of an error hold whatever was in memory there."""
+    path = tmp_path / "flipped.keras"
+    content = bytearray((models / "best.keras").read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for verb in (many.inspect, many.plan, many.verify):
+        for one in verb(str(tmp_path / "*.keras")):
+            assert one.error is None or one.error.__traceback__ is None
+    (one,) = many.migrate(str(path), str(tmp_path / "new/"))
+    assert one.state == "failed"
+    assert (one.error.__traceback__, one.error.__cause__, one.error.__context__) == (None,) * 3
+
+
+def test_a_bar_tells_files_and_bytes(models, tmp_path, capsys):
+    many.verify(str(models), progress=True)
+    shown = capsys.readouterr().out
+    assert "Verifying 3 of 3 files" in shown
+    total = sum(path.stat().st_size for path in models.iterdir())
+    assert f"{total / 1000:.1f}/{total / 1000:.1f} kB" in shown
+
+
+def test_checkpoints_of_tensorflow_among_others(tmp_path):
+    """A folder is one file if it holds nothing else; otherwise each checkpoint in it is one."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.index").write_bytes(b"")
+        (tmp_path / f"{name}.data-00000-of-00001").write_bytes(b"")
+    names = [one.name for one in listing.files(str(tmp_path)).files]
+    assert names == ["a.index", "b.index"]
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "b"')
+    assert not listing.is_many(str(tmp_path))  # the newest of them
+    (tmp_path / "c.h5").write_bytes(b"")
+    found = listing.files(str(tmp_path))
+    assert [one.name for one in found.files] == ["a.index", "b.index", "c.h5"]
+    assert not found.passed_over
+    assert destination.renamed("a.index") == "a.keras"

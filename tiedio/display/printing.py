@@ -1,0 +1,125 @@
+"""Print lines, and tables that cut no name off, for people; or JSON, for programs."""
+
+import io
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+# Wider than any table: what is read by a program is not folded.
+_UNBOUND = 1 << 20
+
+# Names are no markup, and a line is folded by whoever shows it.
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
+def as_json(content: Any) -> None:
+    """Prints a result for programs; numbers that JSON does not have are `null`."""
+    click.echo(json.dumps(_finite(content), indent=2))
+
+
+def shown(text: str) -> str:
+    """Returns text without what a terminal would take for commands."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def line(text: str, err: bool = False) -> None:
+    """Prints a line."""
+    click.echo(shown(text.replace("\n", " ")), err=err)
+
+
+def notes(told: Iterable[str]) -> None:
+    """Prints notes, a line each."""
+    for note in told:
+        line(f"Note: {note}")
+
+
+def bytes_of(count: int) -> str:
+    """Says how many bytes there are."""
+    return f"{count:,} bytes"
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
+    """Prints a table, as `show` does."""
+    show(console_for(), titles, rows, lines)
+
+
+def show(
+    console: Any, titles: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False
+) -> None:
+    """Prints a table, without the columns that have nothing to say.
+
+    Where it has no room, its rows follow one another as paragraphs: nothing is broken inside a
+    word, and no name cut off.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    told = [number for number in range(len(titles)) if any(row[number] for row in rows)]
+    titles = [titles[number] for number in told]
+    rows = [[shown(row[number]) for number in told] for row in rows]
+    widths = _widths([*zip(titles, *rows, strict=True)], console.width)
+    if widths is None:
+        for row in rows:
+            _paragraph(console, titles, row)
+        return
+    made = Table(show_lines=lines)
+    for title, width in zip(titles, widths, strict=True):
+        made.add_column(title, width=width)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    console.print(made)
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Returns how wide each column is to be; `None` if their longest words have no room."""
+    from rich.cells import cell_len
+
+    least = [max(map(cell_len, " ".join(cells).split()), default=0) for cells in columns]
+    most = [max(map(cell_len, "\n".join(cells).split("\n"))) for cells in columns]
+    left = room - 1 - sum(width + 3 for width in least)
+    if left < 0:
+        return None
+    share = min(1, left / max(1, sum(most) - sum(least)))
+    return [low + int((high - low) * share) for low, high in zip(least, most, strict=True)]
+
+
+def _paragraph(console: Any, titles: Sequence[str], cells: Sequence[str]) -> None:
+    first, *others = (" ".join(cell.split()) for cell in cells)
+    told = [f"{title}: {cell}" for title, cell in zip(titles[1:], others, strict=True) if cell]
+    for text, indent in ((first, ""), ("; ".join(told), "  ")):
+        for part in textwrap.wrap(
+            text,
+            console.width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
+            console.print(part, **PLAIN)
+
+
+def console_for(line_length: int | None = None, print_fn: Any = None) -> Any:
+    """Returns where to print; with `print_fn` that is a text without colours."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), color_system=None) if print_fn else Console()
+    if line_length or print_fn or not console.is_terminal:
+        console.width = line_length or _UNBOUND
+    return console
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,223 @@
+"""The verbs of the command line for many files: folders, patterns, and several paths.
+
+One file that fails does not stop the others. Each function takes what the function of its name in
+`tiedio.files` takes, paths that mean many files in place of one, and returns what became of each.
+
+Example:
+
+>>> import keras, os
+>>> from tiedio import many
+>>> os.mkdir("old")
+>>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+>>> model.save("old/a.keras")
+>>> _ = open("old/b.keras", "w").write("no model")
+>>> [str(one.state) for one in many.migrate("old", "new")]
+['fine', 'failed']
+>>> [str(one.state) for one in many.migrate("old", "new", skip_existing=True)]
+['skipped', 'failed']
+>>> [one.filepath for one in many.verify(["old", "new/*.keras"]) if one.error]
+['old/b.keras']
+"""
+
+import dataclasses
+import enum
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tiedio import errors
+from tiedio.errors import OptionNeededError, TargetExistsError, TiedioError
+from tiedio.formats import listing
+from tiedio.formats.listing import File, Sources
+from tiedio.migration import allowing, planning
+from tiedio.migration.destination import Destinations
+from tiedio.storage.progress import shown
+from tiedio.tools import inspection, verification
+
+
+class State(enum.StrEnum):
+    """What became of a file."""
+
+    FINE = "fine"
+    SKIPPED = "skipped"
+    NEEDS_OPTION = "needs an option"
+    FAILED = "failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        filepath: The file.
+        result: What the function of `tiedio.files` returns; `None` if there is nothing to say. Of
+            a file that needs an option, the plan.
+        error: Why it failed, or which option it needs; `None` if neither.
+        skipped: The file that is there already, where such files are skipped.
+    """
+
+    filepath: str
+    result: Any = None
+    error: TiedioError | OSError | MemoryError | None = None
+    skipped: str = ""
+
+    @property
+    def state(self) -> State:
+        if self.skipped:
+            return State.SKIPPED
+        if self.error is None:
+            return State.FINE
+        needs_option = isinstance(self.error, OptionNeededError)
+        return State.NEEDS_OPTION if needs_option else State.FAILED
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "filepath": self.filepath,
+            "state": str(self.state),
+            "error": str(self.error or ""),
+            "skipped": self.skipped,
+            "result": self.result and self.result.to_json(),
+        }
+
+
+Told = Callable[[Outcome], Any]
+
+
+def inspect(sources: Sources, *, progress: bool = False, told: Told | None = None) -> list[Outcome]:
+    """Tells of many files what they are, who wrote them, and what they share.
+
+    Args:
+        sources: Files, folders, and patterns as the shell has them; `**` is any number of folders.
+            In folders, files count whose names end as those of Keras do, and folders that are one
+            model.
+        progress: Whether to show a bar, by files and bytes.
+        told: Called with each outcome as soon as it is known.
+
+    Raises:
+        MissingFileError: If a folder has no file of Keras, or nothing fits a pattern.
+    """
+
+    def one(file: File) -> Outcome:
+        return Outcome(file.path, inspection.inspect(file.path))
+
+    return _each(listing.files(sources).files, one, "Inspecting", progress, told)
+
+
+def plan(
+    sources: Sources, *, progress: bool = False, told: Told | None = None, **given: Any
+) -> list[Outcome]:
+    """Finds out which variables of many files were tied. Nothing is written.
+
+    Args:
+        sources: As in `inspect`, as are the next two.
+        progress: Whether to show a bar.
+        told: Called with each outcome.
+        **given: Further arguments of `tiedio.files.plan`.
+    """
+
+    def one(file: File) -> Outcome:
+        planned = planning.plan(file.path, **given)
+        try:
+            allowing.check(planned)
+        except OptionNeededError as error:
+            return Outcome(file.path, planned, error)
+        return Outcome(file.path, planned)
+
+    return _each(listing.files(sources).files, one, "Planning", progress, told)
+
+
+def verify(sources: Sources, *, progress: bool = False, told: Told | None = None) -> list[Outcome]:
+    """Compares many files with what their records say of them; as in `inspect`."""
+
+    def one(file: File) -> Outcome:
+        found = verification.verify(file.path)
+        return Outcome(file.path, found, found.error)
+
+    return _each(listing.files(sources).files, one, "Verifying", progress, told)
+
+
+def migrate(
+    sources: Sources,
+    target: str | os.PathLike[str],
+    *,
+    skip_existing: bool = False,
+    dry_run: bool = False,
+    progress: bool = False,
+    told: Told | None = None,
+    **given: Any,
+) -> list[Outcome]:
+    """Migrates many files into a folder; or one file, to a path or into a folder.
+
+    Args:
+        sources: As in `inspect`.
+        target: Where the new files go, under the same names with the ending `.keras`, or
+            `.weights.h5` for weights only. Where two would have one name, or one would take
+            the place of a file that is migrated, the old ending stays in it: `a_h5.keras`. For one
+            file also its new path, if no folder is there, and it does not end in a slash.
+        skip_existing: Whether to leave out files whose new file is there already.
+        dry_run: Whether to plan only.
+        progress: Whether to show a bar, by files and bytes.
+        told: Called with each outcome as soon as it is known.
+        **given: Further arguments of `tiedio.files.migrate`.
+
+    Raises:
+        MissingFileError: As in `inspect`.
+    """
+    found = listing.files(sources).files
+    paths, target = listing.paths(sources), os.fspath(target)
+    is_many = len(paths) > 1 or listing.is_many(paths[0])
+    into_folder = is_many or target.endswith(("/", os.sep))
+    into_folder = into_folder or (os.path.isdir(target) and not listing.is_model(target))
+    destinations = Destinations(found, target) if into_folder else None
+
+    def one(file: File) -> Outcome:
+        wanted = destinations.of(file) if destinations else target
+        if destinations and not dry_run and "://" not in wanted:
+            os.makedirs(os.path.dirname(wanted) or ".", exist_ok=True)
+        try:
+            done = planning.migrate(file.path, wanted, dry_run=dry_run, **given)
+        except TargetExistsError as error:
+            if destinations and error.target:
+                destinations.check_untaken(file, error.target)
+                destinations.take(file, wanted, error.target)
+            if not skip_existing:
+                raise
+            return Outcome(file.path, skipped=error.target)
+        except OptionNeededError as error:
+            return Outcome(file.path, error.plan, error)
+        if destinations:
+            if dry_run:  # it may have another ending, and nothing lies there that is in the way
+                destinations.check_untaken(file, done.target)
+            destinations.take(file, wanted, done.target)
+            notes = destinations.notes(file)
+            done = dataclasses.replace(done, notes=(*done.notes, *notes))
+        return Outcome(file.path, done)
+
+    return _each(found, one, "Planning" if dry_run else "Migrating", progress, told)
+
+
+def _each(
+    files: Sequence[File],
+    verb: Callable[[File], Outcome],
+    what: str,
+    progress: bool,
+    told: Told | None,
+) -> list[Outcome]:
+    """Does the same with each file; whatever fails is an outcome, too."""
+    outcomes: list[Outcome] = []
+    total = sum(file.size for file in files)
+    with shown(what, progress) as advance:
+        for number, file in enumerate(files, 1):
+            if len(files) > 1:
+                advance(0, total, f"{what} {number} of {len(files)} files")
+            try:
+                outcome = verb(file)
+            except (TiedioError, OSError, MemoryError) as error:
+                outcome = Outcome(file.path, error=error)
+            if outcome.error:
+                errors.forget_frames(outcome.error)
+            outcomes.append(outcome)
+            if told:
+                told(outcome)
+            advance(file.size, total)
+    return outcomes

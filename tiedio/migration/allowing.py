@@ -1,0 +1,87 @@
+"""Tell what has to be allowed before a plan is carried out, and whether it was."""
+
+import dataclasses
+from collections.abc import Collection
+
+from tiedio.checkpoints.stated_ties import Evidence
+from tiedio.errors import MigrationError, OptionNeededError, listed, texts
+from tiedio.migration.proposals import Plan, Proposal
+
+RECONCILE = ("error", "owner", "mean")
+ACCEPT_CONTENTS, RECONCILE_OWNER = "--accept contents", "--reconcile owner"
+
+
+def check_rule(reconcile: str) -> None:
+    """Raises `MigrationError` if there is no such rule to reconcile copies."""
+    if reconcile not in RECONCILE:
+        raise MigrationError(
+            f"There is no rule `{reconcile}` to reconcile copies.\n"
+            f"Expected: one of {listed(RECONCILE)}. Received: {reconcile!r}.\n"
+            "Pass one of these as `--reconcile`."
+        )
+
+
+def narrowed(planned: Plan, accept: Collection[str], reconcile: str) -> Plan:
+    """Returns a plan without what was not accepted; the rest needs only what was not given.
+
+    Args:
+        planned: The plan.
+        accept: As in `migrate`.
+        reconcile: As in `migrate`.
+
+    Raises:
+        MigrationError: If `accept` names what is not proposed.
+    """
+    accept = texts("accept", accept, "`contents`, `none` or names", "Pass a list of these.")
+    names = {name for one in planned.proposals for name in one.names}
+    if unknown := set(accept) - names - {"contents", "none"}:
+        raise MigrationError(
+            f"Nothing is proposed for {listed(unknown)}.\n"
+            f"Expected: `contents`, `none`, or some of {listed(names) or 'no variables'}. "
+            f"Received: {listed(unknown)}.\n"
+            "`tiedio plan` lists what is proposed; `--tie` ties other variables."
+        )
+
+    def is_chosen(one: Proposal) -> bool:
+        is_weak = one.evidence is Evidence.CONTENTS
+        return not (is_weak and accept) or "contents" in accept or bool(set(one.names) & {*accept})
+
+    given = {ACCEPT_CONTENTS: bool(accept), RECONCILE_OWNER: reconcile != "error"}
+    return dataclasses.replace(
+        planned,
+        proposals=tuple(
+            dataclasses.replace(one, needs=tuple(need for need in one.needs if not given.get(need)))
+            for one in planned.proposals
+            if is_chosen(one)
+        ),
+    )
+
+
+def check(planned: Plan) -> None:
+    """Raises `OptionNeededError`, which names the option, and has the plan, if that needs one."""
+    error = _option_needed(planned)
+    if error:
+        error.plan = planned
+        raise error
+
+
+def _option_needed(planned: Plan) -> OptionNeededError | None:
+    weak = [one for one in planned.proposals if ACCEPT_CONTENTS in one.needs]
+    if weak:
+        return OptionNeededError(
+            f"Cannot tell whether these were tied: {listed(' = '.join(one.names) for one in weak)}."
+            "\nExpected: more than equal contents. Received: no more.\n"
+            "Pass `--accept contents` to tie them all, `--accept NAME` to tie those equal to NAME, "
+            "or `--accept none`."
+        )
+    diverged = [one for one in planned.proposals if RECONCILE_OWNER in one.needs]
+    if diverged:
+        told = (
+            f"{' = '.join(one.names)} by up to {one.largest_difference:.3g}" for one in diverged
+        )
+        return OptionNeededError(
+            f"The copies of {listed(one.owner for one in diverged)} have different values.\n"
+            f"Expected: equal ones. Received: {'; '.join(told)}.\n"
+            "Pass `--reconcile owner` to keep the value of the first, or `--reconcile mean`."
+        )
+    return None
