@@ -41,7 +41,7 @@ def main() -> None:
       0  fine
       1  refused, failed or damaged; or the files of `diff` differ
       2  wrong usage, or a package is missing
-      3  ties are proposed that need an option (`plan`, `migrate --dry-run`)
+      3  an option is needed (`plan`, `migrate --dry-run`)
     """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
 
 
@@ -61,17 +61,18 @@ def inspect(file: str, as_json: bool) -> None:
 @options.tie
 @options.ties
 @options.config
+@options.lambdas
 @options.as_json
-def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> None:
+def plan(file: str, ties: Any, ties_file: Any, config: Any, lambdas: Any, as_json: bool) -> None:
     """Say which variables of FILE were shared, and the evidence. Nothing is written.
 
     The last column names the options of `migrate` that a tie needs.
     """
     from tiedio.migration import planning
 
-    found = planning.plan(file, [*ties_file, *ties], config)
+    found = planning.plan(file, [*ties_file, *ties], config, lambdas=lambdas)
     tables.as_json(found.to_json()) if as_json else tables.plan(found)
-    sys.exit(3 if any(one.needs for one in found.proposals) else 0)
+    sys.exit(3 if found.needs or any(one.needs for one in found.proposals) else 0)
 
 
 @main.command()
@@ -80,6 +81,7 @@ def plan(file: str, ties: Any, ties_file: Any, config: Any, as_json: bool) -> No
 @options.tie
 @options.ties
 @options.config
+@options.lambdas
 @click.option(
     "--accept",
     multiple=True,
@@ -123,11 +125,11 @@ def migrate(
         sys.exit((3 if needing else 1) if failed else 0)
     said, code = "", 0
     if dry_run:
-        done = planning.plan(src, given["ties"], given["config"])
+        done = planning.plan(src, given["ties"], given["config"], lambdas=given["lambdas"])
         try:
             code = 3
             planning.accepted(done, given["accept"], given["reconcile"])
-            code = 1
+            code = 3 if done.needs else 1
             done = planning.migrate(src, dst, dry_run=True, **given)
             code = 0
         except MigrationError as error:

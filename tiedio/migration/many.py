@@ -77,6 +77,7 @@ def migrate(
     overwrite: bool = False,
     durable: bool = True,
     *,
+    lambdas: Mapping[str, str] | None = None,
     dry_run: bool = False,
     progress: bool = False,
 ) -> list[Outcome]:
@@ -93,6 +94,7 @@ def migrate(
         config: The config of the model, for files that have none.
         overwrite: Whether to replace files in `folder`.
         durable: Whether to wait until each file is on disk.
+        lambdas: As in `tiedio.files.migrate`, for the files that have such layers.
         dry_run: Whether to plan only.
         progress: Whether to show a progress bar, by bytes.
 
@@ -124,7 +126,7 @@ def migrate(
             plan = None
             try:
                 if dry_run:
-                    plan = planning.plan(path, ties, config)
+                    plan = planning.plan(path, ties, config, lambdas=lambdas)
                     planning.accepted(plan, accept, reconcile)
                 _check_untaken(path, target, taken)
                 if not dry_run:
@@ -138,6 +140,7 @@ def migrate(
                     config=config,
                     overwrite=overwrite,
                     durable=durable,
+                    lambdas=lambdas,
                     dry_run=dry_run,
                 )
                 if dry_run:  # it may have another ending, and nothing lies there that is in the way

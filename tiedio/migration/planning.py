@@ -19,14 +19,12 @@ from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import MigrationError, listed, texts
 from tiedio.formats import table
+from tiedio.keras_versions.lambdas import options
+from tiedio.migration import targets
 from tiedio.migration.evidence import find
 from tiedio.record.json_fields import Written
-from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
-
-# Endings of files in the layout of Keras 2.
-_OLD = (".h5", ".hdf5")
 
 RECONCILE = ("error", "owner", "mean")
 
@@ -78,6 +76,7 @@ class Plan(Written):
         proposals: Variables to tie.
         forbidden: Variables that are equal, and were not tied.
         notes: Further notes.
+        needs: The options without which no model is written that loads.
         target: The file that was written, or would be by a dry run; empty for a plan.
     """
 
@@ -87,10 +86,17 @@ class Plan(Written):
     proposals: tuple[Proposal, ...]
     forbidden: tuple[Proposal, ...]
     notes: tuple[str, ...]
+    needs: tuple[str, ...] = ()
     target: str = ""
 
 
-def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    filepath: Any,
+    ties: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    *,
+    lambdas: Mapping[str, str] | None = None,
+) -> Plan:
     """Finds out which variables of a file were tied. Nothing is written.
 
     Args:
@@ -98,6 +104,10 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
         ties: What you know to be tied: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
             for all variables of two layers.
         config: The config of the model, for a file that has none, as `model.to_json()` gives it.
+        lambdas: Functions to put in the place of those of `Lambda` layers, which the file has as
+            code: `{"distance": "module:function"}`, or the name that it is registered by. What
+            is in a model inside, or no `Lambda`, is named so: `"decoder/scale"`,
+            `"dense/activation"`. No code of the file is run.
 
     Returns:
         The plan.
@@ -120,7 +130,7 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
     [('encoder/kernel', 'contents', ('--accept contents',))]
     """
     pairs = parsed(ties)
-    with opening.reading(filepath, config, pairs) as checkpoint:
+    with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
         return _planned(checkpoint, pairs)
 
 
@@ -134,6 +144,7 @@ def migrate(
     overwrite: bool = False,
     durable: bool = True,
     *,
+    lambdas: Mapping[str, str] | None = None,
     dry_run: bool = False,
     progress: bool = False,
 ) -> Plan:
@@ -153,6 +164,7 @@ def migrate(
         config: As in `plan`.
         overwrite: Whether to replace what is at `target`.
         durable: Whether to wait until the file is on disk.
+        lambdas: As in `plan`. The new file has their names, and loads with `custom_objects`.
         dry_run: Whether to check all of this, and write nothing.
         progress: Whether to show a progress bar, by bytes.
 
@@ -190,15 +202,12 @@ def migrate(
     if not overwrite:
         wanted.check_free(MigrationError)
     pairs = parsed(ties)
-    with opening.reading(filepath, config, pairs) as checkpoint:
+    with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
         if not dry_run:
             checkpoint.verify()  # what is damaged would get digests that say it is not
         planned = _planned(checkpoint, pairs)
         chosen = accepted(planned, accept, reconcile)
-        destination, holds_model, notes = _destination(wanted, checkpoint)
-        if destination.name != wanted.name:  # which nobody allowed to be replaced
-            destination.check_free(MigrationError)
-        _check_apart(destination, at(filepath))
+        destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         with (
             tempfile.TemporaryDirectory() as assets,
             shown(f"Writing {destination.label}", progress and not dry_run) as advance,
@@ -222,22 +231,6 @@ def migrate(
         proposals=tuple(chosen),
         notes=(*planned.notes, *notes, *lost),
         target=destination.name,
-    )
-
-
-def _check_apart(destination: Storage, source: Storage) -> None:
-    if destination.is_same_as(source):
-        told = "is the file that is migrated"
-    elif destination.exists() and destination.holds(source):
-        told = "holds the file that is migrated"
-    elif destination.exists() and source.holds(destination):
-        told = "is a part of the one that is migrated"
-    else:
-        return
-    raise MigrationError(
-        f"`{destination.name}` {told}.\n"
-        "Expected: another one, as a source is never changed. Received: the same.\n"
-        "Pass another path."
     )
 
 
@@ -269,6 +262,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         told = {"evidence": tie.evidence, "why": tie.why, "axes": tie.axes}
         return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
 
+    stuck = [one for one in checkpoint.translated.code if one.runs_nowhere]
     return Plan(
         filepath=checkpoint.filepath,
         kind=checkpoint.kind,
@@ -289,6 +283,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             *found.notes,
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
+        needs=(options(stuck),) if stuck else (),
     )
 
 
@@ -364,42 +359,3 @@ def accepted(planned: Plan, accept: Collection[str], reconcile: str) -> list[Pro
             "Pass `--reconcile owner` to keep the value of the first, or `--reconcile mean`."
         )
     return chosen
-
-
-def _destination(wanted: Storage, checkpoint: Checkpoint) -> tuple[Storage, bool, tuple[str, ...]]:
-    """Returns where to write, whether the whole model, and what to say of it."""
-    weights_only = wanted.name.endswith(table.WEIGHTS_SUFFIXES)
-    if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
-        raise MigrationError(
-            f"Cannot write `{wanted.name}`: Keras reads such files by position and loses ties.\n"
-            f"Expected: a path ending in `.keras`, or in {listed(table.WEIGHTS_SUFFIXES)}. "
-            f"Received: {wanted.label}.\n"
-            "Change the ending."
-        )
-    unplaced = [one.name for one in checkpoint.variables if one.place is None]
-    if unplaced and checkpoint.old_layout is None:
-        has_config = checkpoint.config is not None
-        raise MigrationError(
-            f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
-            "Expected: the config of the model, made of layers of Keras. "
-            f"Received: {'one of other layers' if has_config else 'none'}.\n"
-            + ("Restore it by TensorFlow." if has_config else "Pass it as `--config`.")
-        )
-    has_places = not checkpoint.is_by_position
-    if has_places and (weights_only or checkpoint.is_model):
-        return wanted, not weights_only, ()
-    # Weights in the layout that they have, as nothing tells how Keras 3 would store them.
-    ending = ".weights.h5" if has_places else ".h5"
-    stem = wanted.label
-    for suffix in (*table.WEIGHTS_SUFFIXES, ".keras", *_OLD):
-        stem = stem.removesuffix(suffix)
-    if wanted.name.endswith(ending) and (has_places or not weights_only):
-        return wanted, False, ()
-    if checkpoint.translated.untranslated:
-        why = "Keras 3 cannot load the model"
-    elif checkpoint.config is None:
-        why = "the file holds no config of the model (`--config` gives one)"
-    else:
-        why = "it does not tell how Keras 3 would store them"
-    found = wanted.sibling(stem + ending)
-    return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)

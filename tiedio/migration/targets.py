@@ -1,0 +1,105 @@
+"""Choose what a migration writes, and where: a whole model, or weights only.
+
+What a user asked for is never exchanged without a note, and what is in the way never replaced.
+"""
+
+from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.errors import MigrationError, listed
+from tiedio.formats import table
+from tiedio.keras_versions.lambdas import compiled_by, options
+from tiedio.storage.base import Storage
+
+# Where to write, whether the whole model, and what to say of it.
+Chosen = tuple[Storage, bool, tuple[str, ...]]
+
+# Endings of files in the layout of Keras 2.
+_OLD = (".h5", ".hdf5")
+
+
+def chosen(wanted: Storage, checkpoint: Checkpoint, source: Storage) -> Chosen:
+    """Chooses where to write, and whether the whole model.
+
+    Args:
+        wanted: What the user asks for.
+        checkpoint: The file that is migrated.
+        source: Where that lies.
+
+    Returns:
+        Where to write, whether the whole model, and what to say of it.
+
+    Raises:
+        MigrationError: If nothing can be written there, or is to be replaced that nobody allowed.
+    """
+    destination, holds_model, notes = _destination(wanted, checkpoint)
+    if destination.name != wanted.name:  # which nobody allowed to be replaced
+        destination.check_free(MigrationError)
+    _check_apart(destination, source)
+    if holds_model:
+        _check_code(checkpoint)
+    return destination, holds_model, notes
+
+
+def _destination(wanted: Storage, checkpoint: Checkpoint) -> Chosen:
+    weights_only = wanted.name.endswith(table.WEIGHTS_SUFFIXES)
+    if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
+        raise MigrationError(
+            f"Cannot write `{wanted.name}`: Keras reads such files by position and loses ties.\n"
+            f"Expected: a path ending in `.keras`, or in {listed(table.WEIGHTS_SUFFIXES)}. "
+            f"Received: {wanted.label}.\n"
+            "Change the ending."
+        )
+    unplaced = [one.name for one in checkpoint.variables if one.place is None]
+    if unplaced and checkpoint.old_layout is None:
+        has_config = checkpoint.config is not None
+        raise MigrationError(
+            f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
+            "Expected: the config of the model, made of layers of Keras. "
+            f"Received: {'one of other layers' if has_config else 'none'}.\n"
+            + ("Restore it by TensorFlow." if has_config else "Pass it as `--config`.")
+        )
+    has_places = not checkpoint.is_by_position
+    if has_places and (weights_only or checkpoint.is_model):
+        return wanted, not weights_only, ()
+    # Weights in the layout that they have, as nothing tells how Keras 3 would store them.
+    ending = ".weights.h5" if has_places else ".h5"
+    stem = wanted.label
+    for suffix in (*table.WEIGHTS_SUFFIXES, ".keras", *_OLD):
+        stem = stem.removesuffix(suffix)
+    if wanted.name.endswith(ending) and (has_places or not weights_only):
+        return wanted, False, ()
+    if checkpoint.translated.untranslated:
+        why = "Keras 3 cannot load the model"
+    elif checkpoint.config is None:
+        why = "the file holds no config of the model (`--config` gives one)"
+    else:
+        why = "it does not tell how Keras 3 would store them"
+    found = wanted.sibling(stem + ending)
+    return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)
+
+
+def _check_code(checkpoint: Checkpoint) -> None:
+    """Refuses a model that no Python runs."""
+    if code := [one for one in checkpoint.translated.code if one.runs_nowhere]:
+        raise MigrationError(
+            f"Cannot migrate `{checkpoint.filepath}` as a model: it holds the functions of "
+            f"{listed(one.name for one in code)} as code.\n"
+            f"Expected: names of functions. Received: code of {compiled_by(code)}, which does not "
+            "run in Python 3.11 or later.\n"
+            f"Pass `{options(code)}`, or a path ending in `.weights.h5` for weights only."
+        )
+
+
+def _check_apart(destination: Storage, source: Storage) -> None:
+    if destination.is_same_as(source):
+        told = "is the file that is migrated"
+    elif destination.exists() and destination.holds(source):
+        told = "holds the file that is migrated"
+    elif destination.exists() and source.holds(destination):
+        told = "is a part of the one that is migrated"
+    else:
+        return
+    raise MigrationError(
+        f"`{destination.name}` {told}.\n"
+        "Expected: another one, as a source is never changed. Received: the same.\n"
+        "Pass another path."
+    )
