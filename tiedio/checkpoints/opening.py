@@ -5,7 +5,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, tensorflow_walk
+from tiedio.checkpoints import (
+    given_config,
+    keras2_files,
+    keras3_files,
+    tensorflow_files,
+    tensorflow_walk,
+)
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.errors import FileFormatError, check_mapping, explained
 from tiedio.formats import damage, table
@@ -31,7 +37,7 @@ def reading(
     Raises:
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
-        ArgumentError: If `config` or `functions` are something else.
+        ArgumentError: If `config` or `functions` are something else, or of another model.
     """
     lambdas.check(functions)
     check_mapping("config", config, "Pass what `json.loads` makes of the model's `to_json()`.")
@@ -62,5 +68,7 @@ def reading(
                 checkpoint = keras2_files.described(opened, translated, kind, given)
             else:
                 checkpoint = keras3_files.described(opened, translated, kind)
+        if config and not own:
+            given_config.check(checkpoint)
         checkpoint.verify = functools.partial(damage.check, opened)
         yield checkpoint

@@ -6,7 +6,7 @@ How results look is decided here, and nothing else.
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -144,7 +144,7 @@ def plan(found: "Plan", dry_run: bool = False) -> None:
         [_proposal(one) for one in found.proposals],
     )
     if not found.proposals:
-        _line("There is nothing to tie, as far as the file tells.")
+        _line(_nothing_to_tie(found.calls))
     for one in found.forbidden:
         told = f"Not tied: {' = '.join(one.names)}: {one.why}"
         _line(f"{told}. To tie them: {', '.join(one.needs)}")
@@ -212,6 +212,18 @@ def _proposal(one: "Proposal") -> tuple[str, ...]:
         f"{one.mean_difference:.3g}" if differ else "",
         " ".join(one.needs),
     )
+
+
+def _nothing_to_tie(calls: Mapping[str, int]) -> str:
+    """Says so; of layers that are called several times also that they are shared as it is."""
+    if not calls:
+        return "There is nothing to tie, as far as the file tells."
+    layers = f"{len(calls)} layers are" if len(calls) > 1 else "1 layer is"
+    if len(times := {*calls.values()}) == 1:
+        often, told = f"{times.pop()} times", ", ".join(calls)
+    else:
+        often, told = "several times", ", ".join(f"{one} ({n})" for one, n in calls.items())
+    return f"No variable is tied; {layers} called {often}, which needs no tie: {told}."
 
 
 def _outcome(one: "Outcome") -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import MigrationError, listed, texts
 from tiedio.formats import table
+from tiedio.keras_versions import graph_calls
 from tiedio.keras_versions.lambdas import options
 from tiedio.migration import targets
 from tiedio.migration.evidence import find
@@ -75,6 +76,7 @@ class Plan(Written):
         keras_version: The version of Keras that wrote it; empty if it does not say.
         proposals: Variables to tie.
         forbidden: Variables that are equal, and were not tied.
+        calls: How often the model calls the layers with variables that it calls several times.
         notes: Further notes.
         needs: The options without which no model is written that loads.
         target: The file that was written, or would be by a dry run; empty for a plan.
@@ -85,6 +87,7 @@ class Plan(Written):
     keras_version: str
     proposals: tuple[Proposal, ...]
     forbidden: tuple[Proposal, ...]
+    calls: Mapping[str, int]
     notes: tuple[str, ...]
     needs: tuple[str, ...] = ()
     target: str = ""
@@ -278,6 +281,11 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
             for tie in _gathered(found.forbidden)
         ),
+        calls={
+            layer: count
+            for layer, count in graph_calls.calls(checkpoint.translated.config).items()
+            if count > 1 and any(name.startswith(f"{layer}/") for name in checkpoint.by_name)
+        },
         notes=(
             *checkpoint.notes,
             *found.notes,

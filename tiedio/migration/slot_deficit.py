@@ -62,16 +62,21 @@ class SlotDeficit:
                 "of ties."
             )
             return None
+        unexplained: dict[tuple[int, ...], int] = {}
         for shape, count in copies.items():
             equal = sum(len(group) - 1 for group in self._groups[shape])
             shown = self._find_transposed(shape) if count > equal else []
             if len(shown) == count - equal:
                 self.transposed += shown
             elif count > equal:
-                self.notes.append(
-                    f"{count} variables of shape {shape} have no state in the optimizer, and only "
-                    f"{equal} equal others: they were frozen, or tied and changed since."
-                )
+                unexplained[shape] = count - equal
+        if unexplained:
+            many = sum(unexplained.values())
+            told = ", ".join(f"{count} of shape {shape}" for shape, count in unexplained.items())
+            self.notes.append(
+                f"{many} variable{'s'[: many > 1]} had no state in the optimizer, and no equal: "
+                f"frozen as it was trained, or tied and changed since ({told})."
+            )
         return copies
 
     def _find_transposed(self, shape: tuple[int, ...]) -> list[Tie]:

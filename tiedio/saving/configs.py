@@ -281,7 +281,11 @@ def _is_of_keras(part: dict[str, Any], name: str) -> bool:
     if "module" in part:
         return str(part["module"]).split(".")[0] == "keras"
     # The layout of Keras 2 does not say.
-    return name.startswith("__") or any(hasattr(getattr(keras, area), name) for area in _AREAS)
+    return (
+        name.startswith("__")
+        or name == "Functional"
+        or any(hasattr(getattr(keras, area), name) for area in _AREAS)
+    )
 
 
 def _without_unknown(part: dict[str, Any]) -> dict[str, Any]:
