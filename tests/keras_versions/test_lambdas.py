@@ -108,6 +108,8 @@ def test_code_tells_which_python_compiled_it(version):
     for text in COMPILED[version]:
         told, found = python_of(text)
         assert told == f"Python {version}", text
+        as_first_written = base64.b64decode(text).decode("raw_unicode_escape")
+        assert python_of(as_first_written) == (told, found)
         assert found.runs_nowhere == (version < "3.1" or version in ("3.8 to 3.10"))
 
 

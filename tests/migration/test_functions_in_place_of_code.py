@@ -16,7 +16,7 @@ from tiedio.cli.main import main
 from tiedio.migration import many
 
 FOLDER = FIXTURES / "lambdas"
-TRUTH = json.loads((FOLDER / "truth.json").read_text())
+TRUTH = json.loads((FOLDER / "predictions.json").read_text())
 PYTHONS = {
     "2.7": "2",
     "3.6": "3.0 to 3.7",

@@ -120,6 +120,7 @@ def plan(
         FileFormatError: If it is not one of Keras, or damaged.
         TieError: If `ties` cannot be read, or name variables that the file does not have, or
             of different shapes or dtypes. All are named.
+        ArgumentError: If `config` is that of another model, or `lambdas` are no names.
 
     Example:
 
@@ -178,7 +179,7 @@ def migrate(
         MigrationError: If something has to be allowed first. The option is named.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
-        TieError: As in `plan`.
+        TieError, ArgumentError: As in `plan`.
         OSError: If the target cannot be written.
 
     Example:

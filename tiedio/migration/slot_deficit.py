@@ -71,11 +71,10 @@ class SlotDeficit:
             elif count > equal:
                 unexplained[shape] = count - equal
         if unexplained:
-            many = sum(unexplained.values())
             told = ", ".join(f"{count} of shape {shape}" for shape, count in unexplained.items())
             self.notes.append(
-                f"{many} variable{'s'[: many > 1]} had no state in the optimizer, and no equal: "
-                f"frozen as it was trained, or tied and changed since ({told})."
+                "The optimizer has no state of some variables, and no others equal them: "
+                f"{told}. They were frozen while it was used, or tied and changed since."
             )
         return copies
 
