@@ -24,6 +24,7 @@ them, sorted); what was expected and received; what to do.
 import contextlib
 import errno
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,13 @@ from typing import Any
 
 # What to do with a file that is damaged.
 RESTORE = "Restore it from a copy, or save the model again."
+# What Keras says where a layer's own code fails. Why is in bold, and may be inside of more words.
+_FAILED_CALL = re.compile(
+    r"Exception encountered when calling (?P<call>\S+)\.\n\n\x1b\[1m"
+    r"(Could not automatically infer [^\n]* of '(?P<layer>[^\n]*)' \(of [^\n]* encountered:\n\n)?"
+    r"(?P<why>.*?)\x1b\[0m",
+    re.DOTALL,
+)
 
 # Code of these is not the caller's.
 _INSIDE = ("tiedio", "keras")
@@ -147,8 +155,15 @@ def listed(names: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Returns what a message of Keras opens with; the rest may be pages of configs."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Returns what a message of Keras opens with, and of a call that failed why it did.
+
+    The rest may be pages of configs.
+    """
+    message = str(error).strip() or type(error).__name__
+    if failed := _FAILED_CALL.match(message):
+        layer = f" of `{failed['layer']}`" if failed["layer"] else ""
+        return f"`{failed['call']}`{layer} failed: {' '.join(failed['why'].split())}"
+    return message.splitlines()[0]
 
 
 def unfit(given: Mapping[str, Any], expected: str, advice: str) -> ArgumentError:

@@ -1,8 +1,10 @@
 """Configs of older versions, as literal JSON: Keras 3 loads what becomes of them, unchanged."""
 
+import base64
 import copy
 import io
 import json
+import marshal
 import zipfile
 
 import hypothesis
@@ -252,7 +254,8 @@ def test_wrapped_layers_and_cells_load():
 
 
 def test_function_of_lambda_needs_unsafe_mode():
-    given = layer("Lambda", function=["4wEAAA==", None, None], function_type="lambda")
+    code = base64.b64encode(marshal.dumps((lambda x: x[0]).__code__)).decode()
+    given = layer("Lambda", function=[code, None, None], function_type="lambda")
 
     found = translated(sequential(given), None, LATEST)
 
@@ -566,11 +569,11 @@ def test_config_of_keras_3_is_left_as_it_is():
 _KEYS = (
     "class_name config layers name inbound_nodes input_layers output_layers module dtype function "
     "activation optimizer_config loss metrics learning_rate decay axis batch_input_shape cells "
-    "layer kernel_initializer registered_name compile_config args keras_history"
+    "layer kernel_initializer registered_name compile_config args keras_history output_shape code"
 )
 _NAMES = (
     "Model Functional Sequential Dense LSTM Lambda Bidirectional RNN Policy Custom>Adam SGD a "
-    "function VarianceScaling BatchNormalization UpSampling2D __keras_tensor__"
+    "function VarianceScaling BatchNormalization UpSampling2D __keras_tensor__ __lambda__ 4wEAAA=="
 )
 _keys = strategies.sampled_from(_KEYS.split())
 _names = strategies.sampled_from(_NAMES.split())
@@ -593,7 +596,7 @@ _objects = strategies.dictionaries(_keys, _json)
     strategies.sampled_from(["", "2.2.4", "3.0.5", "x", "9"]),
 )
 def test_no_config_makes_it_raise(config, training_config, version):
-    found = translated(config, training_config, version)
+    found = translated(config, training_config, version, {"a": "mine:f", "activation": "f"})
 
     assert isinstance(found.config, dict)
     assert all(isinstance(one, str) for one in (*found.notes, *found.untranslated))

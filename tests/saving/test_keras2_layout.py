@@ -548,6 +548,36 @@ def test_python_lambdas_are_refused(tmp_path):
     assert np.array_equal(loaded(np.ones((1, 2), "float32")), [[2, 2]])
 
 
+class Plain(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+class Failing(keras.layers.Layer):
+    def call(self, inputs):
+        raise ValueError("the axes are wrong:\n  there are 3,\n  and not 2")
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
+def test_a_call_that_fails_says_why(tmp_path, name):
+    given = keras.Input((2,))
+    model = keras.Model(given, Plain(name="plain")(given))
+    model.save(tmp_path / name)
+    with pytest.raises(errors.LoadError) as error:
+        tiedio.load_tied(tmp_path / name, {"Plain": Failing})
+    pin(
+        error,
+        errors.LoadError,
+        f"Cannot build the model of `*{name}`: `Failing.call()` of `plain` failed: "
+        "the axes are wrong: there are 3, and not 2\n"
+        f"Expected: a config that Keras {keras.__version__} reads. Received: ValueError.\n"
+        "Load the file with the same classes, in the version it was saved with.",
+    )
+    with pytest.raises(errors.CustomObjectsError) as error:
+        tiedio.load_tied(tmp_path / name)
+    assert "registered: `Plain`.\n" in str(error.value)  # and no class of Keras
+
+
 class Doubled(keras.layers.Dense):
     def call(self, inputs):
         return 2 * super().call(inputs)

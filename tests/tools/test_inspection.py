@@ -3,14 +3,18 @@
 import json
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
 import sample_files
+from pinning import pin
 
+from tiedio import errors
 from tiedio.tools.inspection import Group, inspect
 
 KERNELS = ("encoder/kernel", "decoder/kernel")
+UNNAMED = "one that the file does not name, with 8 variables"
 NUMBERED = ("encoder/0", "decoder/0")
 
 
@@ -34,10 +38,41 @@ def test_a_tied_file(folder):
     assert found.notes == ()
 
 
+def test_an_optimizer_that_left_its_state_only(folder):
+    assert inspect(folder / "tied.weights.h5").optimizer == UNNAMED
+    assert inspect(folder / "tied.keras").optimizer == "Adam"
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.h5"])
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
+def test_a_file_without_weights(tmp_path, name):
+    keras.Sequential([keras.layers.Dense(2), keras.layers.Dense(2)]).save(tmp_path / name)
+    found = inspect(tmp_path / name)
+    assert (found.variables, found.optimizer) == (0, "")
+    assert found.notes == (
+        "It holds no weights: its model has none, or was saved before it was built.",
+    )
+
+
+def test_layers_without_their_weights(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), *(keras.layers.Dense(2, name=n) for n in "abc")])
+    model.save(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        for name in "bc":
+            file["model_weights"][name].attrs["weight_names"] = []
+    with pytest.raises(errors.FileFormatError) as error:
+        inspect(tmp_path / "a.h5")
+    pin(
+        error,
+        errors.FileFormatError,
+        "`*a.h5` has no values of `b/bias`, `b/kernel`, `c/bias`, `c/kernel`.\n"
+        "Expected: a value for every variable. Received: no value of their layers.\n"
+        "Save the model again, with its weights.",
+    )
+
+
 def stored_in(filepath):
     import io
-
-    import h5py
 
     with zipfile.ZipFile(filepath) as archive:
         content = io.BytesIO(archive.read("model.weights.h5"))
@@ -51,7 +86,7 @@ def stored_in(filepath):
 
 @pytest.mark.parametrize(
     ("stored", "shown"),
-    [("adam", "Adam"), ({"class_name": "Custom>Adam"}, "Adam"), (None, ""), ([3], "")],
+    [("adam", "Adam"), ({"class_name": "Custom>Adam"}, "Adam"), (None, UNNAMED), ([3], UNNAMED)],
     ids=str,
 )
 def test_optimizers_by_name_and_by_config(folder, tmp_path, stored, shown):

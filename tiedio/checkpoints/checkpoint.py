@@ -87,7 +87,9 @@ class Checkpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user."""
-        return (*self.translated.notes, *self.left_out, *self.translated.untranslated)
+        none = "It holds no weights: its model has none, or was saved before it was built."
+        found = (*self.translated.notes, *self.left_out, *self.translated.untranslated)
+        return found if self.variables else (*found, none)
 
     @functools.cached_property
     def values(self) -> Values:

@@ -13,7 +13,7 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.given_ties import owner_given
 from tiedio.checkpoints.stated_ties import Evidence, Tie
 from tiedio.checkpoints.variables import StoredVariable, named_once
-from tiedio.errors import OptionNeededError, listed
+from tiedio.errors import FileFormatError, OptionNeededError, listed
 from tiedio.formats.content import OldLayout, Opened, Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
@@ -63,7 +63,8 @@ def described(
         OptionNeededError: If weights are missing, and nothing says what they are tied to.
     """
     old = cast(OldLayout, opened.old_layout)
-    parts = layer_outline.layers(translated.config)
+    has_values = bool(old.top_level or any(old.layers.values()))
+    parts = layer_outline.layers(translated.config) if has_values else {}
     variables, ties = _variables(opened, old, parts, given)
     optimizer = (old.training_config or {}).get("optimizer_config")
     known = isinstance(optimizer, dict)
@@ -116,6 +117,12 @@ def _variables(
     for number, weight in enumerate(old.top_level or ()):
         own = _Expected(Part("", "", ""), number, weight.listed, None)
         variables.append(own.stored(weight, opened))
+    if empty := [one for one in unresolved if not old.layers[one.partition("/")[0]]]:
+        raise FileFormatError(
+            f"`{old.filepath}` has no values of {listed(empty)}.\n"
+            "Expected: a value for every variable. Received: no value of their layers.\n"
+            "Save the model again, with its weights."
+        )
     if unresolved:
         raise OptionNeededError(
             f"`{old.filepath}` has no values of {listed(unresolved)}.\n"

@@ -5,11 +5,11 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_walk
+from tiedio.checkpoints import given_config, keras2_files, keras3_files, tensorflow_walk
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.errors import FileFormatError, check_mapping, explained
 from tiedio.formats import damage, table, tensorflow_paths
-from tiedio.keras_versions import config_translation
+from tiedio.keras_versions import config_translation, lambdas
 from tiedio.storage.locating import at
 
 
@@ -18,6 +18,7 @@ def reading(
     filepath: Any,
     config: Mapping[str, Any] | None = None,
     given: Sequence[tuple[str, str]] = (),
+    functions: Mapping[str, str] | None = None,
 ) -> Iterator[Checkpoint]:
     """Opens a file.
 
@@ -25,16 +26,19 @@ def reading(
         filepath: The file, as `save_tied` takes it.
         config: The config of its model, for a file that has none.
         given: What is tied, and to what, as `given_ties.parsed` reads it.
+        functions: What takes the place of functions in it, as `lambdas.replace` has it.
 
     Raises:
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
+        ArgumentError: If `config` or `functions` are something else, or of another model.
     """
+    lambdas.check(functions)
     check_mapping("config", config, "Pass what `json.loads` makes of the model's `to_json()`.")
     source = at(filepath)
     if saved := tensorflow_paths.find(source):
         with explained(saved.name, Exception):  # whatever TensorFlow raises
-            checkpoint = tensorflow_walk.described(saved, config)
+            checkpoint = tensorflow_walk.described(saved, config, functions)
         yield checkpoint
         return
     with table.reading(source) as opened:
@@ -50,7 +54,7 @@ def reading(
         own = old.model_config if old else opened.config
         with explained(opened.filepath, RecursionError):  # a config may be deep
             translated = config_translation.translated(
-                own or config or {}, old and old.training_config, opened.keras_version
+                own or config or {}, old and old.training_config, opened.keras_version, functions
             )
             kind = f"{title} in the layout of Keras 2" if old else title
             kind += " of a whole model" if own else " of weights only"
@@ -58,5 +62,7 @@ def reading(
                 checkpoint = keras2_files.described(opened, translated, kind, given)
             else:
                 checkpoint = keras3_files.described(opened, translated, kind)
+        if config and not own:
+            given_config.check(checkpoint)
         checkpoint.verify = functools.partial(damage.check, opened)
         yield checkpoint

@@ -37,12 +37,15 @@ _MODELS = ("_tf_keras_model", "_tf_keras_network", "_tf_keras_sequential")
 _METRIC = "_tf_keras_metric"
 
 
-def described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
+def described(
+    found: Found, given: Mapping[str, Any] | None, functions: Mapping[str, str] | None = None
+) -> Checkpoint:
     """Describes a checkpoint, or a SavedModel.
 
     Args:
         found: Where it is.
         given: The config of its model, if it has none.
+        functions: What takes the place of functions in it, as `lambdas.replace` has it.
 
     Raises:
         MissingPackageError: If TensorFlow is not installed.
@@ -54,7 +57,7 @@ def described(found: Found, given: Mapping[str, Any] | None) -> Checkpoint:
     kept = next((one.content for one in metadata.values() if one.kind in _MODELS), {})
     own, training = kept.get("model_config"), kept.get("training_config") or {}
     version = str(kept.get("keras_version", ""))
-    translated = config_translation.translated(own or given or {}, training, version)
+    translated = config_translation.translated(own or given or {}, training, version, functions)
     held = layer_outline.layers(translated.config)
     parts = [part for several in held.values() for part in several]
     variables = list(named_once(_Walk(graph, tensors, metadata).variables(parts)))

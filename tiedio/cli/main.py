@@ -132,6 +132,7 @@ def inspect(files: Sequence[str], as_json: bool) -> None:
 @options.tie
 @options.ties
 @options.config
+@options.lambdas
 @options.as_json
 def plan(
     files: Sequence[str], ties: Any, ties_file: Any, config: Any, as_json: bool, **given: Any
@@ -152,6 +153,7 @@ def plan(
 @options.tie
 @options.ties
 @options.config
+@options.lambdas
 @click.option(
     "--accept",
     multiple=True,

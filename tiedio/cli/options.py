@@ -36,6 +36,15 @@ def _read_config(context: click.Context, parameter: click.Parameter, file: Any) 
 PATH = click.Path(readable=False)
 
 files = click.argument("files", nargs=-1, required=True, type=PATH)
+
+
+def _read_lambdas(context: click.Context, parameter: click.Parameter, given: Any) -> dict[str, str]:
+    pairs = [one.rpartition("=") for one in given]
+    if wrong := [function for name, _, function in pairs if not name]:
+        raise click.BadParameter(f"`{wrong[0]}` is not of the form NAME=MODULE:FUNCTION.")
+    return {name: function for name, _, function in pairs}
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what is at DST.")
 tie = click.option(
@@ -51,6 +60,15 @@ ties = click.option(
     type=click.File(encoding="utf-8"),
     callback=_read_ties,
     help='The same in a JSON file: `{"A": "B"}`, or `["A=B"]`.',
+)
+lambdas = click.option(
+    "--lambda",
+    "lambdas",
+    multiple=True,
+    callback=_read_lambdas,
+    metavar="NAME=MODULE:FUNCTION",
+    help="Let the layer NAME call this function, or one of a registered name, in place of "
+    "its own, which the file has as code. May be repeated.",
 )
 config = click.option(
     "--config",

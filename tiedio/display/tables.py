@@ -3,7 +3,7 @@
 How results look is decided here, and nothing else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiedio.display.printing import PLAIN, bytes_of, console_for, line, notes, show, shown, table
@@ -138,7 +138,7 @@ def plan(found: "Plan", dry_run: bool = False) -> None:
         [_proposal(one) for one in found.proposals],
     )
     if not found.proposals:
-        line("There is nothing to tie, as far as the file tells.")
+        line(_nothing_to_tie(found.calls))
     for one in found.forbidden:
         line(not_tied(one))
     notes(found.notes)
@@ -186,6 +186,18 @@ def _proposal(one: "Proposal") -> tuple[str, ...]:
         f"{one.mean_difference:.3g}" if differ else "",
         " ".join(one.needs),
     )
+
+
+def _nothing_to_tie(calls: Mapping[str, int]) -> str:
+    """Says so; of layers that are called several times also that they are shared as it is."""
+    if not calls:
+        return "There is nothing to tie, as far as the file tells."
+    layers = f"{len(calls)} layers are" if len(calls) > 1 else "1 layer is"
+    if len(times := {*calls.values()}) == 1:
+        often, told = f"{times.pop()} times", ", ".join(calls)
+    else:
+        often, told = "several times", ", ".join(f"{one} ({n})" for one, n in calls.items())
+    return f"No variable is tied; {layers} called {often}, which needs no tie: {told}."
 
 
 def _difference(one: "Difference") -> tuple[str, ...]:

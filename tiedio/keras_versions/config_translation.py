@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tiedio.keras_versions import graph_calls, renames
+from tiedio.keras_versions import graph_calls, lambdas, renames
 from tiedio.keras_versions.graph_calls import Graph
 from tiedio.keras_versions.keras_version import KerasVersion
+from tiedio.keras_versions.lambdas import Code
 from tiedio.keras_versions.public_names import with_public_names
 from tiedio.keras_versions.renames import LAYERS, LOSSES, METRICS, OPTIMIZERS, described
 
@@ -43,15 +44,20 @@ class Translated:
         config: As in the `config.json` of a `.keras` file.
         notes: Notes for whoever loads it.
         untranslated: Parts that Keras 3 cannot load, or would load as something else.
+        code: Functions that are there as code, which few versions of Python run.
     """
 
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
     untranslated: tuple[str, ...] = ()
+    code: tuple[Code, ...] = ()
 
 
 def translated(
-    config: Mapping[str, Any], training_config: Mapping[str, Any] | None, keras_version: str
+    config: Mapping[str, Any],
+    training_config: Mapping[str, Any] | None,
+    keras_version: str,
+    functions: Mapping[str, str] | None = None,
 ) -> Translated:
     """Translates the config of a model.
 
@@ -60,28 +66,33 @@ def translated(
             there is none.
         training_config: That of an HDF5 file, if it has one.
         keras_version: Of the Keras that wrote it; it may be empty.
+        functions: Functions that take the place of others, as `lambdas.replace` has them.
     """
-    config = dict(config)
-    if not config:
-        return Translated(config)
-    version = KerasVersion(keras_version or str(config.get("keras_version", "")))
-    of_keras_3 = _is_of_keras_3(config, version)
-    if of_keras_3 and "module" in config:
-        copied = with_public_names(config)
-        graph_calls.number_anew(copied)
-        return Translated(copied)
+    model: dict[str, Any] = with_public_names(config)
+    if not model:
+        return Translated(model)
+    version = KerasVersion(keras_version or str(model.get("keras_version", "")))
+    of_keras_3 = _is_of_keras_3(model, version)
     translation = _Translation(version, of_keras_3)
-    try:
-        config = copy.deepcopy(config)
-        model = translation.of_object(config, LAYERS)
-        if compiled := translation.of_compile(training_config or config.get("compile_config")):
+    translation.notes += lambdas.replace(model, functions or {})
+    if of_keras_3 and "module" in model:
+        graph_calls.number_anew(model)
+    else:
+        try:
+            compiled = translation.of_compile(training_config or model.get("compile_config"))
+            model = translation.of_object(model, LAYERS)
+        except RecursionError:
+            told = "The config is nested too deeply to be that of a model."
+            return Translated(model, (), (told,))
+        if compiled:
             model["compile_config"] = compiled
-    except RecursionError:
-        return Translated(config, (), ("The config is nested too deeply to be that of a model.",))
+    code = lambdas.found(model)
+    translation.notes += lambdas.notes(code)
     return Translated(
         model,
         tuple(dict.fromkeys(translation.notes)),
         tuple(dict.fromkeys(translation.untranslated)),
+        tuple(code),
     )
 
 
@@ -284,11 +295,6 @@ class _Translation:
             if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
                 code = dict(zip(("code", "defaults", "closure"), value, strict=True))
                 found[key] = {"class_name": "__lambda__", "config": code}
-            if isinstance(found.get(key), dict) and found[key].get("class_name") == "__lambda__":
-                self.notes.append(
-                    f"`{config.get('name')}` runs code of the file, in the Python that wrote it: "
-                    "it loads with `safe_mode=False` only."
-                )
             elif isinstance(value, str) and config.get(f"{key}_type") == "function":
                 found[key] = {"class_name": "function", "config": value, "registered_name": value}
                 self.notes.append(f"`{value}` is not of Keras: give it as `custom_objects`.")

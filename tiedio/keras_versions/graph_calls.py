@@ -46,6 +46,27 @@ def _rank(references: list[list[Any]]) -> None:
         one[1] = rank[one[1]]
 
 
+def calls(config: Mapping[str, Any]) -> dict[str, int]:
+    """Counts the calls of each layer of a model, and of those in it, by the names that lead to it.
+
+    Args:
+        config: The config as Keras 3 writes it.
+    """
+    found: dict[str, int] = {}
+    models = [("", config)]
+    for path, model in models:  # one that is in another goes to the end
+        held = model.get("config")
+        given = held.get("layers") if isinstance(held, dict) else None
+        for layer in given if isinstance(given, list) else ():
+            inner = layer.get("config") if isinstance(layer, dict) else None
+            if isinstance(inner, dict):
+                name = f"{path}/{inner.get('name')}".lstrip("/")
+                nodes = layer.get("inbound_nodes")
+                found[name] = len(nodes) if isinstance(nodes, list) else 0
+                models.append((name, layer))
+    return found
+
+
 class Graph:
     """Translates how the layers of a functional model are called.
 

@@ -33,6 +33,15 @@ _NOT_TRAINABLE = {
     "Normalization": ("mean", "variance", "count"),
 }
 
+# What of the config is the last axis of the kernel, or table, and how often.
+_WIDTHS = {
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), ("filters", 1)),
+    **dict.fromkeys(("Dense", "SimpleRNNCell"), ("units", 1)),
+    "Embedding": ("output_dim", 1),
+    "GRUCell": ("units", 3),
+    "LSTMCell": ("units", 4),
+}
+
 # Layers that are made of a cell, and the class of that.
 _CELLS = {
     "SimpleRNN": "SimpleRNNCell",
@@ -78,6 +87,13 @@ class Part:
     def layer(self) -> str:
         """The name of the layer itself."""
         return self.name.rpartition("/")[2]
+
+    @property
+    def width(self) -> int | None:
+        """The last axis of its kernel, or of its table, by its config; `None` if unknown."""
+        option, times = _WIDTHS.get(self.class_name, ("", 0))
+        number = self.config.get(option)
+        return number * times if isinstance(number, int) else None
 
     def may_train(self, number: int) -> bool:
         """Whether optimizers train a variable, by its number, if the layer is not frozen."""

@@ -57,15 +57,29 @@ def narrowed(planned: Plan, accept: Collection[str], reconcile: str) -> Plan:
     )
 
 
-def check(planned: Plan) -> None:
-    """Raises `OptionNeededError`, which names the option, and has the plan, if that needs one."""
-    error = _option_needed(planned)
+def check(planned: Plan, *, as_model: bool = True) -> None:
+    """Raises `OptionNeededError`, which names the option, and has the plan, if that needs one.
+
+    Args:
+        planned: The plan.
+        as_model: Whether a model is written, and not weights only.
+    """
+    error = _option_needed(planned, as_model)
     if error:
         error.plan = planned
         raise error
 
 
-def _option_needed(planned: Plan) -> OptionNeededError | None:
+def _option_needed(planned: Plan, as_model: bool) -> OptionNeededError | None:
+    if as_model and planned.code:
+        return OptionNeededError(
+            f"Cannot migrate `{planned.filepath}` as a model: it holds the functions of "
+            f"{listed(planned.code)} as code.\n"
+            f"Expected: names of functions. Received: code of "
+            f"{', '.join(sorted({*planned.code.values()}))}, which does not run in Python 3.11 or "
+            "later.\n"
+            f"Pass `{' '.join(planned.needs)}`, or a path ending in `.weights.h5` for weights only."
+        )
     weak = [one for one in planned.proposals if ACCEPT_CONTENTS in one.needs]
     if weak:
         return OptionNeededError(

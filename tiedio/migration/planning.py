@@ -18,6 +18,8 @@ from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.formats import table
+from tiedio.keras_versions import graph_calls
+from tiedio.keras_versions.lambdas import compiled_by, options
 from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.evidence import find
@@ -26,7 +28,13 @@ from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
 
 
-def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    filepath: Any,
+    ties: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    *,
+    lambdas: Mapping[str, str] | None = None,
+) -> Plan:
     """Finds out which variables of a file were tied. Nothing is written.
 
     Args:
@@ -34,6 +42,10 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
         ties: What you know to be tied: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
             for all variables of two layers.
         config: The config of the model, for a file that has none, as `model.to_json()` gives it.
+        lambdas: Functions to put in the place of those of `Lambda` layers, which the file has as
+            code: `{"distance": "module:function"}`, or the name that it is registered by. What
+            is in a model inside, or no `Lambda`, is named so: `"decoder/scale"`,
+            `"dense/activation"`. No code of the file is run.
 
     Returns:
         The plan.
@@ -43,6 +55,7 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
         FileFormatError: If it is not one of Keras, or damaged.
         TieError: If `ties` cannot be read, or name variables that the file does not have, or
             of different shapes or dtypes. All are named.
+        ArgumentError: If `config` is that of another model, or `lambdas` are no names.
 
     Example:
 
@@ -56,7 +69,7 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
     [('encoder/kernel', 'contents', ('--accept contents',))]
     """
     pairs = parsed(ties)
-    with opening.reading(filepath, config, pairs) as checkpoint:
+    with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
         return _planned(checkpoint, pairs)
 
 
@@ -70,6 +83,7 @@ def migrate(
     overwrite: bool = False,
     durable: bool = True,
     *,
+    lambdas: Mapping[str, str] | None = None,
     dry_run: bool = False,
     progress: bool = False,
 ) -> Plan:
@@ -89,6 +103,7 @@ def migrate(
         config: As in `plan`.
         overwrite: Whether to replace what is at `target`.
         durable: Whether to wait until the file is on disk.
+        lambdas: As in `plan`. The new file has their names, and loads with `custom_objects`.
         dry_run: Whether to check all of this, and write nothing.
         progress: Whether to show a progress bar, by bytes.
 
@@ -100,7 +115,7 @@ def migrate(
         MigrationError: If it cannot be written so.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
-        TieError: As in `plan`.
+        TieError, ArgumentError: As in `plan`.
         OSError: If the target cannot be written.
 
     Example:
@@ -123,12 +138,12 @@ def migrate(
     if not overwrite:
         check_free(wanted)
     pairs = parsed(ties)
-    with opening.reading(filepath, config, pairs) as checkpoint:
+    with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
         destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         if not dry_run:
             checkpoint.verify()  # what is damaged would get digests that say it is not
         planned = allowing.narrowed(_planned(checkpoint, pairs), accept, reconcile)
-        allowing.check(planned)
+        allowing.check(planned, as_model=holds_model)
         with (
             tempfile.TemporaryDirectory() as assets,
             shown(f"Writing {destination.label}", progress and not dry_run) as advance,
@@ -181,6 +196,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         told = {"evidence": tie.evidence, "why": tie.why, "axes": tie.axes}
         return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
 
+    stuck = [one for one in checkpoint.translated.code if one.runs_nowhere]
     return Plan(
         filepath=checkpoint.filepath,
         kind=checkpoint.kind,
@@ -196,11 +212,18 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
             for tie in _gathered(found.forbidden)
         ),
+        calls={
+            layer: count
+            for layer, count in graph_calls.calls(checkpoint.translated.config).items()
+            if count > 1 and any(name.startswith(f"{layer}/") for name in checkpoint.by_name)
+        },
         notes=(
             *checkpoint.notes,
             *found.notes,
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
+        code={one.name: compiled_by([one]) for one in stuck},
+        needs=tuple(options([one]) for one in stuck),
     )
 
 

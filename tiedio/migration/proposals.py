@@ -1,6 +1,7 @@
 """What a migration would do, or did, in words and numbers."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from tiedio.checkpoints.stated_ties import Evidence
 from tiedio.record.json_fields import Written
@@ -52,7 +53,11 @@ class Plan(Written):
         keras_version: The version of Keras that wrote it; empty if it does not say.
         proposals: Variables to tie.
         forbidden: Variables that are equal, and were not tied.
+        calls: How often the model calls the layers with variables that it calls several times.
         notes: Further notes.
+        code: The functions that it holds as code no Python from 3.11 on runs, by what they are to
+            the model, and which Python compiled each.
+        needs: The options without which no model is written that loads.
         target: The file that was written, or would be by a dry run; empty for a plan.
     """
 
@@ -61,5 +66,8 @@ class Plan(Written):
     keras_version: str
     proposals: tuple[Proposal, ...]
     forbidden: tuple[Proposal, ...]
+    calls: Mapping[str, int]
     notes: tuple[str, ...]
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
     target: str = ""

@@ -62,16 +62,20 @@ class SlotDeficit:
                 "of ties."
             )
             return None
+        unexplained: dict[tuple[int, ...], int] = {}
         for shape, count in copies.items():
             equal = sum(len(group) - 1 for group in self._groups[shape])
             shown = self._find_transposed(shape) if count > equal else []
             if len(shown) == count - equal:
                 self.transposed += shown
             elif count > equal:
-                self.notes.append(
-                    f"{count} variables of shape {shape} have no state in the optimizer, and only "
-                    f"{equal} equal others: they were frozen, or tied and changed since."
-                )
+                unexplained[shape] = count - equal
+        if unexplained:
+            told = ", ".join(f"{count} of shape {shape}" for shape, count in unexplained.items())
+            self.notes.append(
+                "The optimizer has no state of some variables, and no others equal them: "
+                f"{told}. They were frozen while it was used, or tied and changed since."
+            )
         return copies
 
     def _find_transposed(self, shape: tuple[int, ...]) -> list[Tie]:

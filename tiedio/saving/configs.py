@@ -19,6 +19,8 @@ from tiedio.errors import (
     first_line,
     listed,
 )
+from tiedio.keras_versions import lambdas
+from tiedio.keras_versions.lambdas import Code
 from tiedio.keras_versions.public_names import copied, parts, with_public_name
 from tiedio.model import renewal
 from tiedio.model.keras_internals import (
@@ -151,6 +153,8 @@ def check_model(model: Any, path: str, kind: type = keras.Layer) -> None:
 @contextlib.contextmanager
 def explained(config: Any, path: str) -> Iterator[None]:
     """Turns what Keras says of a config that it cannot read into errors of tiedio."""
+    if code := [one for one in lambdas.found(config) if not one.runs_in(sys.version_info[:2])]:
+        raise _of_other_pythons(code, path)  # Keras would find out as it runs it, or crash
     try:
         yield
     except TiedioError:
@@ -166,6 +170,8 @@ def explained(config: Any, path: str) -> Iterator[None]:
                 "Pass `custom_objects`, or register them with "
                 "`keras.saving.register_keras_serializable`."
             ) from error
+        if "safe_mode=False" in str(error) and (code := lambdas.found(config)):
+            raise _unsafe(code, path) from error
         # Keras wraps the error of a layer once for each model around it, and shows configs.
         kind = type(error).__name__
         cause = str(error).rpartition("Exception encountered: ")[2].partition(" Full object")[0]
@@ -176,13 +182,36 @@ def explained(config: Any, path: str) -> Iterator[None]:
         ) from error
 
 
+def _of_other_pythons(code: Sequence[Code], path: str) -> LoadError:
+    """The error for functions of a config that this Python does not run."""
+    return LoadError(
+        f"Cannot build the model of `{path}`: it holds the functions of "
+        f"{listed(one.name for one in code)} as code.\n"
+        f"Expected: code of Python {sys.version_info[0]}.{sys.version_info[1]}, or names. "
+        f"Received: code of {lambdas.compiled_by(code)}.\n"
+        f"Put functions of your own in its place: `tiedio migrate {lambdas.options(code)}`."
+    )
+
+
+def _unsafe(code: Sequence[Code], path: str) -> LoadError:
+    """The error for functions of a config that safe mode does not allow."""
+    return LoadError(
+        f"Cannot build the model of `{path}`: it holds the functions of "
+        f"{listed(one.name for one in code)} as code, which carries a risk of arbitrary code "
+        "execution.\n"
+        f"Expected: names of functions. Received: code of {lambdas.compiled_by(code)}.\n"
+        "Pass `safe_mode=False` if you trust the file, or put functions of your own in its place: "
+        f"`tiedio migrate {lambdas.options(code)}`."
+    )
+
+
 @contextlib.contextmanager
 def for_keras_2(keras_version: str) -> Iterator[None]:
     """Points to the migration, where a file of Keras 2 cannot be loaded as it is."""
     try:
         yield
     except LoadError as error:
-        if not keras_version.startswith("2."):
+        if not keras_version.startswith("2.") or "`tiedio migrate" in str(error):
             raise
         what, told, *_ = str(error).splitlines()
         raise LoadError(
@@ -249,7 +278,11 @@ def _is_of_keras(part: dict[str, Any], name: str) -> bool:
     if "module" in part:
         return str(part["module"]).split(".")[0] == "keras"
     # The layout of Keras 2 does not say.
-    return name.startswith("__") or any(hasattr(getattr(keras, area), name) for area in _AREAS)
+    return (
+        name.startswith("__")
+        or name == "Functional"
+        or any(hasattr(getattr(keras, area), name) for area in _AREAS)
+    )
 
 
 def _without_unknown(part: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class Inspection(Written):
         bytes_stored: Bytes of all tensors, those of the optimizer too.
         bytes_shared: Bytes that it would take more, if it stored each variable by itself.
         bytes_wasted: Bytes that it would take less, if it stored equal values once.
-        optimizer: The class of its optimizer, of several models of each; empty if there is none.
+        optimizer: The class of its optimizer, of several models of each; in words if it has a
+            state only; empty if there is none.
         notes: Further notes.
     """
 
@@ -124,7 +125,7 @@ def inspect(filepath: Any) -> Inspection:
             bytes_stored=sum(sizes.values()),
             bytes_shared=each - once,
             bytes_wasted=sum(group.nbytes for group in copies),
-            optimizer=", ".join(_optimizers(checkpoint)),
+            optimizer=", ".join(_optimizers(checkpoint)) or _optimizer_state(checkpoint),
             notes=checkpoint.notes,
         )
 
@@ -152,6 +153,12 @@ def _optimizers(checkpoint: Checkpoint) -> Iterator[str]:
         kind = (optimizer_slots.of_model(one) or {}).get("class_name")
         if isinstance(kind, str):
             yield kind.rpartition(">")[2] + names.get(path, "")
+
+
+def _optimizer_state(checkpoint: Checkpoint) -> str:
+    held = [path.split("/") for path in checkpoint.others]
+    variables = sum("optimizer" in names and "vars" in names for names in held)
+    return f"one that the file does not name, with {variables} variables" if variables else ""
 
 
 def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
