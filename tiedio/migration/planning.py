@@ -94,7 +94,7 @@ def plan(filepath: Any, ties: Sequence[str] = (), config: Mapping[str, Any] | No
     """Finds out which variables of a file were tied. Nothing is written.
 
     Args:
-        filepath: A file that any version of Keras from 2.2 on wrote, whatever it is called.
+        filepath: A file that any version of Keras from 2.0 on wrote, whatever it is called.
         ties: What you know to be tied: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
             for all variables of two layers.
         config: The config of the model, for a file that has none, as `model.to_json()` gives it.

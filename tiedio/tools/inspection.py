@@ -88,7 +88,7 @@ def inspect(filepath: Any) -> Inspection:
     """Tells what a file is, who wrote it, and what it shares.
 
     Args:
-        filepath: A file that any version of Keras from 2.2 on wrote, whatever it is called.
+        filepath: A file that any version of Keras from 2.0 on wrote, whatever it is called.
 
     Raises:
         MissingFileError: If there is no such file.
