@@ -10,6 +10,8 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.errors import FileFormatError, check_mapping, explained
 from tiedio.formats import damage, table
 from tiedio.keras_versions import config_translation
+from tiedio.keras_versions.config_translation import Translated
+from tiedio.keras_versions.keras_version import INSTEAD, KerasVersion, check_known
 from tiedio.storage.locating import at
 
 
@@ -18,6 +20,8 @@ def reading(
     filepath: Any,
     config: Mapping[str, Any] | None = None,
     given: Sequence[tuple[str, str]] = (),
+    *,
+    of_keras_1: bool = False,
 ) -> Iterator[Checkpoint]:
     """Opens a file.
 
@@ -25,6 +29,7 @@ def reading(
         filepath: The file, as `save_tied` takes it.
         config: The config of its model, for a file that has none.
         given: What is tied, and to what, as `given_ties.parsed` reads it.
+        of_keras_1: Whether it may be one of Keras 1, which is described, and no more.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -45,6 +50,9 @@ def reading(
                 "Expected: the record of `tiedio.TiedOrbaxCheckpoint`. Received: none.\n"
                 "Load it with `tiedio.load_tied`, or the weights into a model, and save that again."
             )
+        is_of_keras_1 = KerasVersion(opened.keras_version).is_of_keras_1
+        if not of_keras_1:
+            check_known(opened.filepath, opened.keras_version)
         title = opened.title or table.format_of(source).title
         old = opened.old_layout
         own = old.model_config if old else opened.config
@@ -53,6 +61,8 @@ def reading(
                 own or config or {}, old and old.training_config, opened.keras_version
             )
             kind = f"{title} in the layout of Keras 2" if old else title
+            if is_of_keras_1:
+                translated, kind = Translated({}, (INSTEAD,)), f"{title} of Keras 1"
             kind += " of a whole model" if own else " of weights only"
             if old:
                 checkpoint = keras2_files.described(opened, translated, kind, given)

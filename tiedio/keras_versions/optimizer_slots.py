@@ -267,8 +267,8 @@ def _parts(
     """
 
     def made(*kinds: _Kind) -> _Part:
-        spare = (with_spare and era in kind.spare for kind in kinds)
-        return tuple(k for k, is_spare in zip(kinds, spare) if is_spare or k.is_asked(config))
+        spare = era if with_spare else None
+        return tuple(kind for kind in kinds if kind.is_asked(config) or spare in kind.spare)
 
     groups = ((_AVERAGE,), (_GRADIENT,), *_OPTIMIZERS[class_name])
     slots = [made(*group) for group in groups]

@@ -19,6 +19,7 @@ import keras
 from tiedio.errors import FileFormatError, SaveError, check_mapping, listed, warn
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Content, Opened
+from tiedio.keras_versions.keras_version import check_known
 from tiedio.model.arguments import as_one, check_built
 from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
@@ -239,6 +240,7 @@ def load_tied(
         tempfile.TemporaryDirectory() as folder,
         shown(f"Loading {place.label}", progress) as advance,
     ):
+        check_known(source.filepath, source.keras_version)
         reports = Reports(strict=strict)
         if source.unplaced and source.config:
             with configs.reading(custom_objects, safe_mode) as scopes:

@@ -105,7 +105,7 @@ def inspect(filepath: Any) -> Inspection:
     >>> [one.names for one in inspect("model.keras").tie_groups]
     [('encoder/kernel', 'decoder/kernel')]
     """
-    with opening.reading(filepath) as checkpoint:
+    with opening.reading(filepath, of_keras_1=True) as checkpoint:
         copies = tuple(_copies(checkpoint))
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tiedio.formats import damage, table
 from tiedio.formats.damage import Problem
+from tiedio.keras_versions.keras_version import check_known
 from tiedio.storage.locating import at
 
 
@@ -58,6 +59,7 @@ def verify(filepath: Any) -> Verification:
     True
     """
     with table.reading(at(filepath)) as opened:
+        check_known(opened.filepath, opened.keras_version)
         found = tuple(damage.problems(opened))
         digests = opened.weights.digests
         against = "digests" if digests else "checksum" if opened.verify_weights else ""
