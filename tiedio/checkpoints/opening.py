@@ -9,6 +9,7 @@ from tiedio.checkpoints import keras2_files, keras3_files, tensorflow_files, ten
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.errors import FileFormatError, check_mapping, explained
 from tiedio.formats import damage, table
+from tiedio.formats.content import Opened
 from tiedio.keras_versions import config_translation
 from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.keras_version import INSTEAD, KerasVersion, check_known
@@ -43,30 +44,39 @@ def reading(
         yield checkpoint
         return
     with table.reading(source) as opened:
-        if opened.unplaced:
-            raise FileFormatError(
-                f"`{opened.filepath}` names values as Keras named the variables, and not where a "
-                "model has them.\n"
-                "Expected: the record of `tiedio.TiedOrbaxCheckpoint`. Received: none.\n"
-                "Load it with `tiedio.load_tied`, or the weights into a model, and save that again."
-            )
-        is_of_keras_1 = KerasVersion(opened.keras_version).is_of_keras_1
         if not of_keras_1:
             check_known(opened.filepath, opened.keras_version)
-        title = opened.title or table.format_of(source).title
-        old = opened.old_layout
-        own = old.model_config if old else opened.config
-        with explained(opened.filepath, RecursionError):  # a config may be deep
-            translated = config_translation.translated(
-                own or config or {}, old and old.training_config, opened.keras_version
-            )
-            kind = f"{title} in the layout of Keras 2" if old else title
-            if is_of_keras_1:
-                translated, kind = Translated({}, (INSTEAD,)), f"{title} of Keras 1"
-            kind += " of a whole model" if own else " of weights only"
-            if old:
-                checkpoint = keras2_files.described(opened, translated, kind, given)
-            else:
-                checkpoint = keras3_files.described(opened, translated, kind)
-        checkpoint.verify = functools.partial(damage.check, opened)
-        yield checkpoint
+        yield described(opened, table.format_of(source).title, config, given)
+
+
+def described(
+    opened: Opened,
+    title: str,
+    config: Mapping[str, Any] | None = None,
+    given: Sequence[tuple[str, str]] = (),
+) -> Checkpoint:
+    """Describes a file that is open, of that format, as `reading` does."""
+    if opened.unplaced:
+        raise FileFormatError(
+            f"`{opened.filepath}` names values as Keras named the variables, and not where a "
+            "model has them.\n"
+            "Expected: the record of `tiedio.TiedOrbaxCheckpoint`. Received: none.\n"
+            "Load it with `tiedio.load_tied`, or the weights into a model, and save that again."
+        )
+    title = opened.title or title
+    old = opened.old_layout
+    own = old.model_config if old else opened.config
+    with explained(opened.filepath, RecursionError):  # a config may be deep
+        translated = config_translation.translated(
+            own or config or {}, old and old.training_config, opened.keras_version
+        )
+        kind = f"{title} in the layout of Keras 2" if old else title
+        if KerasVersion(opened.keras_version).is_of_keras_1:
+            translated, kind = Translated({}, (INSTEAD,)), f"{title} of Keras 1"
+        kind += " of a whole model" if own else " of weights only"
+        if old:
+            checkpoint = keras2_files.described(opened, translated, kind, given)
+        else:
+            checkpoint = keras3_files.described(opened, translated, kind)
+    checkpoint.verify = functools.partial(damage.check, opened)
+    return checkpoint

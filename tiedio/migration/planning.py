@@ -14,12 +14,12 @@ import numpy as np
 
 from tiedio.checkpoints import opening, rewriting
 from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.evidence import find
 from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import MigrationError, listed, texts
 from tiedio.formats import table
-from tiedio.migration.evidence import find
 from tiedio.record.json_fields import Written
 from tiedio.storage.base import Storage
 from tiedio.storage.locating import at

@@ -19,11 +19,10 @@ import keras
 from tiedio.errors import FileFormatError, SaveError, check_mapping, listed, warn
 from tiedio.formats import table
 from tiedio.formats.content import ASSETS, Content, Opened
-from tiedio.keras_versions.keras_version import check_known
 from tiedio.model.arguments import as_one, check_built
 from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
-from tiedio.saving import configs, keras2_config, keras2_layout, orbax, several, unsaved
+from tiedio.saving import configs, keras2_config, keras2_layout, migrated, orbax, several, unsaved
 from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended, settle, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
@@ -235,13 +234,12 @@ def load_tied(
     catch_up(place)
     with (
         uncollected(),
-        table.reading(place) as source,
-        configs.for_keras_2(source.keras_version),
         tempfile.TemporaryDirectory() as folder,
+        migrated.reading(place, Path(folder), verify) as (source, lost),
         shown(f"Loading {place.label}", progress) as advance,
     ):
-        check_known(source.filepath, source.keras_version)
         reports = Reports(strict=strict)
+        reports.warnings += lost if compile else []
         if source.unplaced and source.config:
             with configs.reading(custom_objects, safe_mode) as scopes:
                 orbax.place_by_config(source, _config(source, scopes, {}), reports, compile)
