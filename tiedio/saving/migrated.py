@@ -80,7 +80,8 @@ def _by_its_weights(keras_version: str) -> Iterator[None]:
 def _old_model(source: Opened, place: Storage) -> Checkpoint | None:
     """Describes a file that has to be rewritten, if it can be; `None` for others."""
     old, is_of_keras_3 = source.old_layout, KerasVersion(source.keras_version).is_of_keras_3
-    if not (old.model_config if old else source.config) or (is_of_keras_3 and not old):
+    has_config = bool(old.model_config if old else source.config)
+    if source.record is not None or not has_config or (is_of_keras_3 and not old):
         return None
     try:
         checkpoint = opening.described(source, table.format_of(place).title)
@@ -91,8 +92,9 @@ def _old_model(source: Opened, place: Storage) -> Checkpoint | None:
 
 
 def _is_plain(checkpoint: Checkpoint) -> bool:
-    """Whether it lists what the model has that Keras builds of its config: nothing was tied."""
-    slots = checkpoint.slots
-    trained = [one for one in checkpoint.variables if one.trainable is not False]
-    fits = slots is None or len(slots.variables) in (0, len(trained))
+    """Whether its lists say what was tied: by names, and not by what they lack."""
+    slots, owners = checkpoint.slots, checkpoint.owners
+    trained = [one.name for one in checkpoint.variables if one.trainable is not False]
+    variables = {owners.get(name, name) for name in trained}
+    fits = slots is None or len(slots.variables) in (0, len(variables))
     return fits and not checkpoint.layout_ties

@@ -175,7 +175,8 @@ def load_tied(
 ) -> keras.Model:
     """Loads a model and shares again the variables that it shared when saved.
 
-    Takes the place of `keras.saving.load_model`, also for files that Keras wrote.
+    Takes the place of `keras.saving.load_model`, also for files that Keras wrote; those of
+    Keras 2 are read as `tiedio migrate` would write them.
     The optimizer resumes with its slots, iterations and learning rate, and seed
     generators (dropout) with their state: training goes on as if it had not
     stopped.
@@ -189,7 +190,8 @@ def load_tied(
         safe_mode: Whether to refuse Python lambdas, which can run any code. As in Keras,
             `keras.config.enable_unsafe_deserialization` allows them in any case.
         strict: Whether it is an error if ties or optimizer state cannot be restored, or the
-            model's class compiles it otherwise than it was; else it is a `TiedioWarning`.
+            model's class compiles it otherwise than it was; else it is a `TiedioWarning`. What
+            a file in the layout of Keras 2 does not tell of its optimizer is one in any case.
         verify: Whether to compare what is read with the digests in the record; of a
             file without digests, the checksum of the zip archive is compared.
         random_state: Whether random numbers that are drawn without a seed (by functions of
