@@ -353,9 +353,7 @@ def test_what_was_loaded_and_saved_again_loads(fixture, tmp_path):
         fixture.check_values(model)
     done = planning.migrate(path, tmp_path / "loaded.keras", accept=["none"])
     fixture.check_values(tiedio.load_tied(done.target))
-    if fixture.writer.startswith("keras_3"):
-        with contextlib.suppress(errors.LoadError):  # as of any file of this Keras
-            fixture.check_values(tiedio.load_tied(path))
+    fixture.check_values(tiedio.load_tied(path))
 
 
 def flipped(source, target, which):
