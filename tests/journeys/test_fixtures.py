@@ -16,7 +16,8 @@ from checkout import FIXTURES
 
 import tiedio
 
-SCRIPTS = sorted(FIXTURES.glob("*.py"))
+# But for one that no Keras of today runs.
+SCRIPTS = sorted({*FIXTURES.glob("*.py")} - {FIXTURES / "keras_1.py"})
 
 
 def header(script):

@@ -82,11 +82,11 @@ def test_code_that_nothing_runs_is_refused_by_name(tmp_path):
         "Put functions of your own in its place: "
         "`tiedio migrate --lambda distance=MODULE:FUNCTION`.",
     )
-    with pytest.raises(errors.MigrationError) as error:
+    with pytest.raises(errors.OptionNeededError) as error:
         files.migrate(SIAMESE, tmp_path / "new.keras")
     pin(
         error,
-        errors.MigrationError,
+        errors.OptionNeededError,
         "Cannot migrate `*siamese_python_3_6.h5` as a model: it holds the functions of `distance` "
         "as code.\n"
         "Expected: names of functions. Received: code of Python 3.0 to 3.7, which does not run in "
@@ -135,7 +135,7 @@ def test_the_command_line_says_what_is_needed(tmp_path):
         assert wanted in result.output
     assert json.loads(run("plan", SIAMESE, "--json").output)["needs"] == [wanted]
     result = run("migrate", SIAMESE, new)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert wanted in result.output
     assert run("migrate", SIAMESE, new, "--lambda", "keras.ops:abs").exit_code == 2
     given = ("--lambda", "distance=keras.ops:subtract")

@@ -101,7 +101,7 @@ def _answer(
 def main() -> None:
     """Keeps weights tied when a Keras model is saved and loaded.
 
-    A FILE is one that any version of Keras from 2.2 on wrote, whatever it is
+    A FILE is one that any version of Keras from 2.0 on wrote, whatever it is
     called: an archive, a folder, HDF5, or the JSON of sharded weights; or what
     TensorFlow or Orbax saved. FILES are any number of them, folders, or quoted
     patterns such as "runs/**/*.h5". Only the demo needs Keras itself.

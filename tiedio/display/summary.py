@@ -28,7 +28,7 @@ def summary(
 
     Args:
         model_or_filepath: A model or any layer, or several by name; or a file that any version
-            of Keras from 2.2 on wrote: a path, a URL or an open file. That is read without Keras.
+            of Keras from 2.0 on wrote: a path, a URL or an open file. That is read without Keras.
             Equal copies in it are not looked for, as by `tiedio inspect`.
         line_length: Columns of the table, as in `keras.Model.summary`. Default: those of the
             terminal; elsewhere, lines are as long as names are.

@@ -72,16 +72,20 @@ def read(weights: WeightsFile) -> OldLayout | None:
     def stored(group_path: str) -> tuple[Weight, ...]:
         return tuple(_weights(weights, group_path, missing))
 
+    def written_by(name: str) -> str:
+        told = weights.attribute(parent, name)
+        if told is None:  # Keras 1 says it of the file only
+            told = weights.attribute("", name)
+        return "" if told is None else _text(weights, name, told)
+
     if len(set(layer_names)) < len(layer_names):
         raise damaged(weights.filepath, f"`layer_names` with a name twice: {listed(layer_names)}")
     old = OldLayout(
         filepath=weights.filepath,
         model_config=_config(weights, "model_config"),
         training_config=_config(weights, "training_config"),
-        keras_version=_text(
-            weights, "keras_version", weights.attribute(parent, "keras_version") or ""
-        ),
-        backend=_text(weights, "backend", weights.attribute(parent, "backend") or ""),
+        keras_version=written_by("keras_version"),
+        backend=written_by("backend"),
         layers={name: stored(posixpath.join(parent, name)) for name in layer_names},
         top_level=stored(posixpath.join(parent, _TOP_LEVEL))
         if _TOP_LEVEL in weights.names(parent)

@@ -45,12 +45,14 @@ class Translated:
         notes: Notes for whoever loads it.
         untranslated: Parts that Keras 3 cannot load, or would load as something else.
         code: Functions that are there as code, which few versions of Python run.
+        lost: Those of the notes that say what training does not go on with.
     """
 
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
     untranslated: tuple[str, ...] = ()
     code: tuple[Code, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 def translated(
@@ -90,9 +92,10 @@ def translated(
     translation.notes += lambdas.notes(code)
     return Translated(
         model,
-        tuple(dict.fromkeys(translation.notes)),
+        tuple(dict.fromkeys((*translation.notes, *translation.lost))),
         tuple(dict.fromkeys(translation.untranslated)),
         tuple(code),
+        tuple(dict.fromkeys(translation.lost)),
     )
 
 
@@ -111,6 +114,7 @@ class _Translation:
         self._version: tuple[int, ...] = version.numbers or (2, 15)
         self._is_multi_backend = version.is_multi_backend
         self.notes: list[str] = []
+        self.lost: list[str] = []
         self.untranslated: list[str] = []
 
     def of_compile(self, given: Any) -> dict[str, Any] | None:
@@ -120,7 +124,7 @@ class _Translation:
         optimizer = given.get("optimizer_config") or given.get("optimizer")
         name = optimizer.get("class_name") if isinstance(optimizer, dict) else optimizer
         if not isinstance(name, str) or name in ("TFOptimizer", "OptimizerV2"):
-            self.notes.append(f"It is not compiled: Keras 3 has no optimizer `{name}`. Compile it.")
+            self.lost.append(f"It is not compiled: Keras 3 has no optimizer `{name}`. Compile it.")
             return None
         compiled = {key: given.get(key) for key in _COMPILED}
         compiled["optimizer"] = self._value(optimizer, "optimizer")
@@ -243,7 +247,7 @@ class _Translation:
                 if row.new:
                     config.setdefault(row.new, value)
                 elif row.harmless is not None and value not in row.harmless:
-                    lost = self.untranslated if module == LAYERS else self.notes
+                    lost = self.untranslated if module == LAYERS else self.lost
                     lost.append(f"{label} ({name}) has `{row.old}={value!r}`: {row.why}.")
         for row in renames.VALUES:
             if row.role == module and name in (row.classes or (name,)):
@@ -278,7 +282,7 @@ class _Translation:
         if not isinstance(decay, int | float) or not decay:
             return
         if not isinstance(rate, int | float):
-            self.notes.append("The optimizer has a `decay`, which Keras 3 does not know.")
+            self.lost.append("The optimizer has a `decay`, which Keras 3 does not know.")
             return
         schedule = {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay}
         config["learning_rate"] = described(_SCHEDULES, "InverseTimeDecay", schedule)

@@ -148,13 +148,18 @@ def read(
     era = _era(stored[0].name, keras_version)
     if era is None or (era in _KERAS_3 and class_name != optimizer["class_name"]):
         return None  # of no known Keras, or registered by a user: only Keras 2 registers its own
-    parts = _parts(class_name, config, era, [_stem(one.name) for one in stored[:2]])
-    collected = _collected(parts, _with_gaps(stored, parts, era))
-    if collected is None:
+    first = [_stem(one.name) for one in stored[:2]]
+    # Not before Keras 2.1.3 had Adam a third row to spare, which is of one element each.
+    for with_spare in (False, True):
+        parts = _parts(class_name, config, era, first, with_spare=with_spare)
+        collected = _collected(parts, _with_gaps(stored, parts, era))
+        if collected and all(_fits(held, config) for held in collected[1]):
+            break
+    else:
         return None
     scalars, variables = collected
     hints = [_hint(held, era, stored[0].name.rpartition("/")[0]) for held in variables]
-    if None in hints or not all(_fits(held, config) for held in variables):
+    if None in hints:
         return None
     return Slots(
         tuple(
@@ -249,7 +254,12 @@ def _stem(name: str) -> str:
 
 
 def _parts(
-    class_name: str, config: Mapping[str, Any], era: _Era, first: Sequence[str] = ()
+    class_name: str,
+    config: Mapping[str, Any],
+    era: _Era,
+    first: Sequence[str] = (),
+    *,
+    with_spare: bool = True,
 ) -> list[_Part]:
     """Lists what an optimizer has in the order of an era.
 
@@ -257,7 +267,8 @@ def _parts(
     """
 
     def made(*kinds: _Kind) -> _Part:
-        return tuple(kind for kind in kinds if kind.is_asked(config) or era in kind.spare)
+        spare = era if with_spare else None
+        return tuple(kind for kind in kinds if kind.is_asked(config) or spare in kind.spare)
 
     groups = ((_AVERAGE,), (_GRADIENT,), *_OPTIMIZERS[class_name])
     slots = [made(*group) for group in groups]

@@ -284,8 +284,8 @@ BUILT_IN: dict[str, frozenset[str]] = {
         "keras.regularizers": "L1 L1L2 L2 OrthogonalRegularizer",
         "keras.constraints": "MaxNorm MinMaxNorm NonNeg UnitNorm",
         OPTIMIZERS: (
-            "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lion LossScaleOptimizer Nadam "
-            "RMSprop SGD"
+            "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon "
+            "Nadam RMSprop ScheduleFreeAdamW SGD"
         ),
         "keras.optimizers.schedules": (
             "CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay "
@@ -321,4 +321,5 @@ SINCE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("UnitNormalization", "DepthwiseConv1D"), (2, 9)),
     **dict.fromkeys(("GroupNormalization", "Identity"), (2, 11)),
     "SpectralNormalization": (2, 13),
+    **dict.fromkeys(("Lamb", "Muon", "ScheduleFreeAdamW"), (3, 0)),
 }

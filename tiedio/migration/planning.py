@@ -14,6 +14,7 @@ import numpy as np
 
 from tiedio.checkpoints import opening, rewriting
 from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.evidence import find
 from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
@@ -22,7 +23,6 @@ from tiedio.keras_versions import graph_calls
 from tiedio.keras_versions.lambdas import compiled_by, options
 from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
-from tiedio.migration.evidence import find
 from tiedio.migration.proposals import Plan, Proposal
 from tiedio.storage.locating import at
 from tiedio.storage.progress import shown
@@ -38,7 +38,7 @@ def plan(
     """Finds out which variables of a file were tied. Nothing is written.
 
     Args:
-        filepath: A file that any version of Keras from 2.2 on wrote, whatever it is called.
+        filepath: A file that any version of Keras from 2.0 on wrote, whatever it is called.
         ties: What you know to be tied: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
             for all variables of two layers.
         config: The config of the model, for a file that has none, as `model.to_json()` gives it.

@@ -205,21 +205,6 @@ def _unsafe(code: Sequence[Code], path: str) -> LoadError:
     )
 
 
-@contextlib.contextmanager
-def for_keras_2(keras_version: str) -> Iterator[None]:
-    """Points to the migration, where a file of Keras 2 cannot be loaded as it is."""
-    try:
-        yield
-    except LoadError as error:
-        if not keras_version.startswith("2.") or "`tiedio migrate" in str(error):
-            raise
-        what, told, *_ = str(error).splitlines()
-        raise LoadError(
-            f"{what}\n{told}\n"
-            f"Keras {keras_version} wrote it: `tiedio migrate` makes a file that Keras 3 loads."
-        ) from error
-
-
 def _for_this_keras(config: dict[str, Any]) -> dict[str, Any]:
     """Copies a config from a file, as the Keras that is installed reads it."""
     made = copied(config, lambda part: _without_unknown(with_public_name(part)))

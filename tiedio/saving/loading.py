@@ -358,9 +358,10 @@ class Loading:
         elif self._written or by_position:
             store = store if reordered is None else reordered
             name = self._walk.label(path)
-            error = optimizers.slots_error(name, visit.saveable, store, by_position)
-        if error and self._written and not self._written.tells_of(path):
-            self._reports.note(error)
+            by = self._source.keras_version if by_position else ""
+            error = optimizers.slots_error(name, visit.saveable, store, by)
+        if error and (by_position or (self._written and not self._written.tells_of(path))):
+            self._reports.note(error)  # as it is no fault of the file's that it does not tell
         elif error:
             self._reports.unresumed(error)
         self._load(visit, None if error else store)

@@ -22,7 +22,7 @@ from tiedio.formats.content import ASSETS, Content, Opened
 from tiedio.model.arguments import as_one, check_built
 from tiedio.model.several import Models, as_given
 from tiedio.model.walk import Walk, walk
-from tiedio.saving import configs, keras2_config, keras2_layout, orbax, several, unsaved
+from tiedio.saving import configs, keras2_config, keras2_layout, migrated, orbax, several, unsaved
 from tiedio.saving.background import Buffer, Saving, buffer_for, catch_up, ended, settle, write
 from tiedio.saving.capture import capture, metadata
 from tiedio.saving.deferral import Deferral
@@ -175,7 +175,8 @@ def load_tied(
 ) -> keras.Model:
     """Loads a model and shares again the variables that it shared when saved.
 
-    Takes the place of `keras.saving.load_model`, also for files that Keras wrote.
+    Takes the place of `keras.saving.load_model`, also for files that Keras wrote; those of
+    Keras 2 are read as `tiedio migrate` would write them.
     The optimizer resumes with its slots, iterations and learning rate, and seed
     generators (dropout) with their state: training goes on as if it had not
     stopped.
@@ -189,7 +190,8 @@ def load_tied(
         safe_mode: Whether to refuse Python lambdas, which can run any code. As in Keras,
             `keras.config.enable_unsafe_deserialization` allows them in any case.
         strict: Whether it is an error if ties or optimizer state cannot be restored, or the
-            model's class compiles it otherwise than it was; else it is a `TiedioWarning`.
+            model's class compiles it otherwise than it was; else it is a `TiedioWarning`. What
+            a file in the layout of Keras 2 does not tell of its optimizer is one in any case.
         verify: Whether to compare what is read with the digests in the record; of a
             file without digests, the checksum of the zip archive is compared.
         random_state: Whether random numbers that are drawn without a seed (by functions of
@@ -234,12 +236,12 @@ def load_tied(
     catch_up(place)
     with (
         uncollected(),
-        table.reading(place) as source,
-        configs.for_keras_2(source.keras_version),
         tempfile.TemporaryDirectory() as folder,
+        migrated.reading(place, Path(folder), verify) as (source, lost),
         shown(f"Loading {place.label}", progress) as advance,
     ):
         reports = Reports(strict=strict)
+        reports.warnings += lost if compile else []
         if source.unplaced and source.config:
             with configs.reading(custom_objects, safe_mode) as scopes:
                 orbax.place_by_config(source, _config(source, scopes, {}), reports, compile)

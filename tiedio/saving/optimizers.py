@@ -9,6 +9,7 @@ import keras
 from tiedio.errors import LoadError, first_line, listed
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.store import Store
+from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.model import renewal, weight_decay
 from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
@@ -346,16 +347,21 @@ def _slots_error(name: str, optimizer: Any, known: list[Any], store: Store) -> L
             f"Received: {type(error).__name__}.\n"
             "Give its class a `build` that can be called again."
         )
-    return _difference(name, expected, store, is_by_position=False)
+    return _difference(name, expected, store)
 
 
-def slots_error(
-    name: str, saveable: Any, store: Store, is_by_position: bool = False
-) -> LoadError | None:
-    """Compares what an optimizer holds with what is stored, before any of it is changed."""
-    if not isinstance(saveable, keras.optimizers.Optimizer):  # which has no slots
+def slots_error(name: str, saveable: Any, store: Store, listed_by: str = "") -> LoadError | None:
+    """Compares what an optimizer holds with what is stored, before any of it is changed.
+
+    Args:
+        name: Its name for messages.
+        saveable: The optimizer; what has no slots is fine.
+        store: What is stored for it.
+        listed_by: The version of the Keras that listed it by position, if it is.
+    """
+    if not isinstance(saveable, keras.optimizers.Optimizer):
         return None
-    return _difference(name, _shapes(saveable), store, is_by_position)
+    return _difference(name, _shapes(saveable), store, listed_by)
 
 
 def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
@@ -363,17 +369,16 @@ def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
 
 
 def _difference(
-    name: str, expected: list[tuple[int, ...]], store: Store, is_by_position: bool
+    name: str, expected: list[tuple[int, ...]], store: Store, listed_by: str = ""
 ) -> LoadError | None:
     received = list(store.shapes().values())
-    if received == expected:
+    # Keras 2 had another order, which shapes do not always tell.
+    is_ordered = not listed_by or KerasVersion(listed_by).is_of_keras_3
+    if received == expected and is_ordered:
         return None
     advice = "Compile with the optimizer that was saved, in the version of then."
-    if is_by_position:
-        advice = (
-            "The model may have had ties or flags that this format does not keep: load it with "
-            "`compile=False`, and compile it."
-        )
+    if listed_by:
+        advice = "It starts anew. The model may have had ties that this format does not keep."
     return LoadError(
         f"Cannot resume `{name}`: its variables are not those of the file.\n"
         f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "

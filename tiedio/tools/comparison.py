@@ -95,7 +95,7 @@ def diff(a: Any, b: Any) -> Comparison:
     Elements that are not a number in both files are equal.
 
     Args:
-        a: A file that any version of Keras from 2.2 on wrote, whatever it is called.
+        a: A file that any version of Keras from 2.0 on wrote, whatever it is called.
         b: Another one.
 
     Raises:

@@ -59,7 +59,7 @@ def export(
     """Writes a file of Keras as safetensors, or the other way round what was so written.
 
     Args:
-        filepath: A file that any version of Keras from 2.2 on wrote, or a `.safetensors` file.
+        filepath: A file that any version of Keras from 2.0 on wrote, or a `.safetensors` file.
         target: A path ending in `.safetensors`, or in that of a file of Keras.
         overwrite: Whether to replace what is at `target`.
         durable: Whether to wait until the file is on disk.

@@ -89,7 +89,7 @@ def inspect(filepath: Any) -> Inspection:
     """Tells what a file is, who wrote it, and what it shares.
 
     Args:
-        filepath: A file that any version of Keras from 2.2 on wrote, whatever it is called.
+        filepath: A file that any version of Keras from 2.0 on wrote, whatever it is called.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -106,7 +106,7 @@ def inspect(filepath: Any) -> Inspection:
     >>> [one.names for one in inspect("model.keras").tie_groups]
     [('encoder/kernel', 'decoder/kernel')]
     """
-    with opening.reading(filepath) as checkpoint:
+    with opening.reading(filepath, of_keras_1=True) as checkpoint:
         copies = tuple(_copies(checkpoint))
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)

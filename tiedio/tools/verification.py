@@ -10,6 +10,7 @@ from tiedio.checkpoints import tensorflow_files
 from tiedio.errors import FileFormatError
 from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.formats.damage import Problem
+from tiedio.keras_versions.keras_version import check_known
 from tiedio.storage.locating import at
 
 
@@ -79,6 +80,7 @@ def verify(filepath: Any) -> Verification:
         problems = tuple(Problem((key,), "not the values that were saved") for key in damaged)
         return Verification(source.name, "checksums", tensors, problems)
     with table.reading(source) as opened:
+        check_known(opened.filepath, opened.keras_version)
         found = tuple(damage.problems(opened))
         digests = opened.weights.digests
         against = "digests" if digests else "checksum" if opened.verify_weights else ""

@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from tiedio.checkpoints.checkpoint import Checkpoint
+from tiedio.checkpoints.slot_deficit import SlotDeficit
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.errors import TieError, listed
-from tiedio.migration.slot_deficit import SlotDeficit
 
 
 @dataclasses.dataclass(frozen=True)
