@@ -15,8 +15,8 @@ import pytest
 import sample_files
 from click.testing import CliRunner
 
-from tiedio import many
 from tiedio.cli.main import main
+from tiedio.files import many
 from tiedio.migration import planning
 from tiedio.tools.comparison import diff
 

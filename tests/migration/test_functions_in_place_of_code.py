@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from pinning import pin
 
 import tiedio
-from tiedio import errors, files, many
+from tiedio import errors, files
 from tiedio.cli.main import main
+from tiedio.files import many
 
 FOLDER = FIXTURES / "lambdas"
 TRUTH = json.loads((FOLDER / "predictions.json").read_text())

@@ -53,7 +53,7 @@ def _answer(
     as_json: bool,
     writes: bool = False,
 ) -> None:
-    """Asks a function of `tiedio.many`, prints what became of the files, and exits.
+    """Asks a function of `tiedio.files.many`, prints what became of the files, and exits.
 
     Args:
         ask: The function, with all arguments but how far it is.
@@ -121,7 +121,7 @@ def main() -> None:
 @options.as_json
 def inspect(files: Sequence[str], as_json: bool) -> None:
     """Say what FILES are, who wrote them, and what they share."""
-    from tiedio import many
+    from tiedio.files import many
 
     ask = functools.partial(many.inspect, files)
     _answer(ask, files, tables.inspection, outcomes.inspected, as_json=as_json)
@@ -141,7 +141,7 @@ def plan(
 
     The last column names the options of `migrate` that a tie needs.
     """
-    from tiedio import many
+    from tiedio.files import many
 
     ask = functools.partial(many.plan, files, ties=[*ties_file, *ties], config=config, **given)
     _answer(ask, files, tables.plan, outcomes.planned, as_json=as_json)
@@ -187,7 +187,7 @@ def migrate(
     SRC, the old ending stays in the name: `best.h5` becomes `best_h5.keras`.
     No file of SRC is ever replaced, whatever the options.
     """
-    from tiedio import many
+    from tiedio.files import many
 
     dry_run = given["dry_run"]
     # The other options are arguments of these names.
@@ -208,7 +208,7 @@ def verify(files: Sequence[str], as_json: bool) -> None:
     no record, with the checksum of the archive; hard links with the record.
     Exit code 1 also if a file has no digests and no checksum.
     """
-    from tiedio import many
+    from tiedio.files import many
 
     ask = functools.partial(many.verify, files)
     _answer(ask, files, tables.verification, outcomes.verified, as_json=as_json)

@@ -8,7 +8,7 @@ from tiedio.display.printing import bytes_of, line, table
 from tiedio.display.tables import not_tied
 
 if TYPE_CHECKING:
-    from tiedio.many import Outcome
+    from tiedio.files.many import Outcome
 
 
 def inspected(outcomes: "Sequence[Outcome]") -> None:

@@ -6,7 +6,7 @@ One file that fails does not stop the others. Each function takes what the funct
 Example:
 
 >>> import keras, os
->>> from tiedio import many
+>>> from tiedio.files import many
 >>> os.mkdir("old")
 >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
 >>> model.save("old/a.keras")
