@@ -15,7 +15,8 @@ import scenarios
 from pinning import pin
 
 import tiedio
-from tiedio import errors, many
+from tiedio import errors
+from tiedio.files import many
 from tiedio.tools import export
 
 

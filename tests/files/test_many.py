@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tiedio
-from tiedio import errors, files, many
+from tiedio import errors, files
+from tiedio.files import many
 from tiedio.formats import listing
 from tiedio.migration import destination
 
