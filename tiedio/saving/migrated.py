@@ -80,16 +80,17 @@ def _by_its_weights(keras_version: str) -> Iterator[None]:
 
 def _old_model(source: Opened, place: Storage) -> Checkpoint | None:
     """Describes a file that has to be rewritten, if it can be; `None` for others."""
-    old, is_of_keras_3 = source.old_layout, KerasVersion(source.keras_version).is_of_keras_3
+    old, version = source.old_layout, KerasVersion(source.keras_version)
+    is_of_keras_2 = bool(version.numbers) and not version.is_of_keras_3
     has_config = bool(old.model_config if old else source.config)
-    if source.record is not None or not has_config or (is_of_keras_3 and not old):
+    if source.record is not None or not has_config or not (old or is_of_keras_2):
         return None
     try:
         checkpoint = opening.described(source, table.format_of(place).title)
     except FileFormatError:  # of which loading, by position, tells more
         return None
     has_places = checkpoint.is_model and not checkpoint.is_by_position
-    return checkpoint if has_places and not (is_of_keras_3 and _is_plain(checkpoint)) else None
+    return checkpoint if has_places and (is_of_keras_2 or not _is_plain(checkpoint)) else None
 
 
 def _is_plain(checkpoint: Checkpoint) -> bool:
