@@ -617,3 +617,14 @@ def test_deep_nesting_is_told():
         config = {"class_name": "Wrapper", "config": {"layer": config}}
 
     assert "nested too deeply" in translated(config, None, LATEST).untranslated[0]
+
+
+@pytest.mark.parametrize("name", ["Lamb", "Muon", "ScheduleFreeAdamW"])
+def test_optimizers_that_came_with_keras_3(name):
+    """One of that name is someone's own in a file of Keras 2."""
+    given = sequential(layer("Dense", units=2, batch_input_shape=[None, 3]))
+    training = {"optimizer_config": {"class_name": name, "config": {}}, "loss": "mse"}
+    found = translated(given, training, "3.6.0")
+    assert found.config["compile_config"]["optimizer"]["module"] == "keras.optimizers"
+    assert not found.notes
+    assert "custom_objects" in translated(given, training, LATEST).notes[0]
