@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import rich.progress
 
 import tiedio
 from tiedio.formats import digests
-from tiedio.storage import progress
 
 
 def model_of(megabytes):
@@ -27,12 +27,12 @@ def test_a_bar_is_shown_if_wanted(wanted, tmp_path, capsys):
 
 def test_every_byte_of_a_tensor_is_told_once(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(progress.progress.Progress, "update", lambda *_, **done: told.append(done))
+    monkeypatch.setattr(rich.progress.Progress, "update", lambda *_, **done: told.append(done))
     monkeypatch.setattr(digests, "PART", 1 << 15)
     model = model_of(3)
     for done in (
-        lambda: tiedio.save_tied(model, tmp_path / "model.keras"),
-        lambda: tiedio.load_tied(tmp_path / "model.keras"),
+        lambda: tiedio.save_tied(model, tmp_path / "model.keras", progress=True),
+        lambda: tiedio.load_tied(tmp_path / "model.keras", progress=True),
     ):
         told.clear()
         done()

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio.checkpoints import given_config, keras2_files, keras3_files, tensorflow_walk
+from tiedio.checkpoints import given_config, keras2_files, keras3_files
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.errors import FileFormatError, check_mapping, explained
 from tiedio.formats import damage, table, tensorflow_paths
@@ -43,6 +43,9 @@ def reading(
     check_mapping("config", config, "Pass what `json.loads` makes of the model's `to_json()`.")
     source = at(filepath)
     if saved := tensorflow_paths.find(source):
+        # Few files are, and who opens others should not wait for it.
+        from tiedio.checkpoints import tensorflow_walk
+
         with explained(saved.name, Exception):  # whatever TensorFlow raises
             checkpoint = tensorflow_walk.described(saved, config, functions)
         yield checkpoint

@@ -16,10 +16,30 @@ True
 True
 """
 
-from tiedio.migration.planning import migrate, plan
-from tiedio.tools.comparison import diff
-from tiedio.tools.export import export
-from tiedio.tools.inspection import inspect
-from tiedio.tools.verification import verify
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["diff", "export", "inspect", "migrate", "plan", "verify"]
+if TYPE_CHECKING:
+    from tiedio.migration.planning import migrate as migrate
+    from tiedio.migration.planning import plan as plan
+    from tiedio.tools.comparison import diff as diff
+    from tiedio.tools.export import export as export
+    from tiedio.tools.inspection import inspect as inspect
+    from tiedio.tools.verification import verify as verify
+
+# A command imports what it uses only, and answers the sooner.
+_HOMES = {
+    "diff": "tools.comparison",
+    "export": "tools.export",
+    "inspect": "tools.inspection",
+    "migrate": "migration.planning",
+    "plan": "migration.planning",
+    "verify": "tools.verification",
+}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

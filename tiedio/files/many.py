@@ -25,14 +25,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tiedio import errors
+from tiedio import errors, files
 from tiedio.errors import OptionNeededError, TargetExistsError, TiedioError
 from tiedio.formats import listing
 from tiedio.formats.listing import File, Sources
-from tiedio.migration import allowing, planning
-from tiedio.migration.destination import Destinations
 from tiedio.storage.progress import shown
-from tiedio.tools import inspection, verification
 
 
 class State(enum.StrEnum):
@@ -82,6 +79,8 @@ class Outcome:
 
 Told = Callable[[Outcome], Any]
 
+# Each function imports what it alone needs: a command answers the sooner.
+
 
 def inspect(sources: Sources, *, progress: bool = False, told: Told | None = None) -> list[Outcome]:
     """Tells of many files what they are, who wrote them, and what they share.
@@ -98,7 +97,7 @@ def inspect(sources: Sources, *, progress: bool = False, told: Told | None = Non
     """
 
     def one(file: File) -> Outcome:
-        return Outcome(file.path, inspection.inspect(file.path))
+        return Outcome(file.path, files.inspect(file.path))
 
     return _each(listing.files(sources).files, one, "Inspecting", progress, told)
 
@@ -116,7 +115,9 @@ def plan(
     """
 
     def one(file: File) -> Outcome:
-        planned = planning.plan(file.path, **given)
+        from tiedio.migration import allowing
+
+        planned = files.plan(file.path, **given)
         try:
             allowing.check(planned)
         except OptionNeededError as error:
@@ -130,7 +131,7 @@ def verify(sources: Sources, *, progress: bool = False, told: Told | None = None
     """Compares many files with what their records say of them; as in `inspect`."""
 
     def one(file: File) -> Outcome:
-        found = verification.verify(file.path)
+        found = files.verify(file.path)
         return Outcome(file.path, found, found.error)
 
     return _each(listing.files(sources).files, one, "Verifying", progress, told)
@@ -163,6 +164,8 @@ def migrate(
     Raises:
         MissingFileError: As in `inspect`.
     """
+    from tiedio.migration.destination import Destinations
+
     found = listing.files(sources).files
     paths, target = listing.paths(sources), os.fspath(target)
     is_many = len(paths) > 1 or listing.is_many(paths[0])
@@ -175,7 +178,7 @@ def migrate(
         if destinations and not dry_run and "://" not in wanted:
             os.makedirs(os.path.dirname(wanted) or ".", exist_ok=True)
         try:
-            done = planning.migrate(file.path, wanted, dry_run=dry_run, **given)
+            done = files.migrate(file.path, wanted, dry_run=dry_run, **given)
         except TargetExistsError as error:
             if destinations and error.target:
                 destinations.check_untaken(file, error.target)

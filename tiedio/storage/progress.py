@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from rich import progress
+# Rich is imported for a bar, and takes its time.
 
 
 class Advance(Protocol):
@@ -16,13 +16,17 @@ class Advance(Protocol):
 @contextlib.contextmanager
 def shown(what: str, wanted: bool) -> Iterator[Advance]:
     """Shows a bar while inside, if `wanted`."""
+    if not wanted:
+        yield lambda count, total, what=None, /: None
+        return
+    from rich import progress
+
     bar = progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        disable=not wanted,
     )
     try:
         with contextlib.suppress(RuntimeError):  # no thread to draw it, as Python ends: its end is

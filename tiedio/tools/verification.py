@@ -6,7 +6,6 @@ What counts as damage is decided in `tiedio.formats.damage`.
 import dataclasses
 from typing import Any
 
-from tiedio.checkpoints import tensorflow_files
 from tiedio.errors import FileFormatError
 from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.formats.damage import Problem
@@ -76,6 +75,8 @@ def verify(filepath: Any) -> Verification:
     """
     source = at(filepath)
     if saved := tensorflow_paths.find(source):
+        from tiedio.checkpoints import tensorflow_files  # few files need it
+
         tensors, damaged = tensorflow_files.checked(saved)
         problems = tuple(Problem((key,), "not the values that were saved") for key in damaged)
         return Verification(source.name, "checksums", tensors, problems)
