@@ -9,8 +9,10 @@ import gc
 import importlib
 import json
 import operator
+import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -162,6 +164,88 @@ def stalls(scale: str, flavour: str, repetitions: int, folder: Path) -> Figures:
             for name, all_ in calls.items()
         },
     }
+
+
+def commands(repetitions: int, folder: Path) -> Figures:
+    """Measures the CPU seconds of a process that imports tiedio, or runs a command on a file."""
+    path = folder / "model.keras"
+    methods.Tiedio(models.with_shared_table(models.SIZES["quick"]["Adam"])).save(path)
+    calls = {"import": ["-c", "import tiedio"]}
+    calls |= {name: ["-m", "tiedio", name, str(path)] for name in ("inspect", "plan", "verify")}
+    seconds: dict[str, list[float]] = {}
+    for _ in range(1 + repetitions):
+        for name, call in calls.items():
+            before = _cpu_of_children()
+            subprocess.run([sys.executable, *call], stdout=subprocess.DEVNULL, check=True)
+            seconds.setdefault(name, []).append(_cpu_of_children() - before)
+    return {  # the first was to warm up
+        f"start {name}": {methods.Tiedio.name: median(all_[1:])} for name, all_ in seconds.items()
+    }
+
+
+def whole_files(scale: str, repetitions: int, folder: Path) -> Figures:
+    """Times what goes through a whole file, in turn with raw I/O of the same bytes."""
+    import fsspec
+
+    import tiedio
+    from tiedio import files
+
+    size = models.SIZES[scale]["plain"]
+    largest = 4 * size.rows * size.width
+    model = models.with_shared_table(size)
+    copies, migrated = folder / "copies.keras", folder / "migrated.keras"
+    model.save(copies)
+    raw_copies, raw = methods.Raw(copies.stat().st_size), methods.Raw(size.unique_bytes)
+
+    def migrate() -> None:
+        files.migrate(copies, migrated, accept=["contents"], overwrite=True, durable=False)
+
+    def read_and_write() -> None:
+        raw_copies.load_warm(copies)
+        raw.save(folder / "raw")
+
+    figures = {
+        "migrate": _in_turn(migrate, read_and_write, repetitions),
+        "shards": _in_turn(
+            lambda: tiedio.save_tied_weights(
+                model, folder / "model.weights.json", max_shard_size=largest / 2**30, durable=False
+            ),
+            lambda: raw.save(folder / "raw"),
+            repetitions,
+        ),
+        "remote": _in_turn(
+            lambda: tiedio.save_tied(model, "memory://model.keras"),
+            lambda: fsspec.filesystem("memory").pipe("raw", raw.buffer.tobytes()),
+            repetitions,
+        ),
+    }
+    figures["migrate memory"] = extra_peak(migrate) / largest
+    return {f"files {name}": {methods.Tiedio.name: figure} for name, figure in figures.items()}
+
+
+def verification(scale: str, repetitions: int, folder: Path) -> Figures:
+    """Times `verify` of a large file, in turn with a read of it, part by part."""
+    from tiedio import files
+
+    path, part = folder / "model.keras", bytearray(1 << 23)
+    methods.Tiedio(models.with_shared_table(models.LARGE[scale])).save(path)
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(part):
+                pass
+
+    ratio = _in_turn(lambda: files.verify(path), read, repetitions)
+    return {"files verify": {methods.Tiedio.name: ratio}}
+
+
+def _in_turn(call: Callable[[], Any], raw: Callable[[], Any], repetitions: int) -> float:
+    """Times a call and raw I/O in turn; returns the median of the ratios."""
+    return median([seconds_of(call) / seconds_of(raw) for _ in range(1 + repetitions)][1:])
+
+
+def _cpu_of_children() -> float:
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def versions(folder: Path) -> Figures:

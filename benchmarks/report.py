@@ -54,6 +54,25 @@ def rows(figures: Figures) -> list[Row]:
         for count in counts[-1:]
     ]
     all_ += [
+        Row(f"files {figure}", label, limit, unit)
+        for figure, label, limit, unit in (
+            ("verify", "verify 4 GB / raw read", 1.1, "x"),
+            ("migrate", "migrate / raw read and write", 1.5, "x"),
+            ("migrate memory", "extra memory to migrate / largest tensor", 1.2, ""),
+            ("shards", "save in shards / raw write", 1.3, "x"),
+            ("remote", "save to fsspec's memory / write the same bytes there", 1.3, "x"),
+        )
+    ]
+    all_ += [
+        Row(f"start {name}", f"CPU of `{call}`", limit, "s")
+        for name, call, limit in (
+            ("import", "import tiedio", 0.06),
+            ("inspect", "tiedio inspect", 0.25),
+            ("plan", "tiedio plan", 0.25),
+            ("verify", "tiedio verify", 0.25),
+        )
+    ]
+    all_ += [
         Row(f"{act} {name}", f"{act}, {name}", None, "ms")
         for name in models.KNOWN
         for act in ("save", "load")

@@ -96,6 +96,9 @@ def _tasks(quick: bool) -> list[Any]:
         if method.is_installed():
             tasks.append(("speed", method.name, scale, "plain", repetitions))
     tasks.append(("stalls", scale, "Adam", repetitions))
+    tasks.append(("commands", repetitions))
+    tasks.append(("whole_files", scale, repetitions))
+    tasks.append(("verification", scale, repetitions))
     for count, times in ((2, 1), (4, 1)) if quick else ((100, 5), (400, 3), (1600, 1), (5000, 1)):
         tasks.append(("many_layers", count, times))
     for name, (needed, _) in models.KNOWN.items():

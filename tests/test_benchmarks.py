@@ -28,6 +28,15 @@ save / Keras' own config, of 4 layers
 load / Keras' own config, of 2 layers
 load / Keras' own config, of 4 layers
 find the ties of 4 layers / save
+verify 4 GB / raw read
+migrate / raw read and write
+extra memory to migrate / largest tensor
+save in shards / raw write
+save to fsspec's memory / write the same bytes there
+CPU of `import tiedio`
+CPU of `tiedio inspect`
+CPU of `tiedio plan`
+CPU of `tiedio verify`
 save, EfficientNetB0
 load, EfficientNetB0
 stock Keras
