@@ -56,7 +56,7 @@ def rows(figures: Figures) -> list[Row]:
     all_ += [
         Row(f"files {figure}", label, limit, unit)
         for figure, label, limit, unit in (
-            ("verify", "verify 4 GB / raw read", 1.1, "x"),
+            ("verify", "verify 2 GB / raw read", 1.1, "x"),
             ("migrate", "migrate / raw read and write", 1.5, "x"),
             ("migrate memory", "extra memory to migrate / largest tensor", 1.2, ""),
             ("shards", "save in shards / raw write", 1.3, "x"),

@@ -28,7 +28,7 @@ save / Keras' own config, of 4 layers
 load / Keras' own config, of 2 layers
 load / Keras' own config, of 4 layers
 find the ties of 4 layers / save
-verify 4 GB / raw read
+verify 2 GB / raw read
 migrate / raw read and write
 extra memory to migrate / largest tensor
 save in shards / raw write

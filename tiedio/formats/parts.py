@@ -1,11 +1,13 @@
-"""Read the bytes of a tensor in parts, in several threads, to memory of the host or of a card."""
+"""Read bytes in parts, in several threads: to memory of the host or of a card, or to sum them."""
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 
 from tiedio.formats import digests
 from tiedio.formats.arrays import cut
+from tiedio.formats.checksum import Checksum
 from tiedio.formats.device_memory import DeviceMemory, Staging
 from tiedio.storage.streams import Seeking, Threads
 
@@ -85,3 +87,21 @@ class Reader:
         begins = range(0, size, step)
         begun = (map if len(begins) == 1 else self._threads.map)(read_some, begins)
         return end
+
+
+def checksum_of(source: Seeking) -> int:
+    """Sums all bytes of a file."""
+    own = threading.local()
+
+    def of_part(start: int) -> tuple[int, int]:
+        if not hasattr(own, "memory"):
+            own.memory = bytearray(digests.PART)
+        part = memoryview(own.memory)[: min(digests.PART, source.size - start)]
+        source.read_at(part, start)
+        return Checksum.of_part(part), len(part)
+
+    whole = Checksum()
+    with Threads(_THREADS) as threads:
+        for sum_of_part, size in threads.map(of_part, range(0, source.size, digests.PART)):
+            whole.add(sum_of_part, size)
+    return whole.value
