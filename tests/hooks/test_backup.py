@@ -239,7 +239,7 @@ def test_states_that_are_none(train):
         assert train(Remembers("mine"), epochs=5) == [4]
 
 
-@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("place", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_averages_that_are_in_the_model_at_the_end_of_an_epoch(train, place):
     def model():
         return build(optimizer=keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5))

@@ -291,6 +291,7 @@ def end(what, folder):
     )
 
 
+@pytest.mark.slow
 def test_the_end_of_python_waits(tmp_path):
     done = end("wait", tmp_path)
     assert not done.returncode and "Error" not in done.stderr, done.stderr

@@ -61,7 +61,8 @@ def test_files_are_written_and_read_as_python_ends(tmp_path, monkeypatch, when):
         assert generations.load(tmp_path / f"model{suffix}") == 1
 
 
-@pytest.mark.parametrize("when", ["atexit", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["atexit", "after"])
 def test_a_model_is_saved_and_loaded_as_python_ends(tmp_path, when):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, when, tmp_path],
