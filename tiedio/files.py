@@ -1,7 +1,7 @@
 """The verbs of the command line as functions of the same names: what is asked of a file.
 
 Each function names its arguments, what it returns and what it raises; none needs Keras, or the
-code of a model. A folder of files is migrated by `tiedio.migration.many.migrate`.
+code of a model. `tiedio.many` has those that take many files.
 
 Example:
 

@@ -93,13 +93,14 @@ def files(sources: Sources) -> Listing:
         raise MissingFileError(
             f"There is no file of Keras at {listed(empty)}.\n"
             f"Expected: names that end in {listed(filter(None, table.SUFFIXES))}, or folders of "
-            f"TensorFlow or Orbax. Received: {_counted(others) or 'nothing there'}.\n"
+            f"TensorFlow or Orbax. Received: {counted(others) or 'nothing there'}.\n"
             "Check the path; a file that ends otherwise is read if you name it."
         )
     return Listing(tuple(found.values()), others)
 
 
-def _counted(endings: Mapping[str, int]) -> str:
+def counted(endings: Mapping[str, int]) -> str:
+    """Says how many files have each ending."""
     return ", ".join(f"{count} {name}" for name, count in sorted(endings.items()))
 
 
