@@ -132,6 +132,16 @@ def test_a_second_run_does_what_is_left(old):
     assert "3 files. Migrated with ties: 0; skipped: 3; failed: 0" in printed
 
 
+def test_functions_that_are_code_need_an_option(old):
+    lambdas = Path(__file__).parents[2] / "fixtures" / "lambdas"
+    shutil.copy(lambdas / "siamese_python_2_7.h5", "old")
+    needed = "--lambda distance=MODULE:FUNCTION"
+    printed, _ = run("plan", "old", code=1)
+    assert rows(printed)["old/siamese_python_2_7.h5"] == ["needs an option", "0", "", needed]
+    printed, _ = run("migrate", "old", "new", code=1)
+    assert rows(printed)["old/siamese_python_2_7.h5"][-1] == needed
+
+
 @pytest.mark.parametrize("command", ["inspect", "plan", "verify"])
 def test_several_files_folders_and_patterns(command, old):
     whole = states(command, "old", code=1)
@@ -175,6 +185,12 @@ def test_where_one_file_goes(old):
     assert os.listdir("there") == os.listdir("here") == [LOST]
     run("migrate", f"old/{LOST}", f"old/{APART}", "both")
     assert sorted(os.listdir("both")) == [APART, LOST]
+    for files in ("old",), (f"old/{LOST}", f"old/{APART}"):  # as when the last one is forgotten
+        _, said = run("migrate", *files, "all.keras", code=1)
+        assert said.startswith(
+            "Error: Cannot migrate many files to `all.keras`.\nExpected: a folder"
+        )
+        assert not os.path.exists("all.keras")
     run("migrate", f"old/{LOST}", "unpacked")  # which Keras calls a folder
     assert "model.weights.h5" in os.listdir("unpacked")
     run("migrate", f"old/{LOST}", "unpacked", "--overwrite")

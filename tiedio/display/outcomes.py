@@ -2,12 +2,11 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiedio.display.printing import bytes_of, line, table
 from tiedio.display.tables import not_tied
-from tiedio.formats import listing
 
 if TYPE_CHECKING:
     from tiedio.many import Outcome
@@ -61,11 +60,10 @@ def migrated(outcomes: "Sequence[Outcome]", dry_run: bool = False) -> None:
     _totals(outcomes, fine=fine, without="with nothing to tie")
 
 
-def passed_over(endings: Mapping[str, int]) -> None:
-    """Prints how many files of folders were not looked at."""
-    if endings:
-        told = listing.counted(endings)
-        line(f"Not looked at, for what their names end in: {told}. Name them to have them read.")
+def passed_over(counted: str) -> None:
+    """Prints how many files of folders were not looked at, as `listing.counted` says it."""
+    if counted:
+        line(f"Not looked at, for what their names end in: {counted}. Name them to have them read.")
 
 
 def _ties(plan: Any) -> tuple[str, str]:
