@@ -225,7 +225,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
         code={one.name: compiled_by([one]) for one in stuck},
-        needs=tuple(options([one]) for one in stuck),
+        needs=tuple(options([one]) for one in stuck if checkpoint.is_model),
     )
 
 

@@ -88,8 +88,8 @@ def _old_model(source: Opened, place: Storage) -> Checkpoint | None:
         checkpoint = opening.described(source, table.format_of(place).title)
     except (FileFormatError, OptionNeededError):  # of which loading, by position, tells more
         return None
-    has_places = checkpoint.is_model and not checkpoint.is_by_position
-    return checkpoint if has_places and not (is_of_keras_3 and _is_plain(checkpoint)) else None
+    is_as_it_loads = is_of_keras_3 and _is_plain(checkpoint)
+    return checkpoint if checkpoint.is_model and not is_as_it_loads else None
 
 
 def _is_plain(checkpoint: Checkpoint) -> bool:
