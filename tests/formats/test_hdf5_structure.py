@@ -153,11 +153,17 @@ def test_a_dataset_has_as_many_axes_as_hdf5_has():
         structure({}, {"a": most._replace(shape=(1,) * 33)}, {})
 
 
-@pytest.mark.parametrize("path", ["a/b", "a/b/c", "a/.", "a/n\0l", "a/"])
+@pytest.mark.parametrize("path", ["a/b", "a/b/c", "a/.", "a/n\0l", "a/", "a//c"])
 def test_what_hdf5_cannot_name_is_refused(path):
     one = Dataset((2,), np.dtype("f4"), {})
     with pytest.raises(ValueError, match="nothing more can be at `a/"):
         structure({}, {"a/b": one}, {path: "a/b"})
+
+
+def test_groups_may_be_as_deep_as_they_like():
+    path = "/".join("a" * 5000)
+    with h5py.File(written({}, {path: Dataset((2,), np.dtype("u1"), {})}), "r") as plain:
+        assert plain[path][()].tolist() == [1, 1]
 
 
 def test_hdf5_goes_on_from_there():

@@ -10,7 +10,6 @@ https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
 
 import functools
 import math
-import posixpath
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -229,14 +228,18 @@ class _Tree:
         self._groups = {"": self.root}
 
     def group(self, path: str) -> _Object:
-        """Returns a group, which is made if there is none."""
-        if path not in self._groups:
-            parent, name = posixpath.split(path)
-            found = (self.group(parent).members or {}).get(name.encode())
+        """Returns a group, which is made if there is none, as are those that it is in."""
+        new, above = [], path
+        while above not in self._groups:
+            new.append(above)
+            above = above.rpartition("/")[0]
+        for one in reversed(new):
+            parent, _, name = one.rpartition("/")
+            found = (self._groups[parent].members or {}).get(name.encode())
             if found is None:
                 found = _Object((), {})
-                self.add(path, found)
-            self._groups[path] = found
+                self.add(one, found)
+            self._groups[one] = found
         return self._groups[path]
 
     def add(self, path: str, one: _Object) -> None:
@@ -245,8 +248,8 @@ class _Tree:
         Raises:
             ValueError: If HDF5 has no such path, or it leads to another object.
         """
-        parent, name = (part.encode() for part in posixpath.split(path))
-        members = self.group(parent.decode()).members
+        parent, _, last = path.rpartition("/")
+        name, members = last.encode(), self.group(parent).members
         if members is None or name in members or name in (b"", b".") or b"\0" in name:
             raise ValueError(f"nothing more can be at `{path}` in HDF5")
         members[name] = one
