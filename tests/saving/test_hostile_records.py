@@ -635,7 +635,7 @@ ARCHIVES = {
     ),
     "200 MB of zeros as weights": (
         instead("model.weights.h5", bytes(200 << 20)),
-        "is not an HDF5 file",
+        "weights that are no HDF5 file",
     ),
     "20 MB of config": (
         instead("config.json", b"[" * (20 << 20)),
