@@ -89,7 +89,7 @@ def test_every_format_is_found_in_a_folder(samples, old):
     }
     assert "  old/broken.keras: is not a Keras file. Expected:" in said
     assert "1 file failed. Fetch the file that it stands for: `git annex get`.\n" in said
-    told = "10 files. Migrated: 7; nothing to tie: 1; failed: 2\n"
+    told = "10 files. Migrated with ties: 7; with nothing to tie: 1; failed: 2\n"
     left = "Not looked at, for what their names end in: 2 .pt, 1 .txt, 1 without ending."
     assert told + left in printed
     assert diff("new/lost.keras", samples / "tied.keras").is_equal
@@ -100,7 +100,7 @@ def test_a_second_run_does_what_is_left(old):
     assert not os.path.exists("new")
     told = ["needs an option", "", "1", "256 bytes", "--accept contents"]
     assert rows(planned)["old/unsure.keras"] == told
-    totals = "4 files. {}: 1; nothing to tie: 1; needs an option: 1; failed: 1\n"
+    totals = "4 files. {} with ties: 1; with nothing to tie: 1; needs an option: 1; failed: 1\n"
     assert totals.format("Would be migrated") in planned
     assert "would write" in planned
     printed, also = run("migrate", "old", "new", code=1)
@@ -129,9 +129,17 @@ def test_a_second_run_does_what_is_left(old):
     printed, said = run(*again)
     assert rows(printed)["old/unsure.keras"] == ["skipped", "new/unsure.keras"]
     assert not said
-    assert "3 files. Migrated: 0; skipped: 3; failed: 0" in printed.replace(
-        "nothing to tie: 0; ", ""
-    )
+    assert "3 files. Migrated with ties: 0; skipped: 3; failed: 0" in printed
+
+
+def test_functions_that_are_code_need_an_option(old):
+    lambdas = Path(__file__).parents[2] / "fixtures" / "lambdas"
+    shutil.copy(lambdas / "siamese_python_2_7.h5", "old")
+    needed = "--lambda distance=MODULE:FUNCTION"
+    printed, _ = run("plan", "old", code=1)
+    assert rows(printed)["old/siamese_python_2_7.h5"] == ["needs an option", "0", "", needed]
+    printed, _ = run("migrate", "old", "new", code=1)
+    assert rows(printed)["old/siamese_python_2_7.h5"][-1] == needed
 
 
 @pytest.mark.parametrize("command", ["inspect", "plan", "verify"])
@@ -177,6 +185,12 @@ def test_where_one_file_goes(old):
     assert os.listdir("there") == os.listdir("here") == [LOST]
     run("migrate", f"old/{LOST}", f"old/{APART}", "both")
     assert sorted(os.listdir("both")) == [APART, LOST]
+    for files in ("old",), (f"old/{LOST}", f"old/{APART}"):  # as when the last one is forgotten
+        _, said = run("migrate", *files, "all.keras", code=1)
+        assert said.startswith(
+            "Error: Cannot migrate many files to `all.keras`.\nExpected: a folder"
+        )
+        assert not os.path.exists("all.keras")
     run("migrate", f"old/{LOST}", "unpacked")  # which Keras calls a folder
     assert "model.weights.h5" in os.listdir("unpacked")
     run("migrate", f"old/{LOST}", "unpacked", "--overwrite")
@@ -231,7 +245,7 @@ def test_an_interrupt_says_what_is_left(old, monkeypatch):
     monkeypatch.setattr(planning, "migrate", interrupted)
     printed, said = run("migrate", "old", "new", code=130)
     assert "old/apart.keras" in printed
-    assert "2 files. Migrated: 0; nothing to tie: 1; failed: 1" in printed
+    assert "2 files. Migrated with ties: 0; with nothing to tie: 1; failed: 1" in printed
     assert said.endswith("the same with `--skip-existing` goes on.\nInterrupted.\n")
     _, said = run("migrate", f"old/{LOST}", "one.keras", code=130)
     assert said == "Interrupted.\n"

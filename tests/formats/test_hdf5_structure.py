@@ -135,13 +135,35 @@ def test_more_texts_than_one_collection_holds():
 def test_a_long_attribute_is_refused():
     with pytest.raises(ValueError, match=r"no room in HDF5 for the 70048 bytes of .* `many`"):
         structure({"a": {"many": np.zeros(70_000, "u1")}}, {}, {})
+    with pytest.raises(ValueError, match=r"no room in HDF5 for the 700.. bytes of .* `n{60}`"):
+        structure({"a": {"n" * 70_000: "x"}}, {}, {})
 
 
-@pytest.mark.parametrize("path", ["a/b", "a/b/c", "a/.", "a/n\0l", "a/"])
+@pytest.mark.parametrize("value", ["a\0b", b"a\0b", ["a", "a\0b"]], ids=["text", "bytes", "list"])
+def test_a_text_that_hdf5_would_cut_off_is_refused(value):
+    with pytest.raises(ValueError, match="no text in HDF5 has a zero byte inside"):
+        structure({"a": {"name": value}}, {}, {})
+
+
+def test_a_dataset_has_as_many_axes_as_hdf5_has():
+    most = Dataset((1,) * 32, np.dtype("u1"), {})
+    with h5py.File(written({}, {"a": most}), "r") as plain:
+        assert plain["a"].shape == most.shape
+    with pytest.raises(ValueError, match="no room in HDF5 for 33 axes"):
+        structure({}, {"a": most._replace(shape=(1,) * 33)}, {})
+
+
+@pytest.mark.parametrize("path", ["a/b", "a/b/c", "a/.", "a/n\0l", "a/", "a//c"])
 def test_what_hdf5_cannot_name_is_refused(path):
     one = Dataset((2,), np.dtype("f4"), {})
     with pytest.raises(ValueError, match="nothing more can be at `a/"):
         structure({}, {"a/b": one}, {path: "a/b"})
+
+
+def test_groups_may_be_as_deep_as_they_like():
+    path = "/".join("a" * 5000)
+    with h5py.File(written({}, {path: Dataset((2,), np.dtype("u1"), {})}), "r") as plain:
+        assert plain[path][()].tolist() == [1, 1]
 
 
 def test_hdf5_goes_on_from_there():

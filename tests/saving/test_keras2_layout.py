@@ -13,7 +13,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from pinning import pin
 
 import tiedio
-from tiedio import errors
+from tiedio import errors, files
 from tiedio.formats import hdf5_writer, table
 from tiedio.formats import keras2_layout as layout_on_disk
 from tiedio.formats.content import OldLayout, Weight
@@ -604,6 +604,27 @@ def test_what_is_listed_once_inside_a_nested_model_is_tied(tmp_path):
     loaded = tiedio.load_tied(stock(model, tmp_path / "model.h5"))
     assert scenarios.ties_of(loaded) == scenarios.ties_of(model)
     assert weights_and_slots(loaded) == weights_and_slots(model)
+
+
+def test_ties_inside_a_nested_model_that_nothing_tells(tmp_path):
+    layers = [keras.layers.Dense(2, name=name) for name in "abcd"]
+    inner = keras.Sequential([keras.Input((2,)), *layers], name="inner")
+    tiedio.tie(layers[1], to=layers[0])
+    tiedio.tie(layers[3], to=layers[2])
+    path = stock(keras.Sequential([keras.Input((2,)), inner]), tmp_path / "model.h5")
+    with pytest.raises(errors.LoadError, match=r"Cannot load the weights of `inner` from .*"):
+        tiedio.load_tied(path)
+    with pytest.raises(ValueError) as error:
+        files.plan(path)
+    pin(
+        error,
+        errors.OptionNeededError,
+        "`*model.h5` has no values of `inner/b/bias`, `inner/b/kernel`, `inner/d/bias`, "
+        "`inner/d/kernel`.\n"
+        "Expected: a value for every variable. Received: fewer, as several were tied inside one "
+        "nested model.\n"
+        'Say to `plan` or `migrate` what they are tied to: `--tie "inner/b/kernel=..."`.',
+    )
 
 
 # Hostile and damaged files

@@ -81,8 +81,9 @@ class Checkpoint:
 
     @property
     def is_model(self) -> bool:
-        """Whether Keras 3 can load it as a whole model."""
-        return self.config is not None and not self.translated.untranslated
+        """Whether Keras 3 can load it as a whole model, with all of its variables."""
+        is_known = self.config is not None and not self.translated.untranslated
+        return is_known and not self.is_by_position
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def _answer(
     from tiedio.formats import listing
 
     found: list[Any] = []
-    others = listing.files(paths).passed_over
+    others = listing.counted(listing.files(paths).passed_over)
     report = functools.partial(ask, progress=sys.stdout.isatty() and not as_json, told=found.append)
     if len(paths) == 1 and not listing.is_many(paths[0]):
         (one,) = report()
@@ -81,17 +81,21 @@ def _answer(
         if one.error and writes:
             raise one.error
     else:
+        interrupted = None
         try:
             report()
-        finally:  # whoever interrupts it still wants to know
-            if as_json:
-                printing.as_json([one.to_json() for one in found])
-            else:
-                show_all(found)
-                outcomes.passed_over(others)
-            if writes and sys.exc_info()[0]:
+        except KeyboardInterrupt as error:  # whoever does that still wants to know
+            interrupted = error
+        if as_json:
+            printing.as_json([one.to_json() for one in found])
+        else:
+            show_all(found)
+            outcomes.passed_over(others)
+        if interrupted:
+            if writes:
                 told = "What is written is whole; the same with `--skip-existing` goes on."
                 printing.line(told, err=True)
+            raise interrupted
     states = {one.state for one in found}
     sys.exit(FAILED if "failed" in states else NEEDS_OPTION if "needs an option" in states else 0)
 

@@ -1,7 +1,8 @@
 """Print what became of many files: a table, the errors by what to do, and one line of totals."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiedio.display.printing import bytes_of, line, table
@@ -40,8 +41,7 @@ def planned(outcomes: "Sequence[Outcome]") -> None:
     _states(("ties", "saves", "needs"), outcomes, lambda plan: (*_ties(plan), _needs(plan)))
     _remarks(outcomes)
     _errors(outcomes)
-    with_ties = [one for one in outcomes if one.state == "fine" and one.result.proposals]
-    _totals(outcomes, fine="With ties", none="nothing to tie", some=len(with_ties))
+    _totals(outcomes, fine="With ties", without="nothing to tie")
 
 
 def migrated(outcomes: "Sequence[Outcome]", dry_run: bool = False) -> None:
@@ -54,18 +54,16 @@ def migrated(outcomes: "Sequence[Outcome]", dry_run: bool = False) -> None:
     )
     _remarks(outcomes)
     _errors(outcomes)
-    with_ties = [one for one in outcomes if one.state == "fine" and one.result.proposals]
     if not dry_run and any(one.state == "needs an option" for one in outcomes):
         line("Run it again with an option that is needed, and `--skip-existing`, for what is left.")
-    fine = "Would be migrated" if dry_run else "Migrated"
-    _totals(outcomes, fine=fine, none="nothing to tie", some=len(with_ties))
+    fine = "Would be migrated with ties" if dry_run else "Migrated with ties"
+    _totals(outcomes, fine=fine, without="with nothing to tie")
 
 
-def passed_over(endings: Mapping[str, int]) -> None:
-    """Prints how many files of folders were not looked at."""
-    if endings:
-        told = ", ".join(f"{count} {name}" for name, count in sorted(endings.items()))
-        line(f"Not looked at, for what their names end in: {told}. Name them to have them read.")
+def passed_over(counted: str) -> None:
+    """Prints how many files of folders were not looked at, as `listing.counted` says it."""
+    if counted:
+        line(f"Not looked at, for what their names end in: {counted}. Name them to have them read.")
 
 
 def _ties(plan: Any) -> tuple[str, str]:
@@ -74,7 +72,8 @@ def _ties(plan: Any) -> tuple[str, str]:
 
 
 def _needs(plan: Any) -> str:
-    return " ".join(dict.fromkeys(need for one in plan.proposals for need in one.needs))
+    needs = plan.needs, *(one.needs for one in plan.proposals)
+    return " ".join(dict.fromkeys(itertools.chain(*needs)))
 
 
 def _states(
@@ -115,13 +114,13 @@ def _errors(outcomes: "Sequence[Outcome]") -> None:
             line(f"  {filepath}: {what}", err=True)
 
 
-def _totals(
-    outcomes: "Sequence[Outcome]", fine: str, none: str = "", some: int | None = None
-) -> None:
+def _totals(outcomes: "Sequence[Outcome]", fine: str, without: str = "") -> None:
+    """Prints how many files are in each state; those without ties apart, if that has a name."""
     counts = collections.Counter(str(one.state) for one in outcomes)
-    told = {fine: counts["fine"] if some is None else some}
-    if none:
-        told[none] = counts["fine"] - told[fine]
+    told = {fine: counts["fine"]}
+    if without:
+        told[without] = sum(one.state == "fine" and not one.result.proposals for one in outcomes)
+        told[fine] -= told[without]
     told |= {state: counts[state] for state in ("skipped", "needs an option", "failed")}
     told = {name: count for name, count in told.items() if count or name in (fine, "failed")}
     line(f"{_files(len(outcomes))}. {'; '.join(f'{n}: {c}' for n, c in told.items())}")

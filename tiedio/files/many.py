@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tiedio import errors, files
-from tiedio.errors import OptionNeededError, TargetExistsError, TiedioError
+from tiedio.errors import MigrationError, OptionNeededError, TargetExistsError, TiedioError
 from tiedio.formats import listing
 from tiedio.formats.listing import File, Sources
 from tiedio.storage.progress import shown
@@ -163,12 +163,19 @@ def migrate(
 
     Raises:
         MissingFileError: As in `inspect`.
+        MigrationError: If the target of many files is the path of one.
     """
     from tiedio.migration.destination import Destinations
 
     found = listing.files(sources).files
     paths, target = listing.paths(sources), os.fspath(target)
     is_many = len(paths) > 1 or listing.is_many(paths[0])
+    if is_many and listing.ending(target) and not os.path.isdir(target):
+        raise MigrationError(
+            f"Cannot migrate many files to `{target}`.\n"
+            "Expected: a folder, which may be a new one. Received: the path of one file.\n"
+            "Pass the path of a folder; a new one may end in a slash."
+        )
     into_folder = is_many or target.endswith(("/", os.sep))
     into_folder = into_folder or (os.path.isdir(target) and not listing.is_model(target))
     destinations = Destinations(found, target) if into_folder else None

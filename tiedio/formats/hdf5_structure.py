@@ -10,7 +10,6 @@ https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
 
 import functools
 import math
-import posixpath
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -28,8 +27,10 @@ _SUPERBLOCK = struct.Struct("<8s5xBBxHHI6QI4x16x")
 _HEADER = struct.Struct("<BxHII4x")
 _MESSAGE = struct.Struct("<HHB3x")
 _LARGEST_MESSAGE = (1 << 16) - 8  # bytes
+_MOST_AXES = 32
 _DATASPACE, _DATATYPE, _FILL_VALUE, _DATA_LAYOUT, _ATTRIBUTE, _SYMBOL_TABLE = 1, 3, 5, 8, 12, 17
 _CONSTANT = 1
+_LENGTHS = struct.Struct("<BxHHH")  # of the parts of an attribute
 
 # The symbol table of a group: names in a heap, where they lead in nodes, and a tree of these.
 _HEAP = struct.Struct("<4sB3xQQQ")
@@ -94,7 +95,7 @@ def structure(
         The structure, and where the values go.
 
     Raises:
-        ValueError: If HDF5 has no such name, or no room for an attribute.
+        ValueError: If HDF5 has no such name or text, or no room for an attribute or so many axes.
         TypeError: If it has no such dtype.
     """
     tree, texts = _Tree(), _Texts(_SUPERBLOCK.size)
@@ -151,7 +152,13 @@ class _Texts:
         self._used = _COLLECTION.size + _TEXT.size  # with what says how much is free
 
     def reference(self, text: bytes) -> bytes:
-        """Adds a text, unless it is there, and returns what stands where it is used."""
+        """Adds a text, unless it is there, and returns what stands where it is used.
+
+        Raises:
+            ValueError: If HDF5 would end it early.
+        """
+        if b"\0" in text:
+            raise ValueError(f"no text in HDF5 has a zero byte inside: {text[:60]!r}")
         if text not in self._references:
             if self._used + _TEXT.size + _padded(len(text)) > _LARGEST_COLLECTION:
                 self.finish()
@@ -221,14 +228,18 @@ class _Tree:
         self._groups = {"": self.root}
 
     def group(self, path: str) -> _Object:
-        """Returns a group, which is made if there is none."""
-        if path not in self._groups:
-            parent, name = posixpath.split(path)
-            found = (self.group(parent).members or {}).get(name.encode())
+        """Returns a group, which is made if there is none, as are those that it is in."""
+        new, above = [], path
+        while above not in self._groups:
+            new.append(above)
+            above = above.rpartition("/")[0]
+        for one in reversed(new):
+            parent, _, name = one.rpartition("/")
+            found = (self._groups[parent].members or {}).get(name.encode())
             if found is None:
                 found = _Object((), {})
-                self.add(path, found)
-            self._groups[path] = found
+                self.add(one, found)
+            self._groups[one] = found
         return self._groups[path]
 
     def add(self, path: str, one: _Object) -> None:
@@ -237,8 +248,8 @@ class _Tree:
         Raises:
             ValueError: If HDF5 has no such path, or it leads to another object.
         """
-        parent, name = (part.encode() for part in posixpath.split(path))
-        members = self.group(parent.decode()).members
+        parent, _, last = path.rpartition("/")
+        name, members = last.encode(), self.group(parent).members
         if members is None or name in members or name in (b"", b".") or b"\0" in name:
             raise ValueError(f"nothing more can be at `{path}` in HDF5")
         members[name] = one
@@ -322,6 +333,8 @@ def _described(shape: tuple[int, ...], dtype: np.dtype) -> tuple[bytes, ...]:
 
 
 def _dataspace(shape: tuple[int, ...]) -> bytes:
+    if len(shape) > _MOST_AXES:
+        raise ValueError(f"no room in HDF5 for {len(shape)} axes")
     return struct.pack(f"<BB6x{len(shape)}Q", 1, len(shape), *shape)
 
 
@@ -335,7 +348,7 @@ def _attribute(name: str, value: Any, texts: _Texts) -> bytes:
     """Returns the message of an attribute.
 
     Raises:
-        ValueError: If HDF5 has no room for it.
+        ValueError: If HDF5 has no such text, or no room for it.
         TypeError: If it has no such dtype.
     """
     if isinstance(value, (str, bytes)) or np.asarray(value).dtype.kind == "U":
@@ -350,8 +363,9 @@ def _attribute(name: str, value: Any, texts: _Texts) -> bytes:
         array = np.asarray(value)
         shape, datatype, content = array.shape, _datatype(array.dtype), array.tobytes()
     key, dataspace = name.encode() + b"\0", _dataspace(shape)
-    lengths = struct.pack("<BxHHH", 1, len(key), len(datatype), len(dataspace))
-    message = lengths + _pad(key) + _pad(datatype) + dataspace + content
-    if len(message) > _LARGEST_MESSAGE:
-        raise ValueError(f"no room in HDF5 for the {len(message)} bytes of the attribute `{name}`")
-    return _message(_ATTRIBUTE, message)
+    described = _pad(key) + _pad(datatype) + dataspace + content
+    size = len(described) + _LENGTHS.size
+    if size > _LARGEST_MESSAGE:
+        raise ValueError(f"no room in HDF5 for the {size} bytes of the attribute `{name[:60]}`")
+    lengths = _LENGTHS.pack(1, len(key), len(datatype), len(dataspace))
+    return _message(_ATTRIBUTE, lengths + described)

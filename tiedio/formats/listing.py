@@ -12,14 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tiedio.errors import MissingFileError, listed, texts
-from tiedio.formats import orbax_folder, table
+from tiedio.formats import orbax_folder, table, tensorflow_paths
 from tiedio.formats.content import CONFIG, VALUES, WEIGHTS
-from tiedio.formats.tensorflow_paths import SAVED_MODEL
+from tiedio.formats.tensorflow_paths import INDEX, NEWEST, SAVED_MODEL
 
 _SHARD = re.compile(r"_\d{5}\.weights\.h5$")
-# What TensorFlow writes beside the index of a checkpoint, and the file that names the newest one.
-_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
-_INDEX, _NEWEST = ".index", "checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +90,14 @@ def files(sources: Sources) -> Listing:
         raise MissingFileError(
             f"There is no file of Keras at {listed(empty)}.\n"
             f"Expected: names that end in {listed(filter(None, table.SUFFIXES))}, or folders of "
-            f"TensorFlow or Orbax. Received: {_counted(others) or 'nothing there'}.\n"
+            f"TensorFlow or Orbax. Received: {counted(others) or 'nothing there'}.\n"
             "Check the path; a file that ends otherwise is read if you name it."
         )
     return Listing(tuple(found.values()), others)
 
 
-def _counted(endings: Mapping[str, int]) -> str:
+def counted(endings: Mapping[str, int]) -> str:
+    """Says how many files have each ending."""
     return ", ".join(f"{count} {name}" for name, count in sorted(endings.items()))
 
 
@@ -134,12 +132,12 @@ def _below(folder: str, others: collections.Counter[str]) -> list[str]:
         models = [name for name in folders if is_model(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in models]
         names = [name for name in names if not name.startswith(".")]
-        checkpoints = {prefix + _INDEX for prefix in _checkpoints(names)}
+        checkpoints = {prefix + INDEX for prefix in tensorflow_paths.checkpoints(names)}
         # Shards are read with the JSON that names them.
         own = [name for name in names if ending(name) and not _SHARD.search(name)]
         found += (os.path.join(parent, name) for name in (*models, *own, *checkpoints))
-        parts = (_SHARD.search(name) or _DATA.search(name) or name == _NEWEST for name in names)
-        for name, is_part in zip(names, parts, strict=True):
+        for name in names:
+            is_part = _SHARD.search(name) or tensorflow_paths.is_data(name) or name == NEWEST
             if not (is_part or name in own or name in checkpoints):
                 others[os.path.splitext(name)[1].lower() or "without ending"] += 1
     return found
@@ -155,15 +153,9 @@ def is_model(folder: str) -> bool:
         return False
     if SAVED_MODEL in names or (CONFIG in names and not names.isdisjoint((WEIGHTS, VALUES))):
         return True
-    checkpoints = _checkpoints(names)
-    is_one = len(checkpoints) == 1 or (checkpoints and _NEWEST in names)
+    checkpoints = tensorflow_paths.checkpoints(names)
+    is_one = len(checkpoints) == 1 or (checkpoints and NEWEST in names)
     return bool(is_one) and not any(map(ending, names))
-
-
-def _checkpoints(names: Sequence[str] | set[str]) -> set[str]:
-    """The names of checkpoints of TensorFlow, without their endings."""
-    stems = {name.removesuffix(_INDEX) for name in names if name.endswith(_INDEX)}
-    return stems & {_DATA.sub("", name) for name in names if _DATA.search(name)}
 
 
 def _size(path: str) -> int:

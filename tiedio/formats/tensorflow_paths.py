@@ -8,9 +8,11 @@ keras_metadata.pb                        the configs of its layers, from TensorF
 import contextlib
 import dataclasses
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from tiedio.errors import FileFormatError, listed
+from tiedio.formats.content import CONFIG
 from tiedio.storage.base import Storage
 from tiedio.storage.local import Local
 from tiedio.storage.locating import at
@@ -18,7 +20,9 @@ from tiedio.storage.remote import Remote
 
 SAVED_MODEL = "saved_model.pb"
 KERAS_METADATA = "keras_metadata.pb"
-_DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
+INDEX = ".index"
+NEWEST = "checkpoint"  # a file that names the newest checkpoint beside it
+_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 # What every object of Keras is called in the graph of a SavedModel.
 _OF_KERAS = b"_tf_keras_"
 _PART = 1 << 20  # bytes
@@ -52,7 +56,7 @@ def find(source: Storage) -> Found | None:
         FileFormatError: If it is, and lies elsewhere than on disk, or is several.
     """
     if isinstance(source, Remote):
-        names = (f"{source.name.rstrip('/')}/{SAVED_MODEL}", f"{source.name}.index")
+        names = (f"{source.name.rstrip('/')}/{SAVED_MODEL}", f"{source.name}{INDEX}")
         if any(at(name).exists() for name in names):
             raise unreadable(source.name, "a path on disk", "a URL", "Copy it to this machine.")
     if not isinstance(source, Local):
@@ -61,17 +65,17 @@ def find(source: Storage) -> Found | None:
     folder = path.parent if path.name == SAVED_MODEL else path
     if (folder / SAVED_MODEL).is_file():
         return Found(source.name, folder / "variables" / "variables", folder)
-    prefix = path.with_name(_DATA.sub("", path.name)) if path.name else path
+    prefix = path.with_name(_DATA.sub("", path.name).removesuffix(INDEX)) if path.name else path
     if index_of(prefix).is_file():
         return Found(source.name, prefix)
-    if not source.is_folder() or (path / "config.json").exists():
+    if not source.is_folder() or (path / CONFIG).exists():
         return None
-    names = sorted(_DATA.sub("", one.name) for one in path.glob("*.index"))
+    names = sorted(one.name.removesuffix(INDEX) for one in path.glob(f"*{INDEX}"))
     if not names:
         return None
     with contextlib.suppress(OSError, UnicodeDecodeError):
         # The newest of several, which lies here whatever path is written there.
-        told = re.match(r'model_checkpoint_path: "(.*)"', (path / "checkpoint").read_text())
+        told = re.match(r'model_checkpoint_path: "(.*)"', (path / NEWEST).read_text())
         names = [one for one in names if told and one == Path(told[1]).name] or names
     if len(names) > 1:
         hint = "Pass the path of one of them, without its ending."
@@ -81,7 +85,18 @@ def find(source: Storage) -> Found | None:
 
 def index_of(prefix: Path) -> Path:
     """The file that says where the tensors of a checkpoint are."""
-    return Path(f"{prefix}.index")
+    return Path(f"{prefix}{INDEX}")
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name holds tensors of a checkpoint."""
+    return bool(_DATA.search(name))
+
+
+def checkpoints(names: Collection[str]) -> set[str]:
+    """The checkpoints that files of these names are, without their endings."""
+    indices = {name.removesuffix(INDEX) for name in names if name.endswith(INDEX)}
+    return indices & {_DATA.sub("", name) for name in names if is_data(name)}
 
 
 def unfit(source: Storage, filepath: str) -> FileFormatError | None:

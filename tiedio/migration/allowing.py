@@ -21,13 +21,14 @@ def check_rule(reconcile: str) -> None:
         )
 
 
-def narrowed(planned: Plan, accept: Collection[str], reconcile: str) -> Plan:
+def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model: bool) -> Plan:
     """Returns a plan without what was not accepted; the rest needs only what was not given.
 
     Args:
         planned: The plan.
         accept: As in `migrate`.
         reconcile: As in `migrate`.
+        as_model: Whether a model is written, and not weights only.
 
     Raises:
         MigrationError: If `accept` names what is not proposed.
@@ -54,24 +55,19 @@ def narrowed(planned: Plan, accept: Collection[str], reconcile: str) -> Plan:
             for one in planned.proposals
             if is_chosen(one)
         ),
+        needs=planned.needs if as_model else (),
     )
 
 
-def check(planned: Plan, *, as_model: bool = True) -> None:
-    """Raises `OptionNeededError`, which names the option, and has the plan, if that needs one.
-
-    Args:
-        planned: The plan.
-        as_model: Whether a model is written, and not weights only.
-    """
-    error = _option_needed(planned, as_model)
-    if error:
+def check(planned: Plan) -> None:
+    """Raises `OptionNeededError`, which names the option, and has the plan, if that needs one."""
+    if error := _option_needed(planned):
         error.plan = planned
         raise error
 
 
-def _option_needed(planned: Plan, as_model: bool) -> OptionNeededError | None:
-    if as_model and planned.code:
+def _option_needed(planned: Plan) -> OptionNeededError | None:
+    if planned.needs:
         return OptionNeededError(
             f"Cannot migrate `{planned.filepath}` as a model: it holds the functions of "
             f"{listed(planned.code)} as code.\n"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tiedio.errors import MigrationError, TargetExistsError, listed
 from tiedio.formats import listing, table
 from tiedio.formats.listing import File
+from tiedio.formats.tensorflow_paths import INDEX
 from tiedio.storage.base import Storage
 
 # A name that ends otherwise is a folder's, which has no ending.
@@ -114,7 +115,7 @@ def _identity(path: str) -> object:
 def renamed(name: str, keeps_ending: bool = False) -> str:
     """Returns the name of a new file: a whole model's, which weights only change again."""
     ending = listing.ending(name)
-    stem = name.removesuffix(ending or ".index")
+    stem = name.removesuffix(ending or INDEX)
     if keeps_ending:
         stem += f"_{ending.rpartition('.')[2] or 'folder'}"
     return stem + (".weights.h5" if ending.lower() in table.WEIGHTS_SUFFIXES else ".keras")

@@ -142,8 +142,10 @@ def migrate(
         destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         if not dry_run:
             checkpoint.verify()  # what is damaged would get digests that say it is not
-        planned = allowing.narrowed(_planned(checkpoint, pairs), accept, reconcile)
-        allowing.check(planned, as_model=holds_model)
+        planned = allowing.narrowed(
+            _planned(checkpoint, pairs), accept, reconcile, as_model=holds_model
+        )
+        allowing.check(planned)
         with (
             tempfile.TemporaryDirectory() as assets,
             shown(f"Writing {destination.label}", progress and not dry_run) as advance,
@@ -223,7 +225,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
         code={one.name: compiled_by([one]) for one in stuck},
-        needs=tuple(options([one]) for one in stuck),
+        needs=tuple(options([one]) for one in stuck if checkpoint.is_model),
     )
 
 

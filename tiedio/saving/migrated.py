@@ -11,7 +11,7 @@ from pathlib import Path
 from tiedio.checkpoints import evidence, opening, rewriting
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence
-from tiedio.errors import FileFormatError, LoadError
+from tiedio.errors import FileFormatError, LoadError, OptionNeededError
 from tiedio.formats import table, zip_archive
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_writer import untold
@@ -87,10 +87,10 @@ def _old_model(source: Opened, place: Storage) -> Checkpoint | None:
         return None
     try:
         checkpoint = opening.described(source, table.format_of(place).title)
-    except FileFormatError:  # of which loading, by position, tells more
+    except (FileFormatError, OptionNeededError):  # of which loading, by position, tells more
         return None
-    has_places = checkpoint.is_model and not checkpoint.is_by_position
-    return checkpoint if has_places and (is_of_keras_2 or not _is_plain(checkpoint)) else None
+    is_as_it_loads = not is_of_keras_2 and _is_plain(checkpoint)
+    return checkpoint if checkpoint.is_model and not is_as_it_loads else None
 
 
 def _is_plain(checkpoint: Checkpoint) -> bool:

@@ -142,15 +142,15 @@ def _matched(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[StoredVariable, Sto
     by_place = _by_place(a), _by_place(b)
     # Numbers in names that Keras gave may be those of another layer in the other file.
     keys = [by_name, by_place]
-    if by_name[0].keys() != by_name[1].keys() and by_place[0].keys() == by_place[1].keys():
+    places = [{path for path, _ in held} for held in by_place]
+    if by_name[0].keys() != by_name[1].keys() and places[0] == places[1]:
         keys.reverse()
     matched: dict[str, StoredVariable] = {}
     taken: set[str] = set()
     for of_a, of_b in keys:
         for key, one in of_a.items():
             other = of_b.get(key)
-            is_one = other and (of_b is not by_place[1] or one.shape == other.shape)
-            if other and is_one and one.name not in matched and other.name not in taken:
+            if other and one.name not in matched and other.name not in taken:
                 matched[one.name] = other
                 taken.add(other.name)
     return ((one, matched[one.name]) for one in a.variables if one.name in matched)
@@ -165,7 +165,8 @@ def _is_of_one_model(
 
 
 def _by_place(checkpoint: Checkpoint) -> dict[Any, StoredVariable]:
-    return {one.place.dataset_path: one for one in checkpoint.variables if one.place}
+    """Returns its variables by where Keras 3 keeps them, and their shape."""
+    return {(one.place.dataset_path, one.shape): one for one in checkpoint.variables if one.place}
 
 
 def _ties(
