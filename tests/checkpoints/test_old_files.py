@@ -213,7 +213,7 @@ EVERY = list(all_fixtures())
 assert EVERY
 
 
-def marked(fixtures, stems=("",), days=1):
+def marked(fixtures, stems=("",), days=3):
     """Marks most as slow: all but those of a writer whose names begin so.
 
     In so many days, each of the slow ones is run on one of them.
@@ -282,7 +282,7 @@ def test_weights_alone_say_nothing_wrong(fixture):
         assert found
 
 
-@pytest.mark.parametrize("fixture", marked(WHOLE))
+@pytest.mark.parametrize("fixture", marked(WHOLE, days=2))
 def test_what_was_tied_is_one_again(fixture, tmp_path):
     accept = ["none"] if fixture.name.startswith("frozen") else []
     done = migrated(fixture, tmp_path, accept=accept)
@@ -541,7 +541,7 @@ def needs_no_migration(fixture):
     return fixture.writer.startswith("keras_3") and fixture.name.endswith(".keras")
 
 
-@pytest.mark.parametrize("fixture", marked([o for o in WHOLE if not needs_no_migration(o)], days=2))
+@pytest.mark.parametrize("fixture", marked([o for o in WHOLE if not needs_no_migration(o)]))
 def test_loading_does_what_migrating_does(fixture, tmp_path):
     """Also where Keras itself can build nothing of the file."""
     model = tiedio.load_tied(fixture.path)
