@@ -435,6 +435,12 @@ def test_layers_may_be_frozen_since_or_not_any_more(fixture, which, tmp_path):
     assert not (left_out and found)
 
 
+WITHOUT_STATE = (
+    "The optimizer has no state of `{}`, as of what was frozen when it was built. Before `fit`, "
+    "set `trainable = False` there, or compile the model again."
+)
+
+
 @pytest.mark.parametrize("writer", PER_USE)
 def test_a_part_may_have_been_frozen_without_a_flag_in_the_file(writer, tmp_path):
     """As the discriminator of an adversarial network, where Keras 2 froze a whole model."""
@@ -449,10 +455,20 @@ def test_a_part_may_have_been_frozen_without_a_flag_in_the_file(writer, tmp_path
         kept = [name for number, name in enumerate(names) if number % width < width - 2]
         slots.attrs["weight_names"] = np.array([iterations, *kept], dtype="S")
     done = planning.migrate(tmp_path / "part.h5", tmp_path / "part.keras")
+    assert WITHOUT_STATE.format("out") in done.notes
     part = state_of(tiedio.load_tied(done.target))
     assert whole.keys() - part.keys() == {"out/kernel", "out/bias"}
     for name, held in part.items():
         assert all(map(np.array_equal, held, whole[name])), name
+    with pytest.warns(errors.TiedioWarning) as told:
+        model = tiedio.load_tied(tmp_path / "part.h5")
+    assert [str(one.message) for one in told] == [WITHOUT_STATE.format("out")]
+    (inputs,) = (models.data(spec) for spec in fixture.truth["input"])
+    model.get_layer("out").trainable = False  # as the warning says
+    before, iterations = model.get_layer("out").get_weights(), int(model.optimizer.iterations)
+    model.fit(inputs, models.data(fixture.truth["continued"]["target"])[: len(inputs)], verbose=0)
+    assert int(model.optimizer.iterations) > iterations
+    assert all(map(np.array_equal, before, model.get_layer("out").get_weights()))
 
 
 def test_spare_slots_have_no_shape_of_a_variable(tmp_path):
@@ -488,7 +504,7 @@ def test_spare_slots_have_no_shape_of_a_variable(tmp_path):
         state = {"Adam/iterations:0": np.int64(5), **dict(zip(names, slots, strict=True))}
         add(file.create_group("optimizer_weights"), state)
     done = planning.migrate(tmp_path / "old.h5", tmp_path / "new.keras")
-    assert not done.notes
+    assert done.notes == (WITHOUT_STATE.format("judge"),)
     model = tiedio.load_tied(done.target)
     maker = model.layers[0]
     trained = model.optimizer._trainable_variables

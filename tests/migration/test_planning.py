@@ -21,6 +21,7 @@ from tiedio.keras_versions import public_names
 from tiedio.migration import planning
 from tiedio.model.views import base
 from tiedio.model.walk import walk
+from tiedio.tools import inspection
 
 L = keras.layers
 
@@ -71,6 +72,32 @@ def test_without_slots_equal_contents_are_a_proposal(tmp_path):
     plan = planning.plan(saved(three_layers(), tmp_path))
     assert found(plan) == [(("a/kernel", "b/kernel"), "CONTENTS", ("--accept contents",))]
     assert plan.proposals[0].bytes_saved == 64
+
+
+def test_what_is_too_small_to_tell_goes_with_what_is_not(tmp_path):
+    """A bias of few elements, where the kernels of its layers are equal; not one that began so."""
+    biases = {"a": [0.25, 0.5], "b": [0.25, 0.5], "c": [0.25, 0.5], "d": [0, 1], "e": [0, 1]}
+    layers = [L.Dense(2, name=name) for name in biases]
+    model = keras.Model(inputs := keras.Input((4,)), [layer(inputs) for layer in layers])
+    kernels = np.random.RandomState(0).rand(3, 4, 2)
+    for layer, kernel in zip(layers, kernels[[0, 0, 1, 2, 2]], strict=True):
+        layer.set_weights([kernel, np.array(biases[layer.name])])
+    filepath = saved(model, tmp_path)
+    plan = planning.plan(filepath)
+    needs = ("--accept contents",)
+    assert found(plan) == [
+        (("a/kernel", "b/kernel"), "CONTENTS", needs),
+        (("d/kernel", "e/kernel"), "CONTENTS", needs),
+        (("a/bias", "b/bias"), "CONTENTS", needs),
+    ]
+    saves = [one.bytes_saved for one in plan.proposals]
+    assert saves == [32, 32, 8]
+    assert inspection.inspect(filepath).bytes_wasted == sum(saves)
+    planning.migrate(filepath, tmp_path / "x.keras", accept=["contents"])
+    loaded = tiedio.load_tied(tmp_path / "x.keras")
+    a, b, c, d, e = map(loaded.get_layer, biases)
+    assert a.kernel is b.kernel and a.bias is b.bias and d.kernel is e.kernel
+    assert c.bias is not a.bias and d.bias is not e.bias
 
 
 @pytest.mark.parametrize("initializer", ["zeros", "ones", "identity"])

@@ -5,11 +5,13 @@ keeps its slots once for each variable, so these say how many of the equal ones 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.slot_deficit import SlotDeficit
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
+from tiedio.checkpoints.values import Variables
+from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import TieError, listed
 
 
@@ -42,22 +44,38 @@ def find(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> Findings:
     """
     _check_given(checkpoint, given)
     given_ties = [Tie((owner, alias), Evidence.GIVEN, "given by you") for alias, owner in given]
-    slots = SlotDeficit(checkpoint)
-    confirmed, proposed, forbidden = [], [], []
     together = joined([*checkpoint.ties, *given_ties])
-    for group in checkpoint.values.equal_ones(checkpoint.untied):
-        for part, verdict, why in slots.judged(group):
-            tie = Tie(tuple(one.name for one in part), Evidence.CONTENTS, why)
+
+    def is_news(tie: Tie) -> bool:
+        return len({together.get(name, name) for name in tie.names}) > 1
+
+    slots, values = SlotDeficit(checkpoint), checkpoint.values
+    confirmed, proposed, forbidden = [], [], []
+    taken: list[Variables] = []
+    open_ones: list[Variables] = []
+    for group in values.equal_ones(checkpoint.untied):
+        judged = list(slots.judged(group))
+        open_ones += [] if judged else [group]
+        for part, verdict, why in judged:
+            tie = _of_contents(part, why)
             if verdict is True:
                 confirmed.append(dataclasses.replace(tie, evidence=Evidence.SLOTS))
-            elif len({together.get(name, name) for name in tie.names}) > 1:  # not said already
+            elif is_news(tie):
                 (proposed if verdict is None else forbidden).append(tie)
+                taken += [part] if verdict is None else []
+    for part in values.beside(taken, open_ones):
+        tie = _of_contents(part, "equal contents, beside others of their layers")
+        proposed += [tie] if is_news(tie) else []
     return Findings(
         (*checkpoint.ties, *given_ties, *confirmed, *proposed),
         tuple(forbidden),
         tuple(slots.transposed),
         tuple(slots.notes),
     )
+
+
+def _of_contents(variables: Iterable[StoredVariable], why: str) -> Tie:
+    return Tie(tuple(one.name for one in variables), Evidence.CONTENTS, why)
 
 
 def _check_given(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> None:

@@ -18,6 +18,7 @@ from tiedio.formats.content import OldLayout, Opened, Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.layer_outline import Part
+from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.ties import Place
 
 # The number of a name that was taken.
@@ -66,8 +67,6 @@ def described(
     has_values = bool(old.top_level or any(old.layers.values()))
     parts = layer_outline.layers(translated.config) if has_values else {}
     variables, ties = _variables(opened, old, parts, given)
-    optimizer = (old.training_config or {}).get("optimizer_config")
-    known = isinstance(optimizer, dict)
     return Checkpoint(
         filepath=old.filepath,
         kind=kind,
@@ -76,7 +75,7 @@ def described(
         variables=list(named_once(variables)),
         is_ordered=all(one.place for one in variables),
         layout_ties=ties,
-        slots=optimizer_slots.read(optimizer, old.optimizer, old.keras_version) if known else None,
+        slots=_slots(old),
         translated=translated,
         record=opened.read_record(verify=False),
         groups={
@@ -86,6 +85,14 @@ def described(
         },
         old_layout=old,
     )
+
+
+def _slots(old: OldLayout) -> Slots | None:
+    if not old.optimizer:
+        return optimizer_slots.NONE
+    told = (old.training_config or {}).get("optimizer_config")
+    known = isinstance(told, dict)
+    return optimizer_slots.read(told, old.optimizer, old.keras_version) if known else None
 
 
 def _variables(

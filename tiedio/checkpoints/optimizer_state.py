@@ -37,11 +37,13 @@ class Rewritten:
         values: The stored values.
         trained: The entry of the record for the variables that it is of, if they are known.
         diverged: The owners that have several states: the first is taken.
+        untrained: The layers, or models in the model, that are not frozen, and have no state.
     """
 
     values: Sequence[Weight | np.ndarray]
     trained: Mapping[str, tuple[Place, ...] | None]
     diverged: Sequence[str] = ()
+    untrained: Collection[str] = ()
 
 
 # The entry in the record of an optimizer that was not built, and starts anew.
@@ -100,7 +102,24 @@ def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
         optimizer_slots.ordered(slots, order, checkpoint.optimizer),
         {OPTIMIZER: tuple(p for owner in states if (p := checkpoint.by_name[owner].place))},
         [owner for owner, indexes in states.items() if len(set(map(digests, indexes))) > 1],
+        _without_slots(trained, owners, states),
     )
+
+
+def _without_slots(
+    trained: Sequence[StoredVariable], owners: Mapping[str, str], having: Collection[str]
+) -> Collection[str]:
+    """Names what is trained and has no slots, by the largest parts of the model that are all so."""
+
+    def around(variable: StoredVariable) -> Iterator[str]:
+        parts = variable.name.split("/")
+        return ("/".join(parts[: number + 1]) for number in range(len(parts)))
+
+    lacking = [one for one in trained if owners.get(one.name, one.name) not in having]
+    names = {one.name for one in lacking}
+    others = {path for one in trained if one.name not in names for path in around(one)}
+    known = [one for one in lacking if one.trainable]
+    return {next(path for path in around(one) if path not in others) for one in known}
 
 
 def _of_unknown(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost:

@@ -77,7 +77,7 @@ def described(
         variables=variables,
         is_ordered=all(one.place for one in variables),
         layout_ties=list(stored_once(variables, tensors, Evidence.GRAPH, why)),
-        slots=_slots(graph, tensors, variables, optimizer, version=version) if optimizer else None,
+        slots=_slots(graph, tensors, variables, optimizer, version=version),
         translated=translated,
         left_out=notes,
         is_of_keras=found.folder is None or bool(metadata),
@@ -200,13 +200,13 @@ def _slots(
     graph: Graph,
     tensors: Tensors,
     variables: Sequence[StoredVariable],
-    optimizer: Mapping[str, Any],
+    optimizer: Any,
     *,
     version: str,
 ) -> optimizer_slots.Slots | None:
     """Reads the state of the optimizer, under the names that the layout of Keras 2 has."""
-    if graph.optimizer is None:
-        return None
+    if graph.optimizer is None or not optimizer:  # of which `described` has a note
+        return optimizer_slots.NONE
     held = graph.items(graph.optimizer, "variables")
     named = [(graph.nodes[one].full_name, one) for one in held]
     if not named:

@@ -16,6 +16,8 @@ _FEWEST_ELEMENTS = 8
 _FEWEST_VALUES = 3
 _FIRST = 1024
 
+Variables = Sequence[StoredVariable]
+
 
 class Values:
     """The values of a checkpoint's variables, as far as they have been compared."""
@@ -59,6 +61,36 @@ class Values:
         """Whether it may never have been trained, for all that its values say."""
         self.digest(variable.source)
         return self._different[variable.source] < 2
+
+    def beside(
+        self, taken: Iterable[Variables], groups: Iterable[Variables]
+    ) -> Iterator[list[StoredVariable]]:
+        """Yields those of groups of equal variables whose layers also hold other equal ones.
+
+        A bias of two elements says nothing by itself, but much beside the kernels of its layers.
+        What looks as a layer begins says nothing there, either.
+
+        Args:
+            taken: Groups of variables whose equality is evidence.
+            groups: Others.
+        """
+        near = collections.defaultdict(set)
+        for number, others in enumerate(taken):
+            for one in others:
+                near[one.layer].add(number)
+        for group in groups:
+            held = collections.defaultdict(list)
+            for one in group:
+                for number in near[one.layer]:
+                    held[number, one.name.rpartition("/")[2]].append(one)
+            found = {tuple(one.name for one in alike): alike for alike in held.values()}
+            if near and not self._looks_initial(group[0]):
+                yield from (alike for alike in found.values() if len(alike) > 1)
+
+    def _looks_initial(self, variable: StoredVariable) -> bool:
+        value = self._tensors.read(variable.source)
+        is_repeated = value.size > 1 and self.is_constant(variable)
+        return bool(is_repeated or np.isin(value, (0, 1)).all())
 
     def is_zero(self, source: str) -> bool:
         return not np.any(self._tensors.read(source))

@@ -42,6 +42,10 @@ class Slots:
     scalars: Mapping[str, Weight]
 
 
+# What a file has for an optimizer that has no state yet, or whose state it does not hold.
+NONE = Slots((), (), {})
+
+
 class _Era(enum.Enum):
     """How slots are named, and in which order they are stored."""
 
@@ -143,7 +147,7 @@ def read(
     if known is None:
         return None
     if not stored:
-        return Slots((), (), {})
+        return NONE
     class_name, config = known
     era = _era(stored[0].name, keras_version)
     if era is None or (era in _KERAS_3 and class_name != optimizer["class_name"]):

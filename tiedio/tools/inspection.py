@@ -189,9 +189,11 @@ def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
 
 def _copies(checkpoint: Checkpoint) -> Iterator[Group]:
     values = checkpoint.values
+    telling, others = [], []
     for members in values.equal_ones(checkpoint.variables):
-        extra = len(values.distinct(members)) - 1
-        if extra and values.are_telling(members[0]):
+        (telling if values.are_telling(members[0]) else others).append(members)
+    for members in (*telling, *values.beside(telling, others)):
+        if extra := len(values.distinct(members)) - 1:
             yield _group(members, extra)
 
 
