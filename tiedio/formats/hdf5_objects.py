@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -57,13 +57,17 @@ class Objects:
     Args:
         files: The files; what several have is taken from the first of them.
         filepath: Its name for messages.
+        verify: Compares all of them with a checksum; `None` if there is none.
 
     Raises:
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
-    def __init__(self, files: Sequence[Seeking], filepath: str):
+    def __init__(
+        self, files: Sequence[Seeking], filepath: str, verify: Callable[[], None] | None = None
+    ):
         self.filepath = filepath
+        self._verify = verify
         self._windows = files
         self._files: list[h5py.File] = []
         # The file does not change: what was found out of an object once is not asked again.
@@ -264,7 +268,17 @@ class Objects:
             raise self.error(what, first_line(error)) from error
 
     def error(self, what: str, received: str) -> FileFormatError:
-        return FileFormatError(
+        """The error for what cannot be read; if a checksum tells of damage, that for damage."""
+        return self._damage or FileFormatError(
             f"`{self.filepath}` {what}.\n"
             f"Expected: weights as Keras stores them. Received: {received}.\n{RESTORE}"
         )
+
+    @functools.cached_property
+    def _damage(self) -> FileFormatError | None:
+        try:
+            if self._verify:
+                self._verify()
+        except FileFormatError as error:
+            return error
+        return None

@@ -73,6 +73,7 @@ class WeightsFile(Objects):
     Args:
         files: The files; what several have is read from the first of them.
         filepath: Its name for messages.
+        verify: As in `Objects`.
 
     Attributes:
         size: Bytes of the files.
@@ -89,8 +90,10 @@ class WeightsFile(Objects):
         FileFormatError: If it is no HDF5 file, or a damaged one.
     """
 
-    def __init__(self, files: Sequence[Seeking], filepath: str):
-        super().__init__(files, filepath)
+    def __init__(
+        self, files: Sequence[Seeking], filepath: str, verify: Callable[[], None] | None = None
+    ):
+        super().__init__(files, filepath, verify)
         self.size = sum(file.size for file in files)
         self.digests: Mapping[str, str] = {}
         self.axis_orders: Mapping[str, Sequence[int]] = {}

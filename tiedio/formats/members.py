@@ -60,7 +60,8 @@ def opened(members: Members) -> Iterator[Opened]:
         window = resources.enter_context(members.window(stored))
         if npz.is_one(window):  # Keras writes them as `WEIGHTS` too
             window = resources.enter_context(npz.converted(window, members.filepath))
-        weights = WeightsFile([window], members.filepath)
+        verify = members.verify and functools.partial(members.verify, stored)
+        weights = WeightsFile([window], members.filepath, verify)
         resources.enter_context(contextlib.closing(weights))
         yield Opened(
             filepath=members.filepath,
@@ -68,6 +69,6 @@ def opened(members: Members) -> Iterator[Opened]:
             config=config,
             weights=weights,
             metadata=metadata,
-            verify_weights=members.verify and functools.partial(members.verify, stored),
+            verify_weights=verify,
             extract_assets=members.extract_assets,
         )

@@ -9,6 +9,7 @@ from tiedio.migration.proposals import Plan, Proposal
 
 RECONCILE = ("error", "owner", "mean")
 ACCEPT_CONTENTS, RECONCILE_OWNER = "--accept contents", "--reconcile owner"
+CONFIG = "--config FILENAME"
 
 
 def check_rule(reconcile: str) -> None:
@@ -60,13 +61,22 @@ def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model
 
 
 def check(planned: Plan) -> None:
-    """Raises `OptionNeededError`, which names the option, and has the plan, if that needs one."""
+    """Raises an error if a plan cannot be carried out as it is.
+
+    Raises:
+        OptionNeededError: If an option is needed. The error names it, and has the plan.
+        MigrationError: If none helps.
+    """
+    if planned.refused and CONFIG not in planned.needs:
+        raise MigrationError(planned.refused)
     if error := _option_needed(planned):
         error.plan = planned
         raise error
 
 
 def _option_needed(planned: Plan) -> OptionNeededError | None:
+    if planned.refused:
+        return OptionNeededError(planned.refused)
     if planned.needs:
         return OptionNeededError(
             f"Cannot migrate `{planned.filepath}` as a model: it holds the functions of "

@@ -18,6 +18,7 @@ from tiedio.checkpoints.evidence import find
 from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
+from tiedio.errors import OptionNeededError
 from tiedio.formats import table
 from tiedio.keras_versions import graph_calls
 from tiedio.keras_versions.lambdas import compiled_by, options
@@ -48,7 +49,7 @@ def plan(
             `"dense/activation"`. No code of the file is run.
 
     Returns:
-        The plan.
+        The plan, which also says what `migrate` would refuse.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -139,6 +140,8 @@ def migrate(
         check_free(wanted)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
+        if targets.refusal(checkpoint):
+            allowing.check(_planned(checkpoint, pairs))
         destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         if not dry_run:
             checkpoint.verify()  # what is damaged would get digests that say it is not
@@ -199,6 +202,8 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
 
     stuck = [one for one in checkpoint.translated.code if one.runs_nowhere]
+    refusal = targets.refusal(checkpoint)
+    lacks_config = isinstance(refusal, OptionNeededError)
     return Plan(
         filepath=checkpoint.filepath,
         kind=checkpoint.kind,
@@ -225,7 +230,11 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
         code={one.name: compiled_by([one]) for one in stuck},
-        needs=tuple(options([one]) for one in stuck if checkpoint.is_model),
+        needs=(
+            *(options([one]) for one in stuck if checkpoint.is_model),
+            *[allowing.CONFIG] * lacks_config,
+        ),
+        refused=str(refusal or ""),
     )
 
 

@@ -58,6 +58,7 @@ class Plan(Written):
         code: The functions that it holds as code no Python from 3.11 on runs, by what they are to
             the model, and which Python compiled each.
         needs: The options without which no model is written that loads.
+        refused: Why nothing can be written of it, or not without `--config`; empty if it can.
         target: The file that was written, or would be by a dry run; empty for a plan.
     """
 
@@ -70,4 +71,5 @@ class Plan(Written):
     notes: tuple[str, ...]
     code: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    refused: str = ""
     target: str = ""

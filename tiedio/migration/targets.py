@@ -38,6 +38,25 @@ def chosen(wanted: Storage, checkpoint: Checkpoint, source: Storage) -> Chosen:
     return destination, holds_model, notes
 
 
+def refusal(checkpoint: Checkpoint) -> MigrationError | None:
+    """The error for variables of which nothing tells where Keras 3 would store them.
+
+    It is an `OptionNeededError` if the config of the model would tell it.
+    """
+    unplaced = [one.name for one in checkpoint.variables if one.place is None]
+    if not unplaced or checkpoint.old_layout:  # in which they can be written
+        return None
+    has_config = checkpoint.config is not None
+    lacks_config = checkpoint.is_of_keras and not has_config
+    advice = "Restore it by TensorFlow." if checkpoint.is_of_keras else NOT_OF_KERAS
+    return (OptionNeededError if lacks_config else MigrationError)(
+        f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
+        "Expected: the config of the model, made of layers of Keras. "
+        f"Received: {'one of other layers' if has_config else 'none'}.\n"
+        + ("Pass the config of the model as `--config`." if lacks_config else advice)
+    )
+
+
 def _destination(wanted: Storage, checkpoint: Checkpoint) -> Chosen:
     weights_only = wanted.name.endswith(table.WEIGHTS_SUFFIXES)
     if wanted.name.endswith(_OLD) and not weights_only and not checkpoint.is_by_position:
@@ -46,17 +65,6 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> Chosen:
             f"Expected: a path ending in `.keras`, or in {listed(table.WEIGHTS_SUFFIXES)}. "
             f"Received: {wanted.label}.\n"
             "Change the ending."
-        )
-    unplaced = [one.name for one in checkpoint.variables if one.place is None]
-    if unplaced and checkpoint.old_layout is None:
-        has_config = checkpoint.config is not None
-        lacks_config = checkpoint.is_of_keras and not has_config
-        advice = "Restore it by TensorFlow." if checkpoint.is_of_keras else NOT_OF_KERAS
-        raise (OptionNeededError if lacks_config else MigrationError)(
-            f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
-            "Expected: the config of the model, made of layers of Keras. "
-            f"Received: {'one of other layers' if has_config else 'none'}.\n"
-            + ("Pass the config of the model as `--config`." if lacks_config else advice)
         )
     has_places = not checkpoint.is_by_position
     if has_places and (weights_only or checkpoint.is_model):
