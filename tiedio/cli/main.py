@@ -78,7 +78,8 @@ def _answer(
             printing.line(f"Skipped: `{one.skipped}` is there already.")
         else:
             show(one.result)
-        if one.error and writes:
+        # What a plan needs is in its JSON; that a file is not written is an error anyhow.
+        if one.error and (writes or (isinstance(one.error, OptionNeededError) and not as_json)):
             raise one.error
     else:
         interrupted = None

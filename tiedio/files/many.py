@@ -181,27 +181,39 @@ def migrate(
     destinations = Destinations(found, target) if into_folder else None
 
     def one(file: File) -> Outcome:
-        wanted = destinations.of(file) if destinations else target
-        if destinations and not dry_run and "://" not in wanted:
+        if not destinations:
+            return migrated(file, target)[0]
+        wanted, instead = destinations.of(file), ""
+        if not dry_run and "://" not in wanted:
             os.makedirs(os.path.dirname(wanted) or ".", exist_ok=True)
+        while True:
+            # What is written of it may have another ending, which only its content tells.
+            outcome, written = migrated(file, instead or wanted)
+            if destinations.is_taken(file, written):
+                instead = destinations.instead_of(file, written)
+            elif isinstance(outcome.error, TargetExistsError) and given.get("overwrite"):
+                instead = written  # where it may be replaced, as it is this file's
+            else:
+                break
+        if written:
+            destinations.take(file, wanted, written)
+        if outcome.state is State.FINE:
+            notes = (*outcome.result.notes, *destinations.notes(file))
+            done = dataclasses.replace(outcome.result, notes=notes)
+            outcome = dataclasses.replace(outcome, result=done)
+        return outcome
+
+    def migrated(file: File, wanted: str) -> tuple[Outcome, str]:
+        """Migrates a file; tells also where it is written, or would be if that were free."""
         try:
             done = files.migrate(file.path, wanted, dry_run=dry_run, **given)
         except TargetExistsError as error:
-            if destinations and error.target:
-                destinations.check_untaken(file, error.target)
-                destinations.take(file, wanted, error.target)
-            if not skip_existing:
-                raise
-            return Outcome(file.path, skipped=error.target)
+            if skip_existing:
+                return Outcome(file.path, skipped=error.target), error.target
+            return Outcome(file.path, error=error), error.target
         except OptionNeededError as error:
-            return Outcome(file.path, error.plan, error)
-        if destinations:
-            if dry_run:  # it may have another ending, and nothing lies there that is in the way
-                destinations.check_untaken(file, done.target)
-            destinations.take(file, wanted, done.target)
-            notes = destinations.notes(file)
-            done = dataclasses.replace(done, notes=(*done.notes, *notes))
-        return Outcome(file.path, done)
+            return Outcome(file.path, error.plan, error), ""
+        return Outcome(file.path, done), done.target
 
     return _each(found, one, "Planning" if dry_run else "Migrating", progress, told)
 

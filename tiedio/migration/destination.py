@@ -26,13 +26,11 @@ def check_ending(wanted: Storage) -> None:
         )
 
 
-def check_free(wanted: Storage) -> None:
+def check_free(wanted: Storage, advice: str = "") -> None:
     """Raises `TargetExistsError` if something is there."""
+    usual = "Pass another path, `--overwrite` to replace it, or `--skip-existing` to keep it."
     try:
-        wanted.check_free(
-            TargetExistsError,
-            "Pass another path, `--overwrite` to replace it, or `--skip-existing` to keep it.",
-        )
+        wanted.check_free(TargetExistsError, advice or usual)
     except TargetExistsError as error:
         error.target = wanted.name
         raise
@@ -63,12 +61,29 @@ class Destinations:
         self.check_untaken(file, self._targets[file.path])
         return self._targets[file.path]
 
+    def instead_of(self, file: File, target: str) -> str:
+        """Returns another path for a file that would be written to that of another one.
+
+        Raises:
+            MigrationError: If there is none that is its own.
+        """
+        kept = os.path.join(self._folder, renamed(file.name, keeps_ending=True))
+        if self._targets[file.path] == kept:
+            self.check_untaken(file, target)
+        self._targets[file.path] = kept
+        return self.of(file)
+
+    def is_taken(self, file: File, target: str) -> bool:
+        """Whether another file has, or gets, a path."""
+        return self._taken.get(_identity(target), file.path) != file.path
+
     def check_untaken(self, file: File, target: str) -> None:
         """Raises `MigrationError` if another file has, or gets, a path."""
-        if (other := self._taken.get(_identity(target), file.path)) != file.path:
+        if self.is_taken(file, target):
             raise MigrationError(
                 f"`{file.path}` would be written to `{target}`.\n"
-                f"Expected: a path of its own. Received: that of {listed([other])}.\n"
+                "Expected: a path of its own. "
+                f"Received: that of {listed([self._taken[_identity(target)]])}.\n"
                 "Migrate it by itself, or rename one of the two."
             )
 

@@ -33,7 +33,8 @@ def chosen(wanted: Storage, checkpoint: Checkpoint, source: Storage) -> Chosen:
     """
     destination, holds_model, notes = _destination(wanted, checkpoint)
     if destination.name != wanted.name:  # which nobody allowed to be replaced
-        check_free(destination)
+        told = f"It is written there instead of to `{wanted.label}`. Pass that path itself"
+        check_free(destination, f"{told}, with `--overwrite` to replace what is there, or another.")
     _check_apart(destination, source)
     return destination, holds_model, notes
 
@@ -83,7 +84,8 @@ def _destination(wanted: Storage, checkpoint: Checkpoint) -> Chosen:
     else:
         why = "it does not tell how Keras 3 would store them"
     found = wanted.sibling(stem + ending)
-    return found, False, (f"Written as weights only, to `{found.label}`: {why}.",)
+    what = "only" if has_places else "in the layout of Keras 2, for which Keras wants such a name"
+    return found, False, (f"Written to `{found.label}`, as weights {what}: {why}.",)
 
 
 def _check_apart(destination: Storage, source: Storage) -> None:
