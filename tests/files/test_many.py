@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from checkout import FIXTURES
 
 import tiedio
 from tiedio import errors, files
@@ -132,6 +133,34 @@ def test_links_between_new_folders(tmp_path):
     assert not first.error
     assert "would be written to" in str(other.error)
     assert number_of(tmp_path / "new" / "a" / "x.keras") == 1
+
+
+def test_weights_in_the_layout_of_keras_2_end_in_h5(tmp_path):
+    """What they are called otherwise only their content tells; nothing else gives way for it."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    for writer, name in (("tf_2_8", "a.h5"), ("tf_2_0", "a.weights.h5")):
+        shutil.copy(FIXTURES / writer / "two_paddings.weights.h5", old / name)
+    options = {"accept": ["contents"]}
+    for also in ({}, {"overwrite": True}):
+        found = targets(migrated(old, new, **options, **also))
+        assert found == {"a.h5": "a.h5", "a.weights.h5": "a_h5.h5"}
+    kept = many.migrate(str(old), str(new), skip_existing=True, **options)
+    assert [Path(one.skipped).name for one in kept] == ["a.h5", "a_h5.h5"]
+    assert contents(new).keys() == {new / name for name in found.values()}
+    named = tmp_path / "x.weights.h5"
+    done = files.migrate(old / "a.weights.h5", named, **options)
+    assert done.notes[-1] == (
+        "Written to `x.h5`, as weights in the layout of Keras 2, for which Keras wants such a "
+        "name: the file holds no config of the model (`--config` gives one)."
+    )
+    with pytest.raises(errors.TargetExistsError) as error:  # nobody named that path
+        files.migrate(old / "a.weights.h5", named, **options, overwrite=True)
+    assert str(error.value).splitlines()[-1] == (
+        "It is written there instead of to `x.weights.h5`. Pass that path itself, with "
+        "`--overwrite` to replace what is there, or another."
+    )
+    assert files.migrate(old / "a.h5", tmp_path / "x.h5", **options, overwrite=True).target
 
 
 def test_a_name_that_another_file_has(old, tmp_path):

@@ -8,6 +8,7 @@ from checkout import FIXTURES
 
 import tiedio
 from tiedio import errors, files
+from tiedio.files import many
 from tiedio.storage.locating import at
 
 OTHERS = FIXTURES / "others"
@@ -133,6 +134,20 @@ def test_no_migration_is_promised_that_is_refused(name, tmp_path):
     with pytest.raises(errors.MigrationError, match=r"`keras\.layers\.TFSMLayer` runs it") as error:
         files.migrate(OTHERS / f"{name}_savedmodel", tmp_path / "new.keras")
     assert not isinstance(error.value, errors.OptionNeededError)  # no option helps
+    planned = many.plan(OTHERS / f"{name}_savedmodel")
+    assert [(str(one.state), str(one.error)) for one in planned] == [("failed", str(error.value))]
+
+
+def test_a_plan_says_that_a_config_is_needed(tmp_path):
+    pytest.importorskip("tensorflow")
+    path = FIXTURES / "tf_2_3/two_paddings_ckpt"
+    with pytest.raises(errors.OptionNeededError) as error:
+        files.migrate(path, tmp_path / "new.keras")
+    assert error.value.plan == files.plan(path)
+    assert (files.plan(path).refused, files.plan(path).needs) == (
+        str(error.value),
+        ("--config FILENAME",),
+    )
 
 
 def test_checkpoints_of_tensorflow_are_verified(tmp_path):

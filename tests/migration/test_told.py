@@ -10,6 +10,7 @@ from checkout import FIXTURES
 from click.testing import CliRunner
 from pinning import pin
 
+import tiedio
 from tiedio import errors, files
 from tiedio.cli.main import main
 
@@ -100,6 +101,21 @@ def test_the_config_of_another_model_is_refused(writer):
         else:
             with pytest.raises(errors.ArgumentError, match="is not that of the model in"):
                 files.plan(weights, config=config_of(path))
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.weights.h5"])
+def test_nothing_is_said_of_an_optimizer_that_a_file_does_not_have(name, tmp_path):
+    """Also if the config that is given says how its model was compiled."""
+    model = called(a=1, b=1)
+    path = weights_of(model, tmp_path / name)
+    model.compile("adam", "mse")
+    config = json.loads(model.to_json())
+    assert "adam" in json.dumps(config["compile_config"]).lower()
+    done = files.migrate(path, tmp_path / "new.keras", config=config)
+    assert done.notes == ()
+    loaded = tiedio.load_tied(done.target)
+    assert int(loaded.optimizer.iterations) == 0 and loaded.compiled
+    assert all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
 
 
 def weights_of(model, path):

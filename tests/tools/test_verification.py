@@ -10,6 +10,7 @@ import sample_files
 from checkout import FIXTURES
 
 import tiedio
+from tiedio import files
 from tiedio.errors import FileFormatError
 from tiedio.tools.verification import verify
 
@@ -178,3 +179,17 @@ def test_a_truncated_archive_is_an_error(tmp_path):
     shutil.copy(FIXTURES / "truncated.keras", tmp_path)
     with pytest.raises(FileFormatError):
         verify(tmp_path / "truncated.keras")
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "verify", "load_tied"])
+def test_every_command_says_of_a_damaged_archive_the_same(command, tmp_path):
+    """And not what HDF5 cannot read for it."""
+    content = bytearray((FIXTURES / "keras_3_15/nested.keras").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 24] = bytes(byte ^ 0x5A for byte in content[middle : middle + 24])
+    (tmp_path / "damaged.keras").write_bytes(content)
+    with pytest.raises(FileFormatError) as error:
+        getattr(tiedio if command == "load_tied" else files, command)(tmp_path / "damaged.keras")
+    what, told, _ = str(error.value).splitlines()
+    assert what == f"`{tmp_path / 'damaged.keras'}` is damaged."
+    assert told.endswith("Received: Bad CRC-32 for file 'model.weights.h5'.")

@@ -63,9 +63,9 @@ def content(
             )
             if untrained and holds_model:
                 notes.append(
-                    f"The optimizer has no state of {listed(untrained)}, as of what was frozen when "
-                    "it was built. Before `fit`, set `trainable = False` there, or compile the model "
-                    "again."
+                    f"The optimizer has no state of {listed(untrained)}, as of what was frozen "
+                    "when it was built. Before `fit`, set `trainable = False` there, or compile "
+                    "the model again."
                 )
     if not checkpoint.is_by_position:
         _add_others(checkpoint, layout, first, without_optimizer=values is not None)
