@@ -157,8 +157,8 @@ def test_weights_in_the_layout_of_keras_2_end_in_h5(tmp_path):
     with pytest.raises(errors.TargetExistsError) as error:  # nobody named that path
         files.migrate(old / "a.weights.h5", named, **options, overwrite=True)
     assert str(error.value).splitlines()[-1] == (
-        "It is written there instead of to `x.weights.h5`. Pass that path itself, with "
-        "`--overwrite` to replace what is there, or another."
+        f"It would be written there, and not to `x.weights.h5`. Pass `{tmp_path / 'x.h5'}` with "
+        "`--overwrite` to replace that, another path, or `--skip-existing` to keep it."
     )
     assert files.migrate(old / "a.h5", tmp_path / "x.h5", **options, overwrite=True).target
 

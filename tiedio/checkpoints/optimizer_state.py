@@ -10,6 +10,7 @@ import numpy as np
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
+from tiedio.errors import listed
 from tiedio.formats.content import Weight
 from tiedio.keras_versions import layer_outline, optimizer_slots
 from tiedio.keras_versions.optimizer_slots import Slots
@@ -36,14 +37,12 @@ class Rewritten:
     Attributes:
         values: The stored values.
         trained: The entry of the record for the variables that it is of, if they are known.
-        diverged: The owners that have several states: the first is taken.
-        untrained: The layers, or models in the model, that are not frozen, and have no state.
+        notes: What is to be said of it.
     """
 
     values: Sequence[Weight | np.ndarray]
     trained: Mapping[str, tuple[Place, ...] | None]
-    diverged: Sequence[str] = ()
-    untrained: Collection[str] = ()
+    notes: Sequence[str] = ()
 
 
 # The entry in the record of an optimizer that was not built, and starts anew.
@@ -101,14 +100,21 @@ def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
     return Rewritten(
         optimizer_slots.ordered(slots, order, checkpoint.optimizer),
         {OPTIMIZER: tuple(p for owner in states if (p := checkpoint.by_name[owner].place))},
-        [owner for owner, indexes in states.items() if len(set(map(digests, indexes))) > 1],
-        _without_slots(trained, owners, states),
+        [
+            *(
+                f"The optimizer has several states of `{owner}`: that of the variable itself is "
+                "kept."
+                for owner, indexes in states.items()
+                if len(set(map(digests, indexes))) > 1
+            ),
+            *_notes_on_frozen(trained, owners, states),
+        ],
     )
 
 
-def _without_slots(
+def _notes_on_frozen(
     trained: Sequence[StoredVariable], owners: Mapping[str, str], having: Collection[str]
-) -> Collection[str]:
+) -> Iterator[str]:
     """Names what is trained and has no slots, by the largest parts of the model that are all so."""
 
     def around(variable: StoredVariable) -> Iterator[str]:
@@ -119,7 +125,11 @@ def _without_slots(
     names = {one.name for one in lacking}
     others = {path for one in trained if one.name not in names for path in around(one)}
     known = [one for one in lacking if one.trainable]
-    return {next(path for path in around(one) if path not in others) for one in known}
+    if parts := {next(path for path in around(one) if path not in others) for one in known}:
+        yield (
+            f"The optimizer has no state of {listed(parts)}, as of what was frozen when it was "
+            "built. Before `fit`, set `trainable = False` there, or compile the model again."
+        )
 
 
 def _of_unknown(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost:

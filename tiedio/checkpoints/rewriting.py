@@ -15,7 +15,6 @@ from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.optimizer_state import NOT_BUILT, OPTIMIZER, Lost, Rewritten
 from tiedio.checkpoints.stated_ties import Tie, gathered, joined
 from tiedio.checkpoints.variables import StoredVariable
-from tiedio.errors import listed
 from tiedio.formats.content import ASSETS, Content, OldLayout, Weight
 from tiedio.formats.hdf5_writer import Layout, Tensor
 from tiedio.record.record import Record
@@ -55,18 +54,8 @@ def content(
         case Lost(why):
             values, trained = (), NOT_BUILT
             notes.append(f"The state of the optimizer is left out, and it starts anew: {why}.")
-        case Rewritten(values, trained, diverged, untrained):
-            notes += (
-                f"The optimizer has several states of `{owner}`: that of the variable itself is "
-                "kept."
-                for owner in diverged
-            )
-            if untrained and holds_model:
-                notes.append(
-                    f"The optimizer has no state of {listed(untrained)}, as of what was frozen "
-                    "when it was built. Before `fit`, set `trainable = False` there, or compile "
-                    "the model again."
-                )
+        case Rewritten(values, trained, told):
+            notes += told
     if not checkpoint.is_by_position:
         _add_others(checkpoint, layout, first, without_optimizer=values is not None)
         for number, value in enumerate(values or ()):

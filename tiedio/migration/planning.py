@@ -203,7 +203,8 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
 
     stuck = [one for one in checkpoint.translated.code if one.runs_nowhere]
     refusal = targets.refusal(checkpoint)
-    lacks_config = isinstance(refusal, OptionNeededError)
+    needs = [options([one]) for one in stuck if checkpoint.is_model]
+    needs += [allowing.CONFIG] if isinstance(refusal, OptionNeededError) else []
     return Plan(
         filepath=checkpoint.filepath,
         kind=checkpoint.kind,
@@ -230,10 +231,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
         code={one.name: compiled_by([one]) for one in stuck},
-        needs=(
-            *(options([one]) for one in stuck if checkpoint.is_model),
-            *[allowing.CONFIG] * lacks_config,
-        ),
+        needs=tuple(needs),
         refused=str(refusal or ""),
     )
 

@@ -33,8 +33,10 @@ def chosen(wanted: Storage, checkpoint: Checkpoint, source: Storage) -> Chosen:
     """
     destination, holds_model, notes = _destination(wanted, checkpoint)
     if destination.name != wanted.name:  # which nobody allowed to be replaced
-        told = f"It is written there instead of to `{wanted.label}`. Pass that path itself"
-        check_free(destination, f"{told}, with `--overwrite` to replace what is there, or another.")
+        told = f"It would be written there, and not to `{wanted.label}`."
+        instead = f"Pass `{destination.name}` with `--overwrite` to replace that"
+        kept = "another path, or `--skip-existing` to keep it."
+        check_free(destination, f"{told} {instead}, {kept}")
     _check_apart(destination, source)
     return destination, holds_model, notes
 
