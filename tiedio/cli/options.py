@@ -74,5 +74,5 @@ config = click.option(
     "--config",
     type=click.File(encoding="utf-8"),
     callback=_read_config,
-    help="The model's config, as of `model.to_json()`, for a file without one.",
+    help="The model's config, as of `model.to_json()`, for files of this model without one.",
 )
