@@ -29,9 +29,28 @@ def shown(text: str) -> str:
     )
 
 
-def line(text: str, err: bool = False) -> None:
-    """Prints a line."""
-    click.echo(shown(text.replace("\n", " ")), err=err)
+def line(text: str, err: bool = False, *, whole: bool = False) -> None:
+    """Prints a line; in a terminal several that have room, unless it is to stay `whole`."""
+    text = shown(text.replace("\n", " "))
+    click.echo(text if whole else folded(text, err), err=err)
+
+
+def folded(text: str, err: bool = False) -> str:
+    """Returns text with lines that a terminal has room for; as it is where there is none."""
+    room = console_for(err=err).width
+    return "\n".join("\n".join(_lines(one, room)) for one in text.split("\n"))
+
+
+def _lines(text: str, room: int) -> list[str]:
+    """Breaks a line between words. What is indented stays so."""
+    indent = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(
+        text,
+        room,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def notes(told: Iterable[str]) -> None:
@@ -95,23 +114,16 @@ def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
 def _paragraph(console: Any, titles: Sequence[str], cells: Sequence[str]) -> None:
     first, *others = (" ".join(cell.split()) for cell in cells)
     told = [f"{title}: {cell}" for title, cell in zip(titles[1:], others, strict=True) if cell]
-    for text, indent in ((first, ""), ("; ".join(told), "  ")):
-        for part in textwrap.wrap(
-            text,
-            console.width,
-            initial_indent=indent,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ):
+    for text in (first, f"  {'; '.join(told)}"):
+        for part in _lines(text, console.width):
             console.print(part, **PLAIN)
 
 
-def console_for(line_length: int | None = None, print_fn: Any = None) -> Any:
+def console_for(line_length: int | None = None, print_fn: Any = None, *, err: bool = False) -> Any:
     """Returns where to print; with `print_fn` that is a text without colours."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), color_system=None) if print_fn else Console()
+    console = Console(file=io.StringIO(), color_system=None) if print_fn else Console(stderr=err)
     if line_length or print_fn or not console.is_terminal:
         console.width = line_length or _UNBOUND
     return console

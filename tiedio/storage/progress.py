@@ -25,7 +25,6 @@ def shown(what: str, wanted: bool) -> Iterator[Advance]:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
     try:
