@@ -105,9 +105,14 @@ class OptionNeededError(MigrationError):
 
     Attributes:
         plan: What would be done then, a `tiedio.migration.proposals.Plan`, if that is known.
+        needs: The options, as they are given on the command line.
     """
 
     plan: Any = None
+
+    def __init__(self, message: str, *needs: str):
+        super().__init__(message)
+        self.needs = needs
 
 
 class TargetExistsError(OptionNeededError):

@@ -284,6 +284,14 @@ def test_files_are_read_without_keras(samples, command):
     assert loaded.isdisjoint({"keras", "tensorflow", "safetensors"})
 
 
+@pytest.mark.slow
+def test_what_tensorflow_reads_is_read_without_its_log():
+    quiet = {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    result = tiedio("inspect", FIXTURES / "tf_2_15" / "two_paddings_ckpt", env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_help_needs_no_library():
     result = tiedio("--help", options=["-X", "importtime"])
     loaded = set(re.findall(r"\| +([\w.]+)$", result.stderr, flags=re.MULTILINE))

@@ -231,6 +231,7 @@ def test_functions_take_what_those_of_one_file_take(models, tmp_path):
         assert found[0].to_json() == {
             "filepath": str(tmp_path / "new" / "best.keras"),
             "state": "fine",
+            "needs": [],
             "error": "",
             "skipped": "",
             "result": one.to_json(),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from tiedio.keras_versions import renames
+from tiedio.keras_versions import lambdas, renames
 from tiedio.keras_versions.config_translation import translated
 
 STANDALONE = "2.2.4"
@@ -261,7 +261,8 @@ def test_function_of_lambda_needs_unsafe_mode():
 
     function = found.config["config"]["layers"][0]["config"]["function"]
     assert function["class_name"] == "__lambda__"
-    assert "safe_mode=False" in found.notes[0]
+    (note,) = lambdas.notes(found.code)
+    assert "safe_mode=False" in note
     with pytest.raises(ValueError, match="safe_mode=False"):
         keras.saving.deserialize_keras_object(copy.deepcopy(found.config))
 

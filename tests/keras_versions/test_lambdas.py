@@ -46,7 +46,7 @@ def model(*layers, name="model", **others):
 
 def python_of(text):
     (found,) = lambdas.found(layer("Lambda", "it", function=code(text)))
-    return lambdas.compiled_by([found]), found
+    return lambdas.told([found]), found
 
 
 @pytest.mark.parametrize("number", range(len(functions())))
@@ -107,7 +107,7 @@ COMPILED = {
 def test_code_tells_which_python_compiled_it(version):
     for text in COMPILED[version]:
         told, found = python_of(text)
-        assert told == f"Python {version}", text
+        assert told == f"code of Python {version}", text
         as_first_written = base64.b64decode(text).decode("raw_unicode_escape")
         assert python_of(as_first_written) == (told, found)
         assert found.runs_nowhere == (version < "3.1" or version in ("3.8 to 3.10"))
@@ -117,7 +117,7 @@ def test_code_tells_which_python_compiled_it(version):
 def test_what_is_no_code_runs_nowhere(text):
     told, found = python_of(text)
 
-    assert told == "no known Python"
+    assert told == "code that no known Python wrote"
     assert found.runs_nowhere
     assert not found.runs_in(THIS)
 
@@ -128,7 +128,7 @@ def test_one_file_is_of_one_python():
     found = lambdas.found(
         model(*(layer("Lambda", text[-9:], function=code(text)) for text in (either, surely)))
     )
-    assert lambdas.compiled_by(found) == "Python 3.12"
+    assert lambdas.told(found) == "code of Python 3.12"
 
 
 def everywhere(text):
@@ -185,8 +185,7 @@ def test_shapes_stay_and_so_does_code_of_other_layers():
     assert first["function"]["module"] == "builtins"  # as Keras has what is registered
     assert second == config["config"]["layers"][1]["config"]
     assert [one.name for one in found.code] == ["b"]
-    assert found.notes[:2] == (
-        "`a` runs `Mine>f`: give `Mine>f` as `custom_objects`.",
-        "`c` runs no function: `mine:g` takes the place of none.",
-    )
+    assert found.notes[0] == "`a` runs `Mine>f`: give `Mine>f` as `custom_objects`."
+    assert found.unused == ("c",)
+    assert translated({}, None, "", {"c": "mine:g"}).unused == ("c",)  # of weights only
     assert config["config"]["layers"][0]["config"]["function"] == code("x")  # not that of the user

@@ -47,10 +47,17 @@ def run(*arguments):
 @pytest.mark.parametrize("name", TRUTH)
 def test_named_functions_take_the_place_of_code(name, tmp_path):
     of = [one for one in GIVEN if (one == "distance") == name.startswith("siamese")]
-    told = f"Python {PYTHONS[TRUTH[name]['python']]}, which "
-    (note,) = files.plan(FOLDER / name).notes
-    assert told in note
-    assert all(f"--lambda {one}=MODULE:FUNCTION" in note for one in of)
+    told = f"ode of Python {PYTHONS[TRUTH[name]['python']]}"
+    planned = files.plan(FOLDER / name)
+    options = {f"--lambda {one}=MODULE:FUNCTION" for one in of}
+    if planned.code:
+        assert {*planned.needs} == options
+        assert all(told in one for one in planned.code.values())
+        assert not planned.notes  # what is needed is not said twice
+    else:
+        assert {*planned.offers} == options
+        assert told in planned.notes[0]
+    assert told in files.inspect(FOLDER / name).notes[-1]
     if TRUTH[name]["python"] != THIS:
         for safe_mode in True, False:
             with pytest.raises(
@@ -81,7 +88,7 @@ def test_code_that_nothing_runs_is_refused_by_name(tmp_path):
         "as code.\n"
         f"Expected: code of Python {THIS}, or names. Received: code of Python 3.0 to 3.7.\n"
         "Put functions of your own in its place: "
-        "`tiedio migrate --lambda distance=MODULE:FUNCTION`.",
+        "`tiedio migrate *siamese_python_3_6.h5 NEW.keras --lambda distance=MODULE:FUNCTION`.",
     )
     with pytest.raises(errors.OptionNeededError) as error:
         files.migrate(SIAMESE, tmp_path / "new.keras")
@@ -114,12 +121,45 @@ def test_code_of_this_python_needs_unsafe_mode(tmp_path):
             "which carries a risk of arbitrary code execution.\n"
             "Expected: names of functions. Received: code of Python *.\n"
             "Pass `safe_mode=False` if you trust the file, or put functions of your own in its "
-            "place: `tiedio migrate --lambda twice=MODULE:FUNCTION`.",
+            f"place: `tiedio migrate *{name} NEW.keras --lambda twice=MODULE:FUNCTION`.",
         )
         assert files.plan(tmp_path / name).needs == ()
         files.migrate(tmp_path / name, tmp_path / "new.keras", overwrite=True)
         loaded = tiedio.load_tied(tmp_path / "new.keras", safe_mode=False)
         assert np.array_equal(loaded(np.ones((1, 2), "float32")), [[2, 2]])
+
+
+def test_functions_that_do_not_run_are_named(tmp_path):
+    """Code lacks what it was written beside; a function that is given may be another one."""
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    distance = keras.layers.Lambda(lambda x: keras.ops.abs(x[0] - x[1]), name="distance")(inputs)
+    outputs = keras.layers.Dense(1)(distance)
+    keras.Model(inputs, outputs).save(tmp_path / "own.keras")
+    with pytest.raises(errors.LoadError) as error:
+        tiedio.load_tied(tmp_path / "own.keras", safe_mode=False)
+    pin(
+        error,
+        errors.LoadError,
+        "Cannot build the model of `*own.keras`: `Lambda.call()` failed: *\n"
+        "Expected: a config that Keras * reads. Received: *.\n"
+        "Code may lack what stood beside it. Put functions of your own in its place: `tiedio "
+        "migrate *own.keras NEW.keras --lambda distance=MODULE:FUNCTION`.",
+    )
+    given = {"distance": "mine:absolute"}
+    files.migrate(tmp_path / "own.keras", tmp_path / "new.keras", lambdas=given)
+    for function, told in ((lambda x: x[0][:, :1], "incompatible"), (lambda x: x[3], "failed")):
+        with pytest.raises(errors.LoadError) as error:
+            tiedio.load_tied(tmp_path / "new.keras", custom_objects={"absolute": function})
+        pin(
+            error,
+            errors.LoadError,
+            f"Cannot build the model of `*new.keras`: *{told}*\n"
+            "Expected: a config that Keras * reads. Received: *.\n"
+            "Check the functions of `distance`, or load the file with the same classes, in the "
+            "version it was saved with.",
+        )
+    model = tiedio.load_tied(tmp_path / "new.keras", custom_objects=OWN)
+    assert model.count_params() == 3
 
 
 @pytest.mark.parametrize("given", [["mine:absolute"], {"distance": "import os"}, {"distance": 3}])
@@ -134,7 +174,7 @@ def test_the_command_line_says_what_is_needed(tmp_path):
         result = run(*command)
         assert result.exit_code == 3
         assert wanted in result.output
-    assert json.loads(run("plan", SIAMESE, "--json").output)["needs"] == [wanted]
+    assert json.loads(run("plan", SIAMESE, "--json").stdout)["needs"] == [wanted]
     result = run("migrate", SIAMESE, new)
     assert result.exit_code == 3
     assert wanted in result.output
@@ -148,6 +188,17 @@ def test_in_a_folder_functions_are_of_the_files_that_have_such_layers(tmp_path):
     found = many.migrate(str(FOLDER), str(tmp_path), lambdas=GIVEN)
     assert len(found) == len(TRUTH)
     assert not any(one.error for one in found)
-    found = many.migrate(str(FOLDER), str(tmp_path / "again"), lambdas={"z": "mine:code"})
+    lambdas = {"z": "mine:code", "none": "mine:code"}
+    found = many.migrate(str(FOLDER), str(tmp_path / "again"), lambdas=lambdas)
     assert all(one.state == many.State.NEEDS_OPTION for one in found if one.error)
     assert sum(not one.error for one in found) == 2  # of Python 3.12, which is there
+    assert {need for one in found for need in one.needs} == {
+        "--lambda distance=MODULE:FUNCTION",
+        "--lambda decoder/scale=MODULE:FUNCTION",
+    }
+    given = [f"--lambda={name}={function}" for name, function in lambdas.items()]
+    told = "Note: There is no function at `{}`: `--lambda {}=...` is not used.\n"
+    printed = run("plan", FOLDER, *given).output
+    assert told.format("none", "none") in printed
+    assert told.format("z", "z") not in printed  # which others have
+    assert told.format("z", "z") in run("plan", SIAMESE, *given).output

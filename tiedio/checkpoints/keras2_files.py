@@ -135,7 +135,8 @@ def _variables(
             f"`{old.filepath}` has no values of {listed(unresolved)}.\n"
             "Expected: a value for every variable. Received: fewer, as several were tied inside "
             "one nested model.\n"
-            f'Say to `plan` or `migrate` what they are tied to: `--tie "{unresolved[0]}=..."`.'
+            f'Say to `plan` or `migrate` what they are tied to: `--tie "{unresolved[0]}=..."`.',
+            *(f'--tie "{one}=..."' for one in unresolved),
         )
     return variables, ties
 

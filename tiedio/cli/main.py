@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
 
 # Exit codes beside those of click: 0, and 2 for wrong usage.
 FAILED, NEEDS_OPTION, INTERRUPTED = 1, 3, 130
+
+# TensorFlow logs as it is imported, and its library for layers as well, which reads no files.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 class _OptionNeeded(click.ClickException):
@@ -33,7 +37,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MissingPackageError as error:
-            raise click.UsageError(printing.shown(str(error))) from error
+            raise click.UsageError(_told(error)) from error
         except BrokenPipeError:
             raise  # whoever reads the output has enough
         except KeyboardInterrupt:
@@ -41,7 +45,12 @@ class _Commands(click.Group):
             ctx.exit(INTERRUPTED)
         except (TiedioError, OSError) as error:
             kind = _OptionNeeded if isinstance(error, OptionNeededError) else click.ClickException
-            raise kind(printing.shown(str(error))) from error
+            raise kind(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    prefix = "Error: "  # which click puts before it
+    return printing.folded(prefix + printing.shown(str(error)), err=True).removeprefix(prefix)
 
 
 def _answer(
@@ -61,7 +70,7 @@ def _answer(
         show: Prints what the function says of one file, if one was named.
         show_all: Prints the outcomes of several.
         as_json: Whether to print JSON.
-        writes: Whether files are written, so that one which is not is an error.
+        writes: Whether files are written, so that a second run may go on.
     """
     from tiedio.formats import listing
 
@@ -98,12 +107,15 @@ def _answer(
                 printing.line(told, err=True)
             raise interrupted
     states = {one.state for one in found}
-    sys.exit(FAILED if "failed" in states else NEEDS_OPTION if "needs an option" in states else 0)
+    if states & {"failed", "nothing to verify against"}:
+        sys.exit(FAILED)
+    sys.exit(NEEDS_OPTION if "needs an option" in states else 0)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tiedio")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Keeps weights tied when a Keras model is saved and loaded.
 
     A FILE is one that any version of Keras from 2.0 on wrote, whatever it is
@@ -119,6 +131,9 @@ def main() -> None:
       3    an option is needed, which is named (`plan`, `migrate`); nothing failed
       130  interrupted
     """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
+    for name in _QUIET.keys() - os.environ.keys() if context.invoked_subcommand != "demo" else ():
+        os.environ[name] = _QUIET[name]
+        context.call_on_close(functools.partial(os.environ.pop, name))
 
 
 @main.command()

@@ -1,15 +1,18 @@
 """Print what became of many files: a table, the errors by what to do, and one line of totals."""
 
 import collections
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tiedio.display.printing import bytes_of, line, table
-from tiedio.display.tables import not_tied
+from tiedio.display.printing import bytes_of, line, notes, table
+from tiedio.display.tables import command, not_tied, unused
 
 if TYPE_CHECKING:
     from tiedio.files.many import Outcome
+
+UNVERIFIED = "nothing to verify against"
+# Options that are of one file, and not of all that are migrated.
+_OWN = ("--config", "--tie")
 
 
 def inspected(outcomes: "Sequence[Outcome]") -> None:
@@ -20,7 +23,8 @@ def inspected(outcomes: "Sequence[Outcome]") -> None:
         counts = str(found.variables), str(len(found.tie_groups))
         return found.kind, found.keras_version, *counts, bytes_of(found.bytes_stored), wasted
 
-    _states(("kind", "by Keras", "variables", "ties", "stores", "copies waste"), outcomes, cells)
+    titles = ("kind", "by Keras", "variables", "ties", "stores", "copies waste")
+    _states(titles, outcomes, cells)
     _errors(outcomes)
     _totals(outcomes, fine="Inspected")
 
@@ -32,30 +36,32 @@ def verified(outcomes: "Sequence[Outcome]") -> None:
         return str(found.tensors), found.against
 
     _states(("tensors", "compared with"), outcomes, cells)
+    if any(one.state == UNVERIFIED for one in outcomes):
+        line("What has neither digests nor a checksum gets digests from `tiedio migrate`.")
     _errors(outcomes)
     _totals(outcomes, fine="As they were saved")
 
 
 def planned(outcomes: "Sequence[Outcome]") -> None:
     """Prints which variables of files were tied."""
-    _states(("ties", "saves", "needs"), outcomes, lambda plan: (*_ties(plan), _needs(plan)))
+    _states(("ties", "saves"), outcomes, _ties)
     _remarks(outcomes)
     _errors(outcomes)
+    _by_itself(outcomes, is_written=False)
     _totals(outcomes, fine="With ties", without="nothing to tie")
 
 
 def migrated(outcomes: "Sequence[Outcome]", dry_run: bool = False) -> None:
     """Prints what became of files that were migrated, or would be."""
     would = "would write" if dry_run else "wrote"
-    _states(
-        (would, "ties", "saves", "needs"),
-        outcomes,
-        lambda plan: (plan.target, *_ties(plan), _needs(plan)),
-    )
+    _states((would, "ties", "saves"), outcomes, lambda plan: (plan.target, *_ties(plan)))
     _remarks(outcomes)
     _errors(outcomes)
-    if not dry_run and any(one.state == "needs an option" for one in outcomes):
-        line("Run it again with an option that is needed, and `--skip-existing`, for what is left.")
+    _by_itself(outcomes, is_written=not dry_run)
+    needs = dict.fromkeys(need for one in outcomes for need in one.needs)
+    if shared := [f"`{need}`" for need in needs if not need.startswith((*_OWN, "--overwrite"))]:
+        told = f"with `--skip-existing` and {', '.join(shared)}"
+        line(f"For what is left, {'run it' if dry_run else 'run it again'} {told}.")
     fine = "Would be migrated with ties" if dry_run else "Migrated with ties"
     _totals(outcomes, fine=fine, without="with nothing to tie")
 
@@ -71,20 +77,22 @@ def _ties(plan: Any) -> tuple[str, str]:
     return str(len(plan.proposals)), bytes_of(saved) if saved else ""
 
 
-def _needs(plan: Any) -> str:
-    needs = plan.needs, *(one.needs for one in plan.proposals)
-    return " ".join(dict.fromkeys(itertools.chain(*needs)))
-
-
 def _states(
     titles: Sequence[str], outcomes: "Sequence[Outcome]", cells: Callable[[Any], tuple[str, ...]]
 ) -> None:
+    """Prints a row for each file of which there is more to say than why it failed."""
     empty = ("",) * len(titles)
-    rows = []
-    for one in outcomes:
-        told = cells(one.result) if one.result else (one.skipped, *empty[1:])
-        rows.append((one.filepath, str(one.state), *told))
-    table(("file", "state", *titles), rows)
+    rows = [
+        (
+            one.filepath,
+            str(one.state),
+            *(cells(one.result) if one.result else empty),
+            " ".join(one.needs),
+        )
+        for one in outcomes
+        if one.result or one.needs
+    ]
+    table(("file", "state", *titles, "needs"), rows)
 
 
 def _remarks(outcomes: "Sequence[Outcome]") -> None:
@@ -92,11 +100,27 @@ def _remarks(outcomes: "Sequence[Outcome]") -> None:
     files = collections.defaultdict(list)
     for one in outcomes:
         hints = map(not_tied, one.result.forbidden) if one.result else ()
-        notes = (f"Note: {note}" for note in one.result.notes) if one.result else ()
-        for remark in (*hints, *notes):
+        told = (f"Note: {note}" for note in one.result.notes) if one.result else ()
+        for remark in (*hints, *told):
             files[remark].append(one.filepath)
     for remark, held in files.items():
         line(f"{remark.removesuffix('.')}. Files: {', '.join(held)}")
+    idle = [{*one.result.unused} for one in outcomes if one.result]
+    notes(map(unused, sorted(set.intersection(*idle) if idle else ())))
+
+
+def _by_itself(outcomes: "Sequence[Outcome]", is_written: bool) -> None:
+    """Prints commands for what an option does that is of one file only."""
+    told = []
+    for one in outcomes:
+        offers = one.result.offers if one.result else ()
+        if offers or any(need.startswith(_OWN) for need in one.needs):
+            options = (*one.needs, *offers)
+            told.append(command(one.filepath, one.result, options, is_written=is_written))
+    if told:
+        line("To have more done, with a file by itself, beside what was given:")
+    for one in told:
+        line(f"  {one}", whole=True)  # to be copied
 
 
 def _errors(outcomes: "Sequence[Outcome]") -> None:
@@ -109,9 +133,10 @@ def _errors(outcomes: "Sequence[Outcome]") -> None:
             by_advice[one.state, advice if told else "It failed:"].append((one.filepath, what))
     for (state, advice), held in sorted(by_advice.items(), key=lambda item: item[0][0] == "failed"):
         need = "needs an option" if len(held) == 1 else "need an option"
-        line(f"{_files(len(held))} {'failed' if state == 'failed' else need}. {advice}", err=True)
+        each = "For each: " if len(held) > 1 else ""
+        line(f"{_files(len(held))} {'failed' if state == 'failed' else need}. {each}{advice}")
         for filepath, what in held:
-            line(f"  {filepath}: {what}", err=True)
+            line(f"  {filepath}: {what}")
 
 
 def _totals(outcomes: "Sequence[Outcome]", fine: str, without: str = "") -> None:
@@ -121,7 +146,8 @@ def _totals(outcomes: "Sequence[Outcome]", fine: str, without: str = "") -> None
     if without:
         told[without] = sum(one.state == "fine" and not one.result.proposals for one in outcomes)
         told[fine] -= told[without]
-    told |= {state: counts[state] for state in ("skipped", "needs an option", "failed")}
+    others = (UNVERIFIED, "skipped", "needs an option", "failed")
+    told |= {state: counts[state] for state in others}
     told = {name: count for name, count in told.items() if count or name in (fine, "failed")}
     line(f"{_files(len(outcomes))}. {'; '.join(f'{n}: {c}' for n, c in told.items())}")
 

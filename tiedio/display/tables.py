@@ -3,7 +3,8 @@
 How results look is decided here, and nothing else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiedio.display.printing import PLAIN, bytes_of, console_for, line, notes, show, shown, table
@@ -141,9 +142,14 @@ def plan(found: "Plan", dry_run: bool = False) -> None:
         line(_nothing_to_tie(found.calls))
     for one in found.forbidden:
         line(not_tied(one))
-    notes(found.notes)
+    notes((*found.notes, *map(unused, found.unused)))
     if found.target:
         line(f"{'Would write' if dry_run else 'Wrote'} {found.target}")
+    if found.offers:
+        options = (*found.needs, *found.offers)
+        told = command(found.filepath, found, options, is_written=not dry_run)
+        line("To have more done, beside what was given:")
+        line(f"  {told}", whole=True)  # to be copied
 
 
 def exported(found: "Export") -> None:
@@ -171,9 +177,29 @@ def _groups(
 
 
 def not_tied(one: "Proposal") -> str:
-    """Says why variables that are equal were not tied, and how to tie them."""
-    told = f"Not tied: {' = '.join(one.names)}: {one.why}"
-    return f"{told}. To tie them: {', '.join(one.needs)}"
+    """Says why variables that are equal were not tied."""
+    return f"Not tied: {' = '.join(one.names)}: {one.why}."
+
+
+def unused(name: str) -> str:
+    """Says that a function was given for nothing."""
+    return f"There is no function at `{name}`: `--lambda {name}=...` is not used."
+
+
+def command(
+    filepath: str, found: "Plan | None", options: Iterable[str], *, is_written: bool
+) -> str:
+    """Returns the command that migrates one file by itself, with options.
+
+    Args:
+        filepath: The file.
+        found: What became of it, if that is known.
+        options: The options.
+        is_written: Whether its target was written, if it has one.
+    """
+    target = found.target if found else ""
+    told = ["tiedio migrate", shlex.quote(filepath), shlex.quote(target) if target else "DST"]
+    return " ".join([*told, *["--overwrite"] * bool(target and is_written), *options])
 
 
 def _proposal(one: "Proposal") -> tuple[str, ...]:

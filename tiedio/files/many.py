@@ -36,6 +36,7 @@ class State(enum.StrEnum):
     """What became of a file."""
 
     FINE = "fine"
+    UNVERIFIED = "nothing to verify against"
     SKIPPED = "skipped"
     NEEDS_OPTION = "needs an option"
     FAILED = "failed"
@@ -62,15 +63,21 @@ class Outcome:
     def state(self) -> State:
         if self.skipped:
             return State.SKIPPED
-        if self.error is None:
-            return State.FINE
+        if self.error is None:  # a file that can be read may have no digests, and no checksum
+            return State.FINE if getattr(self.result, "is_verified", True) else State.UNVERIFIED
         needs_option = isinstance(self.error, OptionNeededError)
         return State.NEEDS_OPTION if needs_option else State.FAILED
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The options without which it is not done, as they are given on the command line."""
+        return self.error.needs if isinstance(self.error, OptionNeededError) else ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "filepath": self.filepath,
             "state": str(self.state),
+            "needs": list(self.needs),
             "error": str(self.error or ""),
             "skipped": self.skipped,
             "result": self.result and self.result.to_json(),

@@ -46,6 +46,7 @@ class Translated:
         untranslated: Parts that Keras 3 cannot load, or would load as something else.
         code: Functions that are there as code, which few versions of Python run.
         lost: Those of the notes that say what training does not go on with.
+        unused: Names that functions were given for, and that have none.
     """
 
     config: dict[str, Any]
@@ -53,6 +54,7 @@ class Translated:
     untranslated: tuple[str, ...] = ()
     code: tuple[Code, ...] = ()
     lost: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def translated(
@@ -72,11 +74,12 @@ def translated(
     """
     model: dict[str, Any] = with_public_names(config)
     if not model:
-        return Translated(model)
+        return Translated(model, unused=tuple(functions or ()))
     version = KerasVersion(keras_version or str(model.get("keras_version", "")))
     of_keras_3 = _is_of_keras_3(model, version)
     translation = _Translation(version, of_keras_3)
-    translation.notes += lambdas.replace(model, functions or {})
+    notes, unused = lambdas.replace(model, functions or {})
+    translation.notes += notes
     if of_keras_3 and "module" in model:
         graph_calls.number_anew(model)
     else:
@@ -88,14 +91,13 @@ def translated(
             return Translated(model, (), (told,))
         if compiled:
             model["compile_config"] = compiled
-    code = lambdas.found(model)
-    translation.notes += lambdas.notes(code)
     return Translated(
         model,
         tuple(dict.fromkeys((*translation.notes, *translation.lost))),
         tuple(dict.fromkeys(translation.untranslated)),
-        tuple(code),
+        tuple(lambdas.found(model)),
         tuple(dict.fromkeys(translation.lost)),
+        tuple(unused),
     )
 
 

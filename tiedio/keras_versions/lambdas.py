@@ -68,15 +68,17 @@ class Code:
         return self.pythons is None or self.pythons in (_UP_TO_2, _UP_TO_3_7, _UP_TO_3_10)
 
 
-def compiled_by(codes: Iterable[Code]) -> str:
-    """Tells in words which versions of Python compiled some code."""
+def told(codes: Iterable[Code]) -> str:
+    """Says of some code which versions of Python compiled it."""
     pythons = sorted({one.pythons for one in codes if one.pythons})
-    return f"Python {', '.join(one.name for one in pythons)}" if pythons else "no known Python"
+    if not pythons:
+        return "code that no known Python wrote"
+    return f"code of Python {', '.join(one.name for one in pythons)}"
 
 
-def options(codes: Iterable[Code]) -> str:
-    """Names the options that put functions in the place of some code."""
-    return " ".join(f"--lambda {one.name}=MODULE:FUNCTION" for one in codes)
+def options(names: Iterable[str]) -> str:
+    """Returns the options that put functions in the place of code, by its names."""
+    return " ".join(f"--lambda {name}=MODULE:FUNCTION" for name in names)
 
 
 def found(config: Any) -> list[Code]:
@@ -90,6 +92,11 @@ def found(config: Any) -> list[Code]:
         if pythons[name] == _3_11_OR_3_12:
             (pythons[name],) = surely
     return [Code(name, pythons[name]) for name in sorted(pythons)]
+
+
+def named(config: Any) -> list[str]:
+    """Lists the `Lambda` layers of a config whose functions have names, for who loads it."""
+    return [held.name for held in _functions(config) if _code(held) is None]
 
 
 def check(given: Mapping[str, str] | None) -> None:
@@ -118,21 +125,19 @@ def notes(codes: Sequence[Code]) -> Iterator[str]:
         ),
     ):
         if these:
-            yield (
-                f"Code of {compiled_by(these)}, {which}: {listed(one.name for one in these)}. To "
-                f"put functions in its place: `migrate {options(these)}`."
-            )
+            of = told(these).capitalize().replace("python", "Python")
+            yield f"{of}, {which}: {listed(one.name for one in these)}."
 
 
-def replace(config: Any, given: Mapping[str, str]) -> Iterator[str]:
+def replace(config: Any, given: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Puts functions of a name in the place of others.
 
     Args:
         config: A config of any version, which is changed.
         given: Functions by their names, as `check` has them, by what each takes the place of.
 
-    Yields:
-        Notes for the user.
+    Returns:
+        Notes for the user, and the names that have no function there.
     """
     left = dict(given)
     for held in list(_functions(config)) if given else ():
@@ -142,12 +147,12 @@ def replace(config: Any, given: Mapping[str, str]) -> Iterator[str]:
         held.holder[held.key] = _described(given[held.name])
         if held.is_what_it_computes and not _is_shape(held.holder.get("output_shape")):
             del held.holder["output_shape"]  # Keras finds it out by calling the function
-    for name, function in given.items():
-        if name in left:
-            yield f"`{name}` runs no function: `{function}` takes the place of none."
-        elif not function.startswith("keras."):
-            supplied = function.rpartition(":")[2]
-            yield f"`{name}` runs `{function}`: give `{supplied}` as `custom_objects`."
+    notes = [
+        f"`{name}` runs `{function}`: give `{function.rpartition(':')[2]}` as `custom_objects`."
+        for name, function in given.items()
+        if name not in left and not function.startswith("keras.")
+    ]
+    return notes, list(left)
 
 
 def _is_shape(given: Any) -> bool:

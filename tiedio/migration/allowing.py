@@ -5,11 +5,11 @@ from collections.abc import Collection
 
 from tiedio.checkpoints.stated_ties import Evidence
 from tiedio.errors import MigrationError, OptionNeededError, listed, texts
+from tiedio.keras_versions.lambdas import options
 from tiedio.migration.proposals import Plan, Proposal
 
 RECONCILE = ("error", "owner", "mean")
 ACCEPT_CONTENTS, RECONCILE_OWNER = "--accept contents", "--reconcile owner"
-CONFIG = "--config FILENAME"
 
 
 def check_rule(reconcile: str) -> None:
@@ -29,7 +29,7 @@ def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model
         planned: The plan.
         accept: As in `migrate`.
         reconcile: As in `migrate`.
-        as_model: Whether a model is written, and not weights only.
+        as_model: Whether a model is written, and not weights only, which need no functions.
 
     Raises:
         MigrationError: If `accept` names what is not proposed.
@@ -51,12 +51,12 @@ def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model
     given = {ACCEPT_CONTENTS: bool(accept), RECONCILE_OWNER: reconcile != "error"}
     return dataclasses.replace(
         planned,
+        code=planned.code if as_model else {},
         proposals=tuple(
             dataclasses.replace(one, needs=tuple(need for need in one.needs if not given.get(need)))
             for one in planned.proposals
             if is_chosen(one)
         ),
-        needs=planned.needs if as_model else (),
     )
 
 
@@ -67,24 +67,24 @@ def check(planned: Plan) -> None:
         OptionNeededError: If an option is needed. The error names it, and has the plan.
         MigrationError: If none helps.
     """
-    if planned.refused and CONFIG not in planned.needs:
+    if planned.refused and not planned.lacks_config:
         raise MigrationError(planned.refused)
     if error := _option_needed(planned):
-        error.plan = planned
+        error.plan, error.needs = planned, planned.needs
         raise error
 
 
 def _option_needed(planned: Plan) -> OptionNeededError | None:
     if planned.refused:
         return OptionNeededError(planned.refused)
-    if planned.needs:
+    if planned.code:
         return OptionNeededError(
             f"Cannot migrate `{planned.filepath}` as a model: it holds the functions of "
             f"{listed(planned.code)} as code.\n"
-            f"Expected: names of functions. Received: code of "
+            f"Expected: names of functions. Received: "
             f"{', '.join(sorted({*planned.code.values()}))}, which does not run in Python 3.11 or "
             "later.\n"
-            f"Pass `{' '.join(planned.needs)}`, or a path ending in `.weights.h5` for weights only."
+            f"Pass `{options(planned.code)}`, or a path ending in `.weights.h5` for weights only."
         )
     weak = [one for one in planned.proposals if ACCEPT_CONTENTS in one.needs]
     if weak:

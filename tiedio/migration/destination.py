@@ -32,7 +32,7 @@ def check_free(wanted: Storage, advice: str = "") -> None:
     try:
         wanted.check_free(TargetExistsError, advice or usual)
     except TargetExistsError as error:
-        error.target = wanted.name
+        error.target, error.needs = wanted.name, ("--overwrite",)
         raise
 
 

@@ -20,8 +20,7 @@ from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import OptionNeededError
 from tiedio.formats import table
-from tiedio.keras_versions import graph_calls
-from tiedio.keras_versions.lambdas import compiled_by, options
+from tiedio.keras_versions import graph_calls, lambdas
 from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.proposals import Plan, Proposal
@@ -201,10 +200,13 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         told = {"evidence": tie.evidence, "why": tie.why, "axes": tie.axes}
         return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
 
-    stuck = [one for one in checkpoint.translated.code if one.runs_nowhere]
+    code = checkpoint.translated.code
+    runs = [one for one in code if not one.runs_nowhere]
+    forbidden = tuple(
+        proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
+        for tie in _gathered(found.forbidden)
+    )
     refusal = targets.refusal(checkpoint)
-    needs = [options([one]) for one in stuck if checkpoint.is_model]
-    needs += [allowing.CONFIG] if isinstance(refusal, OptionNeededError) else []
     return Plan(
         filepath=checkpoint.filepath,
         kind=checkpoint.kind,
@@ -216,10 +218,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             ),
             *map(transposed, found.transposed),
         ),
-        forbidden=tuple(
-            proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
-            for tie in _gathered(found.forbidden)
-        ),
+        forbidden=forbidden,
         calls={
             layer: count
             for layer, count in graph_calls.calls(checkpoint.translated.config).items()
@@ -227,12 +226,20 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         },
         notes=(
             *checkpoint.notes,
+            *lambdas.notes(runs),
             *found.notes,
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
-        code={one.name: compiled_by([one]) for one in stuck},
-        needs=tuple(needs),
+        code={
+            one.name: lambdas.told([one]) for one in code if checkpoint.is_model and one not in runs
+        },
         refused=str(refusal or ""),
+        lacks_config=isinstance(refusal, OptionNeededError),
+        offers=(
+            *(lambdas.options([one.name]) for one in runs),
+            *(need for one in forbidden for need in one.needs),
+        ),
+        unused=checkpoint.translated.unused,
     )
 
 

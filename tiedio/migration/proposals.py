@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from tiedio.checkpoints.stated_ties import Evidence
+from tiedio.keras_versions.lambdas import options
 from tiedio.record.json_fields import Written
 
 
@@ -57,8 +59,10 @@ class Plan(Written):
         notes: Further notes.
         code: The functions that it holds as code no Python from 3.11 on runs, by what they are to
             the model, and which Python compiled each.
-        needs: The options without which no model is written that loads.
         refused: Why nothing can be written of it, or not without `--config`; empty if it can.
+        lacks_config: Whether it can with `--config`.
+        offers: Options that it does without, and that would do more.
+        unused: Names that functions were given for, and that have none in this file.
         target: The file that was written, or would be by a dry run; empty for a plan.
     """
 
@@ -70,6 +74,18 @@ class Plan(Written):
     calls: Mapping[str, int]
     notes: tuple[str, ...]
     code: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    needs: tuple[str, ...] = ()
     refused: str = ""
+    lacks_config: bool = False
+    offers: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     target: str = ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The options without which it is not done."""
+        of_code = (options([name]) for name in self.code)
+        of_ties = (need for one in self.proposals for need in one.needs)
+        return (*["--config FILENAME"] * self.lacks_config, *of_code, *dict.fromkeys(of_ties))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "needs": list(self.needs)}

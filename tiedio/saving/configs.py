@@ -178,8 +178,17 @@ def explained(config: Any, path: str) -> Iterator[None]:
         raise LoadError(
             f"Cannot build the model of `{path}`: {first_line(Exception(cause or kind))}\n"
             f"Expected: a config that Keras {keras.__version__} reads. Received: {kind}.\n"
-            "Load the file with the same classes, in the version it was saved with."
+            f"{_advice(config, path)}"
         ) from error
+
+
+def _advice(config: Any, path: str) -> str:
+    if code := lambdas.found(config):
+        told = "Code may lack what stood beside it. Put functions of your own in its place"
+        return f"{told}: `{_replacing(code, path)}`."
+    advice = "oad the file with the same classes, in the version it was saved with."
+    named = lambdas.named(config)
+    return f"Check the functions of {listed(named)}, or l{advice}" if named else f"L{advice}"
 
 
 def _of_other_pythons(code: Sequence[Code], path: str) -> LoadError:
@@ -188,8 +197,8 @@ def _of_other_pythons(code: Sequence[Code], path: str) -> LoadError:
         f"Cannot build the model of `{path}`: it holds the functions of "
         f"{listed(one.name for one in code)} as code.\n"
         f"Expected: code of Python {sys.version_info[0]}.{sys.version_info[1]}, or names. "
-        f"Received: code of {lambdas.compiled_by(code)}.\n"
-        f"Put functions of your own in its place: `tiedio migrate {lambdas.options(code)}`."
+        f"Received: {lambdas.told(code)}.\n"
+        f"Put functions of your own in its place: `{_replacing(code, path)}`."
     )
 
 
@@ -199,10 +208,15 @@ def _unsafe(code: Sequence[Code], path: str) -> LoadError:
         f"Cannot build the model of `{path}`: it holds the functions of "
         f"{listed(one.name for one in code)} as code, which carries a risk of arbitrary code "
         "execution.\n"
-        f"Expected: names of functions. Received: code of {lambdas.compiled_by(code)}.\n"
+        f"Expected: names of functions. Received: {lambdas.told(code)}.\n"
         "Pass `safe_mode=False` if you trust the file, or put functions of your own in its place: "
-        f"`tiedio migrate {lambdas.options(code)}`."
+        f"`{_replacing(code, path)}`."
     )
+
+
+def _replacing(code: Sequence[Code], path: str) -> str:
+    """The command that puts functions of a name in the place of code."""
+    return f"tiedio migrate {path} NEW.keras {lambdas.options(one.name for one in code)}"
 
 
 def _for_this_keras(config: dict[str, Any]) -> dict[str, Any]:

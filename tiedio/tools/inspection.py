@@ -13,7 +13,7 @@ from tiedio.checkpoints import opening
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import Evidence, gathered
 from tiedio.checkpoints.variables import StoredVariable
-from tiedio.keras_versions import optimizer_slots
+from tiedio.keras_versions import lambdas, optimizer_slots
 from tiedio.keras_versions.layer_outline import configs_of
 from tiedio.record.json_fields import Written
 from tiedio.record.ties import VERSION
@@ -126,7 +126,7 @@ def inspect(filepath: Any) -> Inspection:
             bytes_shared=each - once,
             bytes_wasted=sum(group.nbytes for group in copies),
             optimizer=", ".join(_optimizers(checkpoint)) or _optimizer_state(checkpoint),
-            notes=checkpoint.notes,
+            notes=(*checkpoint.notes, *lambdas.notes(checkpoint.translated.code)),
         )
 
 

@@ -37,16 +37,8 @@ class Verification:
 
     @property
     def error(self) -> FileFormatError | None:
-        """What is wrong with it; `None` if it is verified."""
-        if error := damage.error_of(self.filepath, self.problems):
-            return error
-        if self.against:
-            return None
-        return FileFormatError(
-            f"`{self.filepath}` can be read, and there is nothing to verify it against.\n"
-            "Expected: digests in a record, or a checksum. Received: neither.\n"
-            "What `tiedio migrate` writes has digests."
-        )
+        """What is damaged; `None` if nothing is, as far as there is something to compare with."""
+        return damage.error_of(self.filepath, self.problems)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_verified": self.is_verified}
