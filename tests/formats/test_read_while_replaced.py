@@ -71,6 +71,7 @@ def test_a_save_in_the_middle_of_a_load(tmp_path, monkeypatch, name, owner, func
     assert generations.load(filepath) == first + 1
 
 
+@pytest.mark.slow
 def test_loads_while_saves_go_on(saved):
     filepath, save = saved
     save(filepath, 1)

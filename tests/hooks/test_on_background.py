@@ -103,6 +103,7 @@ def test_a_backup_comes_after_the_checkpoint_that_it_knows(tmp_path, slow, in_ba
     assert written == ["best.keras", "latest.weights.h5"] * 2
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_first_backup_leaves_no_epoch_to_go_on_with(tmp_path):
     """Keras has written which epoch it was by then."""
     (tmp_path / "training_metadata.json").write_text('{"epoch": 1, "batch": 0}')

@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc):
         if "tied" in takes and (writer != reader or name not in TIED):
             continue
         if "container" not in takes:
-            slow = name not in scenarios.OF_EACH_KIND
+            slow = len(asked) == 1 and name not in scenarios.OFTEN
             rows.append(row(writer, reader, name, slow=slow))
             continue
         fit = [c for c in scenarios.CONTAINERS if name not in scenarios.NOT_CONTAINED.get(c, ())]

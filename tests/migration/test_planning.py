@@ -348,7 +348,7 @@ def stored_ties(model):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in scenarios.OF_EACH_KIND else [pytest.mark.slow])
+        pytest.param(name, marks=[] if name in scenarios.OFTEN else [pytest.mark.slow])
         for name in scenarios.SCENARIOS
         if name not in scenarios.SEVERAL  # which stock Keras saves one by one
     ],

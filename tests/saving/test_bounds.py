@@ -86,7 +86,9 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [next(iter(BOMBS)), *(pytest.param(n, marks=pytest.mark.slow) for n in list(BOMBS)[1:])]
+)
 @every()
 def test_an_attribute_of_one_text_many_times(bounds, tmp_path, name, entry):
     file, path, attribute = BOMBS[name]
@@ -278,6 +280,7 @@ def compressed(file, path, shape, dtype="float32"):
     return made
 
 
+@pytest.mark.slow
 @every()
 def test_tensors_that_are_compressed_with_two_paths_each(bounds, tmp_path, entry):
     layers, width = 80, 2000

@@ -95,6 +95,7 @@ def test_training_resumes_with_the_random_numbers_of_the_process(tmp_path, noise
     assert_equal(resumed, model)
 
 
+@pytest.mark.slow
 def test_backups_resume_with_them(tmp_path, noise):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -32,8 +32,7 @@ from .by_hand import gamma_by_hand, kernel_by_hand
 from .containers import CONTAINERS, NOT_CONTAINED
 from .own_storing import Motto
 
-# Of each kind one: these run every time, and go from each backend to each other; the others run
-# where slow tests are asked for. Not `two_embeddings`, which trains
+# Of each kind one: these go from each backend to each other. Not `two_embeddings`, which trains
 # otherwise on TensorFlow: of a row that is looked up twice Adam squares each gradient there, and
 # their sum elsewhere. In `embedding_and_decoder` the decoder's makes the gradient one.
 OF_EACH_KIND = (
@@ -65,11 +64,29 @@ OF_EACH_KIND = (
     "three_views_of_one_table",
     "generator_discriminator_and_gan",
 )
+# These run every time, all others where slow tests are asked for.
+OFTEN = (
+    "two_paddings",
+    "embedding_and_decoder",
+    "kernel_by_hand",
+    "subclassed",
+    "discriminator_frozen_in_the_combined_model",
+    "in_lists_dicts_and_tuples",
+    "recurrent_cells",
+    "one_seed_generator_in_two_layers",
+    "loss_scaling",
+    "moving_averages",
+    "gradient_accumulation",
+    "adamw",
+    "three_views_of_one_table",
+    "generator_discriminator_and_gan",
+)
 
 __all__ = [
     "CONTAINERS",
     "CONTROLS",
     "NOT_CONTAINED",
+    "OFTEN",
     "OF_EACH_KIND",
     "SCENARIOS",
     "SEVERAL",
