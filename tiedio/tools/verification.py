@@ -6,7 +6,7 @@ What counts as damage is decided in `tiedio.formats.damage`.
 import dataclasses
 from typing import Any
 
-from tiedio.errors import FileFormatError
+from tiedio.errors import FileFormatError, explained
 from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.formats.damage import Problem
 from tiedio.keras_versions.keras_version import check_known
@@ -69,7 +69,8 @@ def verify(filepath: Any) -> Verification:
     if saved := tensorflow_paths.find(source):
         from tiedio.checkpoints import tensorflow_files  # few files need it
 
-        tensors, damaged = tensorflow_files.checked(saved)
+        with explained(saved.name, Exception):  # whatever TensorFlow raises
+            tensors, damaged = tensorflow_files.checked(saved)
         problems = tuple(Problem((key,), "not the values that were saved") for key in damaged)
         return Verification(source.name, "checksums", tensors, problems)
     with table.reading(source) as opened:
