@@ -138,9 +138,14 @@ def replacing_folder(
         if durable:
             _flush_folder(target.parent)
     finally:
-        # The new one if something failed, or the old one.
-        shutil.rmtree(partial, ignore_errors=True)
-        unlock()
+        try:
+            # The new one if something failed, or the old one.
+            shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            # Some versions of Python close a folder twice if a signal comes, and say only that.
+            raise error.__context__ or error from None
+        finally:  # what a signal keeps us from removing, the next save removes
+            unlock()
 
 
 def _take_place(partial: Path, target: Path, replaced: Collection[str], durable: bool) -> None:
@@ -299,6 +304,20 @@ def _beside(target: Path, suffix: str) -> list[Path]:
         return []
 
 
+class _Descriptor:
+    """A descriptor that is open as long as this is there, also if a signal comes."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def close(self) -> None:
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    __del__ = close
+
+
 def _remove_leftovers(target: Path) -> None:
     """Removes the partial files of saves to `target` that were killed."""
     for leftover in _beside(target, _SUFFIX):
@@ -322,13 +341,11 @@ if sys.platform != "win32":
             FileNotFoundError: If nothing is at the path by the time it is locked.
         """
         while True:
-            with contextlib.ExitStack() as opened:
-                descriptor = os.dup(file.fileno()) if file else os.open(path, os.O_RDONLY)
-                opened.callback(os.close, descriptor)
-                with contextlib.suppress(OSError):  # where no locks are, nothing is removed either
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return opened.pop_all().close
+            held = _Descriptor(os.dup(file.fileno()) if file else os.open(path, os.O_RDONLY))
+            with contextlib.suppress(OSError):  # where no locks are, nothing is removed either
+                fcntl.flock(held.number, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(held.number), os.stat(path)):
+                return held.close
 
     def _remove_unless_locked(leftover: Path) -> None:
         # On NFS, a lock needs a file that may be written; a folder is opened for reading only.
