@@ -1,6 +1,9 @@
 """The structure of a weights file is as h5py would have written it, and HDF5 goes on from there."""
 
+import collections
 import io
+import re
+import struct
 
 import h5py
 import numpy as np
@@ -121,6 +124,23 @@ def test_a_group_of_any_size_finds_its_members(count):
         assert list(plain["layers"]) == sorted(names)
         assert all(plain["layers"][name].attrs["name"] == name for name in names)
         assert "layer_" not in plain["layers"]
+
+
+def test_nodes_of_a_tree_know_their_neighbours():
+    """HDF5 asks only when it takes nodes away."""
+    content = written({f"g/{number}": {} for number in range(8208)}, {}).getvalue()
+    levels = collections.defaultdict(list)
+    for found in re.finditer(rb"TREE\x00", content):
+        _, _, level, count, left, right = struct.unpack_from("<4sBBHQQ", content, found.start())
+        if level or count > 1:  # not of the groups inside, which are empty, nor of the root
+            levels[level].append((found.start(), left, right))
+    nowhere = (1 << 64) - 1
+    assert {level: len(nodes) for level, nodes in levels.items()} == {0: 33, 1: 2, 2: 1}
+    for nodes in levels.values():
+        places = [nowhere, *(place for place, *_ in nodes), nowhere]
+        assert [(left, right) for _, left, right in nodes] == list(
+            zip(places[:-2], places[2:], strict=True)
+        )
 
 
 def test_more_texts_than_one_collection_holds():
