@@ -82,7 +82,7 @@ def _values(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Proble
         yield Problem((path,), "not the values that were saved" if known else "missing")
     for path in () if digests else weights.below(""):
         try:
-            weights.read(path)
+            weights.check(path)
         except FileFormatError:
             yield Problem((path,), "cannot be read")
 
