@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from tiedio.errors import RESTORE, FileFormatError, first_line, listed
+from tiedio.errors import FileFormatError, first_line
 from tiedio.formats import digests
 from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, content_of, ordered
 from tiedio.formats.device_memory import DeviceMemory
@@ -124,6 +124,9 @@ class WeightsFile(Objects):
 
     def find_damaged(self, also: Iterable[str] = ()) -> list[str]:
         """Reads whatever has a digest, and `also` these; lists all that is not what was saved."""
+        if self.digests:
+            with contextlib.suppress(*HDF5_ERRORS):  # each by itself tells which cannot be read
+                self.sum_up()
         for path in (*self.digests, *also):
             with contextlib.suppress(FileFormatError):
                 self.check(path)
@@ -132,12 +135,13 @@ class WeightsFile(Objects):
     def check(self, dataset_path: str) -> None:
         """Notes in `damaged` if a tensor is missing, or not what its digest says.
 
+        What `sum_up` has digested is not read again.
+
         Raises:
             FileFormatError: As `read`.
         """
         expected = self.digests.get(dataset_path)
         try:
-            self.sum_up()
             found = self._summed.get(self.address(dataset_path))
             if found is None or not digests.are_of_parts(expected or found):
                 self.read(dataset_path)
@@ -155,25 +159,30 @@ class WeightsFile(Objects):
     def sum_up(self) -> list[int]:
         """Reads each file once, and returns their checksums.
 
-        The tensors that lie in one piece are digested as they pass, and not read again by `check`.
+        The tensors that lie in one piece are digested as they pass.
         """
         if not self._checksums:
-            tensors = {window: collections.defaultdict(list) for window in self._windows}
-            for path in self.below(""):
-                with contextlib.suppress(FileFormatError, *HDF5_ERRORS):  # `read` will tell
-                    dataset, window = self._placed(path)
-                    facts = self._facts_of(dataset, window)
-                    self._check(dataset, facts)
-                    if facts.offset is not None and not facts.is_outside:
-                        extent = Extent(facts.offset, facts.nbytes)
-                        tensors[window][extent].append((self.address(path), facts))
-            for window, placed in tensors.items():
-                sums = sums_of(window, placed)
+            placed = self._in_one_piece()
+            for window in self._windows:
+                sums = sums_of(window, (extent for file, extent in placed if file is window))
                 self._checksums.append(sums.checksum)
                 for extent, parts in sums.digests.items():
-                    for address, facts in placed[extent]:
-                        self._summed[address] = digests.of_parts(facts.dtype, facts.shape, parts)
+                    for path, facts in placed[window, extent]:
+                        digest = digests.of_parts(facts.dtype, facts.shape, parts)
+                        self._summed[self.address(path)] = digest
         return self._checksums
+
+    def _in_one_piece(self) -> dict[tuple[Seeking, Extent], list[tuple[str, _Facts]]]:
+        """Finds the tensors whose bytes are in a file as they are in memory, by where they are."""
+        found = collections.defaultdict(list)
+        with contextlib.suppress(FileFormatError):  # `read` will tell what is wrong with one
+            for path in self.below(""):
+                dataset, window = self._placed(path)
+                with self._noted(path, dataset, window) as facts:
+                    self._check(dataset, facts)
+                if facts.offset is not None:
+                    found[window, Extent(facts.offset, facts.nbytes)].append((path, facts))
+        return found
 
     def store(self, inner_path: str) -> "Store":
         """Returns what is stored for one saveable: arrays by name, read when asked for."""
@@ -418,12 +427,3 @@ class WeightsFile(Objects):
             return are_equal(self.read(alias), self.read(owner), axes)
         except KeyError:
             return False
-
-
-def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:
-    """The error for datasets that contradict the record of a file."""
-    return FileFormatError(
-        f"`{filepath}` is damaged at {listed(names)}.\n"
-        f"Expected: the values that were saved. Received: {received}.\n"
-        f"{RESTORE}"
-    )
