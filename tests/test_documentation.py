@@ -27,7 +27,7 @@ def run_commands(example):
 
 
 MARKDOWN = Sybil([PythonCodeBlockParser()], path=str(ROOT), patterns=["*.md"])
-RECIPES = Sybil(
+WITH_COMMANDS = Sybil(
     [PythonCodeBlockParser(), CodeBlockParser("shell", run_commands)],
     path=str(ROOT),
     patterns=["*.md"],
@@ -45,8 +45,8 @@ NEED_ORBAX = ("docs/large-scale.md", "tiedio/hooks/orbax.py")
 
 def examples():
     for sybil, paths in (
-        (MARKDOWN, [page for page in PAGES if page.name != "recipes.md"]),
-        (RECIPES, [ROOT / "docs" / "recipes.md"]),
+        (MARKDOWN, [page for page in PAGES if page.name != "old-files.md"]),
+        (WITH_COMMANDS, [ROOT / "docs" / "old-files.md"]),
         (DOCSTRINGS, (ROOT / "tiedio").rglob("*.py")),
     ):
         for path in sorted(paths):
