@@ -4,6 +4,7 @@
 """
 
 import re
+import textwrap
 from pathlib import Path
 
 import griffe
@@ -13,8 +14,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "results.png"]
 ERRORS = re.findall(r"^class (\w+)", (ROOT / "tiedio" / "errors.py").read_text(), re.MULTILINE)
-# As Keras writes it: not indented, after an empty line.
-EXAMPLE = re.compile(r"^Example:\n\n(.*?)(?=\n\n(?!>>>)\w|\Z)", re.DOTALL | re.MULTILINE)
+# As Keras writes it, not indented, after an empty line; what follows belongs to it.
+EXAMPLE = re.compile(r"^Example:\n\n(.*)", re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,14 +40,12 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
         """Makes a section of an example."""
         if obj.docstring:
-            obj.docstring.value = EXAMPLE.sub(_section, obj.docstring.value)
+            obj.docstring.value = EXAMPLE.sub(
+                lambda found: "Examples:\n" + textwrap.indent(found[1], "    "), obj.docstring.value
+            )
 
     def on_module(self, *, mod: griffe.Module, **kwargs: object) -> None:
         """Lets each module know the errors that its docstrings name, for links."""
         for name in ERRORS:
             if name not in mod.members:
                 mod.members[name] = griffe.Alias(name, f"tiedio.errors.{name}", parent=mod)
-
-
-def _section(example: re.Match[str]) -> str:
-    return "Examples:\n" + re.sub("^(?=.)", "    ", example[1], flags=re.MULTILINE)
