@@ -131,7 +131,7 @@ def main(context: click.Context) -> None:
       3    an option is needed, which is named (`plan`, `migrate`); nothing failed
       130  interrupted
     """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
-    for name in _QUIET.keys() - os.environ.keys() if context.invoked_subcommand != "demo" else ():
+    for name in _QUIET.keys() - os.environ.keys():
         os.environ[name] = _QUIET[name]
         context.call_on_close(functools.partial(os.environ.pop, name))
 
