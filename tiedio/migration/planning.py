@@ -25,7 +25,7 @@ from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.proposals import Plan, Proposal
 from tiedio.storage.locating import at
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 
 def plan(
@@ -150,7 +150,7 @@ def migrate(
         allowing.check(planned)
         with (
             tempfile.TemporaryDirectory() as assets,
-            shown(f"Writing {destination.label}", progress and not dry_run) as advance,
+            bar(f"Writing {destination.label}", progress and not dry_run) as advance,
         ):
             content, lost = rewriting.content(
                 checkpoint,

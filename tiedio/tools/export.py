@@ -26,7 +26,7 @@ from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY, VERSION
 from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def export(
         )
     if not overwrite:
         destination.check_free(SaveError)
-    with shown(f"Writing {destination.label}", progress) as advance:
+    with bar(f"Writing {destination.label}", progress) as advance:
         if ways[1]:
             return _export(filepath, destination, durable, advance)
         return _import(source, destination, durable, advance)
