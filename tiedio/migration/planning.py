@@ -167,7 +167,10 @@ def migrate(
             if not dry_run:
                 container.write(destination, content, durable, advance)
     return dataclasses.replace(
-        planned, notes=(*planned.notes, *notes, *lost), target=destination.name
+        planned,
+        notes=(*planned.notes, *notes, *lost),
+        target=destination.name,
+        is_written=not dry_run,
     )
 
 
