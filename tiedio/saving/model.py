@@ -238,7 +238,7 @@ def load_tied(
         uncollected(),
         tempfile.TemporaryDirectory() as folder,
         migrated.reading(place, Path(folder), verify) as (source, lost),
-        bar(f"Loading {place.label}", progress) as advance,
+        bar(f"Loading {place.label}", progress, "building") as advance,
     ):
         reports = Reports(strict=strict)
         reports.warnings += lost if compile else []

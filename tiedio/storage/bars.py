@@ -12,10 +12,10 @@ _PAUSE, _WIDTH = 0.1, 100
 
 
 class _Bytes(progress.DownloadColumn):
-    """How many bytes are done, of how many. These are known once a model is built."""
+    """How many bytes are done, of how many; or what is done before these are known."""
 
     def render(self, task: progress.Task) -> Any:
-        return "building" if task.total is None else super().render(task)
+        return task.fields["meanwhile"] if task.total is None else super().render(task)
 
 
 class _InNotebook(progress.Progress):

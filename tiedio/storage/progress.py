@@ -12,8 +12,8 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def bar(what: str, wanted: bool) -> Iterator[Advance]:
-    """Shows a bar while inside, if `wanted`. It says `building` until the bytes are known."""
+def bar(what: str, wanted: bool, meanwhile: str = "") -> Iterator[Advance]:
+    """Shows a bar while inside, if `wanted`; until bytes are known, it says what is done first."""
     if not wanted:
         yield lambda count, total, what=None, /: None
         return
@@ -23,13 +23,14 @@ def bar(what: str, wanted: bool) -> Iterator[Advance]:
     try:
         with contextlib.suppress(RuntimeError):  # no thread to draw it, as Python ends: its end is
             made.start()
-        task = made.add_task(what, total=None)
+        task = made.add_task(what, total=None, meanwhile=meanwhile)
 
         def advance(count: int, total: int, what: str | None = None, /) -> None:
             made.update(task, advance=count, total=total, description=what)
 
         yield advance
         # A file is more than its tensors, and not all of these may have been asked for.
-        made.update(task, completed=made.tasks[0].total)
+        total = made.tasks[0].total or 0
+        made.update(task, total=total, completed=total)
     finally:
         made.stop()
