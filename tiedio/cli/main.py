@@ -13,7 +13,7 @@ import click
 from tiedio.cli import options
 from tiedio.display import outcomes, printing
 from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
-from tiedio.words.report import printable
+from tiedio.record.report import printable
 
 # Libraries are imported where a command calls them, as some take their time.
 

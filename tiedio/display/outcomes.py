@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiedio.display.printing import line, report, table
-from tiedio.words.report import Command, bytes_of, notes
+from tiedio.record.report import Command, bytes_of, notes
 
 if TYPE_CHECKING:
     from tiedio.files.many import Outcome

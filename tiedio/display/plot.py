@@ -17,10 +17,10 @@ import keras
 from tiedio.display.graph import FONT, GREY, Graph
 from tiedio.errors import MissingPackageError, SaveError, imported
 from tiedio.model.arguments import as_one, check_built
+from tiedio.record import runs
+from tiedio.record.report import printable, telling
 from tiedio.record.ties import TransposedTie
 from tiedio.storage.locating import path_of
-from tiedio.words import runs
-from tiedio.words.report import printable, telling
 
 # The palette of Okabe and Ito, which all eyes can tell apart, with the letters that are best
 # read on each. More sets than colours are told apart by their numbers.

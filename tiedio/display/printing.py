@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from tiedio.words.notebook import page
-from tiedio.words.report import Command, Report, Table, printable, telling
+from tiedio.record.notebook import page
+from tiedio.record.report import Command, Report, Table, printable, telling
 
 # Wider than any table: what is read by a program is not folded.
 _UNBOUND = 1 << 20

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tiedio.record.ties import TieGroup
 
 from tiedio.display import printing
+from tiedio.record.report import Report, bytes_of
 from tiedio.storage.locating import at
 from tiedio.tools import inspection
-from tiedio.words.report import Report, bytes_of
 
 
 def summary(

@@ -7,10 +7,10 @@ from typing import Any
 
 from tiedio.checkpoints.stated_ties import Evidence
 from tiedio.keras_versions.lambdas import options
+from tiedio.record import runs
 from tiedio.record.json_fields import Written
-from tiedio.words import runs
-from tiedio.words.notebook import Reported
-from tiedio.words.report import Command, Report, Table, notes
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Command, Report, Table, notes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
+from tiedio.record import runs
 from tiedio.record.json_fields import Fields, Written, malformed, typed
-from tiedio.words import runs
-from tiedio.words.notebook import Reported
-from tiedio.words.report import Report, Table
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report, Table
 
 METADATA_KEY = "tiedio"
 VERSION = 1

@@ -14,9 +14,9 @@ from tiedio.checkpoints import opening
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import gathered
 from tiedio.checkpoints.variables import StoredVariable
-from tiedio.words import runs
-from tiedio.words.notebook import Reported
-from tiedio.words.report import Report, Table
+from tiedio.record import runs
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report, Table
 
 # Elements that are compared at once: in their largest type they take eight times as many bytes.
 _PART = 1 << 20

@@ -22,14 +22,14 @@ from tiedio.formats.content import ASSETS, Content, put_asset
 from tiedio.formats.hdf5_writer import Advance, Layout, Tensor
 from tiedio.formats.safetensors_file import SUFFIX
 from tiedio.record.json_fields import Written, parse
+from tiedio.record.notebook import Reported
 from tiedio.record.record import Record
+from tiedio.record.report import Report
+from tiedio.record.report import notes as noted
 from tiedio.record.ties import METADATA_KEY, VERSION
 from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
 from tiedio.storage.progress import bar
-from tiedio.words.notebook import Reported
-from tiedio.words.report import Report
-from tiedio.words.report import notes as noted
 
 
 @dataclasses.dataclass(frozen=True)

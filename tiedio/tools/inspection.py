@@ -15,11 +15,11 @@ from tiedio.checkpoints.stated_ties import Evidence, gathered
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.keras_versions import lambdas, optimizer_slots
 from tiedio.keras_versions.layer_outline import configs_of
+from tiedio.record import runs
 from tiedio.record.json_fields import Written
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report, Table, bytes_of, notes
 from tiedio.record.ties import VERSION
-from tiedio.words import runs
-from tiedio.words.notebook import Reported
-from tiedio.words.report import Report, Table, bytes_of, notes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from tiedio.errors import FileFormatError, explained
 from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.formats.damage import Problem
 from tiedio.keras_versions.keras_version import check_known
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report
 from tiedio.storage.locating import at
-from tiedio.words.notebook import Reported
-from tiedio.words.report import Report
 
 
 @dataclasses.dataclass(frozen=True)

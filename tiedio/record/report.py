@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from tiedio.words import runs
+from tiedio.record import runs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiedio.words import runs
+from tiedio.record import runs
 
 
 def numbered(form, *numbers):

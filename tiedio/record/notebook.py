@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from tiedio.words.report import Command, Report, Table, printable
+from tiedio.record.report import Command, Report, Table, printable
 
 _CELL = "text-align:left;vertical-align:top;padding:.3em .8em;border-bottom:1px solid #8888"
 _NAMES = "font-family:monospace;overflow-wrap:anywhere"

@@ -1,1 +1,0 @@
-"""What people are told of a result, whatever shows it."""
