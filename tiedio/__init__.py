@@ -5,6 +5,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
+    from tiedio.display.doctor import doctor as doctor
     from tiedio.display.plot import plot_ties as plot_ties
     from tiedio.display.summary import summary as summary
     from tiedio.errors import TiedioError as TiedioError
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     name: home
     for home, names in {
+        "display.doctor": ("doctor",),
         "display.plot": ("plot_ties",),
         "display.summary": ("summary",),
         "errors": ("TiedioError", "TiedioWarning"),

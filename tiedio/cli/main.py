@@ -269,6 +269,23 @@ def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
 
 
 @main.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Say what is installed, and what is missing or broken.
+
+    An issue should contain it. Keras is not imported; `tiedio.doctor()` in your
+    own program also says which Keras that uses, and whether it is patched.
+
+    Exit code: 0 if tiedio can work, 1 if something has to be done first.
+    """
+    from tiedio.tools.installation import installation
+
+    found = installation()
+    printing.as_json(found.to_json()) if as_json else tables.installation(found.parts)
+    sys.exit(0 if found.is_fine else FAILED)
+
+
+@main.command()
 def demo() -> None:
     """Save, reload and fine-tune a model with shared weights.
 

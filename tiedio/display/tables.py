@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tiedio.tools.comparison import Comparison, Difference
     from tiedio.tools.export import Export
     from tiedio.tools.inspection import Group, Inspection
+    from tiedio.tools.installation import Part
     from tiedio.tools.verification import Verification
 
 
@@ -233,3 +234,10 @@ def _difference(one: "Difference") -> tuple[str, ...]:
     infinite = f", {one.infinite} of them by no number" if one.infinite else ""
     kinds = f" ({one.dtype}, {one.dtype_in_b})" if one.dtype != one.dtype_in_b else ""
     return name, f"{one.largest:.3g}{kinds}", f"{one.mean:.3g}", f"{one.elements:,}{infinite}"
+
+
+def installation(parts: "Iterable[Part]") -> None:
+    """Prints what is installed, one line each, as it can be pasted anywhere. Needs no package."""
+    for part in parts:
+        told = [part.version or "missing", *filter(None, [part.note])]
+        line(f"{part.name:<18}{', '.join(told)}", whole=True)
