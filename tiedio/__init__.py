@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.saving.weights import load_tied_weights as load_tied_weights
     from tiedio.saving.weights import save_tied_weights as save_tied_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Keras takes seconds to import; commands that only read files do without it.
 _HOMES = {
