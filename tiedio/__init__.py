@@ -59,7 +59,10 @@ __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
+        from tiedio.errors import importing_keras
+
+        with importing_keras(f"`tiedio.{name}`"):
+            return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
     if name == "files":
         return importlib.import_module("tiedio.files")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

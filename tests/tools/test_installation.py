@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -137,6 +138,30 @@ def test_neither_keras_nor_a_backend_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
     assert done.stdout.strip() == b"set()"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_who_has_no_backend_is_told_what_to_install(backend, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Without:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {backend!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Without)\n"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(tmp_path)}
+    for command, name in (
+        (("-c", "import tiedio; tiedio.load_tied('model.keras')"), "`tiedio.load_tied`"),
+        (("-m", "tiedio", "demo"), "The demo"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+        )
+        first, expected, todo = done.stderr.splitlines()[-3:]
+        assert first.endswith(f"{name} needs Keras, and that a backend that is not installed.")
+        assert expected.startswith(f"Expected: `{backend}`. Received: ")
+        assert todo.startswith(f"Install it: `pip install 'tiedio[{backend}]'`, or set KERAS_")
 
 
 def test_what_is_said_of_extras_and_needs_is_what_pyproject_says():

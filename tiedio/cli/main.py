@@ -12,7 +12,7 @@ import click
 
 from tiedio.cli import options
 from tiedio.display import outcomes, printing, tables
-from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
+from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError, importing_keras
 
 # Libraries are imported where a command calls them, as some take their time.
 
@@ -299,6 +299,6 @@ def demo() -> None:
     # Before Keras is imported: this answer should not take seconds.
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
-    from tiedio.cli.demo import run
-
+    with importing_keras("The demo"):
+        from tiedio.cli.demo import run
     raise SystemExit(0 if run() else 1)

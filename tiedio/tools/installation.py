@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import tiedio
-from tiedio.errors import first_line
+from tiedio.errors import BACKENDS, first_line
 from tiedio.keras_versions.keras_version import KerasVersion
 
 TESTED_KERAS = ((3, 10), (3, 12), (3, 15))
-BACKENDS = ("tensorflow", "jax", "torch")
 # What each extra brings: a package, its module, and what that is for.
 EXTRAS = {
     **{backend: (backend, backend, "Keras on this backend") for backend in BACKENDS},
