@@ -118,7 +118,7 @@ def test_what_is_broken_is_told(pip, modules, monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     pip["torch"], modules["torch"] = "2.13.0", None  # its files are gone
     assert part("torch").note == (
-        "broken, there is no module `torch`: `pip install --force-reinstall torch`"
+        "broken, there is no module `torch`: `pip install --force-reinstall --no-deps torch`"
     )
     assert part("torch").is_wrong
     assert "which does not work" in part("backend").note
@@ -128,6 +128,8 @@ def test_what_is_broken_is_told(pip, modules, monkeypatch, tmp_path):
     (tmp_path / "h5py.py").write_text("raise ValueError('numpy.dtype size changed')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "h5py")
+    pip["tensorflow"], pip["tensorflow-cpu"], modules["tensorflow"] = None, "2.21.0", None
+    assert part("tensorflow").note.endswith("--no-deps tensorflow-cpu`")
     assert part("h5py").note.startswith("broken, numpy.dtype size changed: `pip install")
 
 

@@ -152,10 +152,7 @@ def _of_extra(extra: str) -> Part:
 
 def _package(name: str, module: str) -> Part:
     """Says which version of a package pip installed, and whether its module is there."""
-    version = None
-    for package in (name, *_OTHER_NAMES.get(name, ())):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = version or importlib.metadata.version(package)
+    version = _version(name)
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # of the package that it is in
@@ -168,8 +165,17 @@ def _package(name: str, module: str) -> Part:
 
 
 def _broken(part: Part, reason: str) -> Part:
-    note = f"broken, {reason}: `pip install --force-reinstall {part.name}`"
+    names = _OTHER_NAMES.get(part.name, [])
+    name = next(filter(_version, names), part.name)
+    note = f"broken, {reason}: `pip install --force-reinstall --no-deps {name}`"
     return dataclasses.replace(part, note=note, is_wrong=True)
+
+
+def _version(name: str) -> str | None:
+    for package in (name, *_OTHER_NAMES.get(name, [])):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return None
 
 
 def _dotted(version: tuple[int, int]) -> str:
