@@ -2,8 +2,13 @@
 
 import gc
 
+import hypothesis
 import keras
 import pytest
+
+# Whether a test passes, no clock decides.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Folders where training only makes something to save. Whether what TensorFlow traced goes on with
 # old variables, `model`, `hooks` and `journeys` ask.

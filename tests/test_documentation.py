@@ -16,7 +16,9 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 import tiedio
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+GUIDES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+API = list((ROOT / "docs" / "api").glob("*.md"))
+PAGES = [*GUIDES, *API]
 
 
 def run_commands(example):
@@ -27,7 +29,7 @@ def run_commands(example):
 
 
 MARKDOWN = Sybil([PythonCodeBlockParser()], path=str(ROOT), patterns=["*.md"])
-RECIPES = Sybil(
+WITH_COMMANDS = Sybil(
     [PythonCodeBlockParser(), CodeBlockParser("shell", run_commands)],
     path=str(ROOT),
     patterns=["*.md"],
@@ -45,8 +47,8 @@ NEED_ORBAX = ("docs/large-scale.md", "tiedio/hooks/orbax.py")
 
 def examples():
     for sybil, paths in (
-        (MARKDOWN, [page for page in PAGES if page.name != "recipes.md"]),
-        (RECIPES, [ROOT / "docs" / "recipes.md"]),
+        (MARKDOWN, [page for page in PAGES if page.name != "old-files.md"]),
+        (WITH_COMMANDS, [ROOT / "docs" / "old-files.md"]),
         (DOCSTRINGS, (ROOT / "tiedio").rglob("*.py")),
     ):
         for path in sorted(paths):
@@ -111,9 +113,23 @@ def test_links_and_paths_lead_somewhere(page):
     assert not [target for target in targets if not target.exists()]
 
 
-def test_readme_links_every_page():
+def test_readme_links_every_guide():
     linked = {(ROOT / link).resolve() for link in links_on(ROOT / "README.md")}
-    assert set(PAGES) - linked == {ROOT / "README.md"}
+    assert set(GUIDES) - linked == {ROOT / "README.md"}
+
+
+def test_the_api_has_every_public_name():
+    named = {
+        name for page in API for name in re.findall("^::: (.+)", page.read_text(), re.MULTILINE)
+    }
+    public = {f"tiedio.{name}" for name in tiedio.__all__}
+    public |= {f"tiedio.files.{name}" for name in tiedio.files.__all__}
+    public |= {
+        f"tiedio.errors.{name}"
+        for name, kind in vars(tiedio.errors).items()
+        if isinstance(kind, type) and issubclass(kind, tiedio.TiedioError)
+    } - {"tiedio.errors.TiedioError"}
+    assert not public - named
 
 
 def test_design_names_every_folder_and_module_that_exists():

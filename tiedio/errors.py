@@ -46,7 +46,19 @@ _INSIDE = ("tiedio", "keras")
 
 
 class TiedioError(Exception):
-    """Base class of every error and of nothing else."""
+    """Base class of every error and of nothing else.
+
+    Example:
+
+    >>> import tiedio
+    >>> try:
+    ...     tiedio.load_tied("nowhere.keras")
+    ... except tiedio.TiedioError as error:
+    ...     print(error)
+    There is no file `nowhere.keras`.
+    Expected: a file. Received: nothing there.
+    Check the path.
+    """
 
     def or_pass(self, option: str) -> "TiedioError":
         """Returns this error, its advice with an option that the caller has."""
@@ -143,7 +155,14 @@ class NoModelError(LoadError):
 
 
 class TiedioWarning(UserWarning):
-    """Something was given up that the caller allowed, or could not be kept."""
+    """Something was given up that the caller allowed, or could not be kept.
+
+    Example:
+
+    >>> import tiedio, warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", tiedio.TiedioWarning)  # which makes errors of them
+    """
 
 
 def warn(messages: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Digests, and the checksum of a zip archive: of parts, they are those of the whole."""
 
+import io
 import zlib
 
 import numpy as np
@@ -8,17 +9,38 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiedio.formats import digests
+from tiedio.formats import digests, parts
 from tiedio.formats.checksum import Checksum
+from tiedio.formats.parts import Extent
+from tiedio.storage.streams import Window
 
 
 @given(st.lists(st.binary(max_size=100)), st.sampled_from([0, 1, 1 << 16, (1 << 16) + 1]))
-def test_the_checksum_of_parts_is_that_of_all(parts, zeros):
-    parts.insert(len(parts) // 2, bytes(zeros))
+def test_the_checksum_of_parts_is_that_of_all(pieces, zeros):
+    pieces.insert(len(pieces) // 2, bytes(zeros))
     checksum = Checksum()
-    for part in parts:
-        checksum.add(Checksum.of_part(part), len(part))
-    assert (checksum.value, checksum.size) == (zlib.crc32(b"".join(parts)), sum(map(len, parts)))
+    for piece in pieces:
+        checksum.add(Checksum.of_part(piece), len(piece))
+    assert (checksum.value, checksum.size) == (zlib.crc32(b"".join(pieces)), sum(map(len, pieces)))
+
+
+@given(
+    content=st.one_of(st.just(b""), st.binary(min_size=40, max_size=60)),
+    extents=st.lists(st.builds(Extent, st.integers(0, 50), st.integers(0, 20)), max_size=6),
+)
+def test_a_file_is_summed_and_digested_while_it_is_read_once(content, extents):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "PART", 8)
+        sums = parts.sums_of(Window(io.BytesIO(content), 0, len(content)), extents)
+    assert sums.checksum == zlib.crc32(content)
+    end = 0
+    for start, size in sorted(set(extents)):
+        is_digested = end <= start and start + size <= len(content)
+        if is_digested:
+            end = start + size
+        own = content[start:end] if is_digested else b""
+        expected = [xxhash.xxh3_64_digest(own[at : at + 8]) for at in range(0, len(own), 8)]
+        assert sums.digests.get(Extent(start, size), []) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bool", "int64"])

@@ -36,7 +36,7 @@ def partition(model):
     return numbers
 
 
-@hypothesis.settings(deadline=None, max_examples=20)
+@hypothesis.settings(max_examples=20)
 @given(PARTITIONS)
 def test_any_partition_survives_exactly(roles):
     kernels, biases = roles

@@ -590,7 +590,7 @@ _json = strategies.recursive(
 _objects = strategies.dictionaries(_keys, _json)
 
 
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(
     _objects,
     _objects | strategies.none(),
@@ -603,7 +603,7 @@ def test_no_config_makes_it_raise(config, training_config, version):
     assert all(isinstance(one, str) for one in (*found.notes, *found.untranslated))
 
 
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(_objects, _json, _json)
 def test_no_graph_makes_it_raise(layer_config, nodes, ends):
     one = {"class_name": "Dense", "name": "a", "config": layer_config, "inbound_nodes": nodes}

@@ -163,7 +163,7 @@ def test_it_sees_what_keras_builds_of_other_inputs(make):
     check(make())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from(sorted(SEQUENCES)), st.integers(0, 2)), max_size=4))
 def test_it_sees_what_keras_builds_of_models_in_models(parts):
     """Any of them, at any depth, several of one class and of one name."""
@@ -207,7 +207,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["class_name", "config"]), JSON))
 def test_no_config_is_too_strange(config):
     assert isinstance(layer_outline.layers(config), dict)

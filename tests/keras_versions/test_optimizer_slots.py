@@ -619,7 +619,7 @@ STORED = st.lists(st.builds(Weight, NAMES, st.text(max_size=2), SHAPES), max_siz
 VERSIONS = st.sampled_from(["2.2.4", "2.2.4-tf", "2.8.0", "2.15.0", "3.0.5", "3.15.0"]) | st.text()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(CONFIGS, STORED, VERSIONS)
 def test_nothing_that_a_file_says_is_an_error(optimizer, stored, version):
     read = optimizer_slots.read(optimizer, stored, version)

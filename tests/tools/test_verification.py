@@ -12,6 +12,7 @@ from checkout import FIXTURES
 import tiedio
 from tiedio import files
 from tiedio.errors import FileFormatError
+from tiedio.storage.streams import Window
 from tiedio.tools.verification import verify
 
 KERNELS = ("layers/dense/vars/0", "layers/dense_1/vars/0")
@@ -193,3 +194,19 @@ def test_every_command_says_of_a_damaged_archive_the_same(command, tmp_path):
     what, told, _ = str(error.value).splitlines()
     assert what == f"`{tmp_path / 'damaged.keras'}` is damaged."
     assert told.endswith("Received: Bad CRC-32 for file 'model.weights.h5'.")
+
+
+@pytest.mark.parametrize("save", [tiedio.save_tied, lambda model, path: model.save(path)])
+def test_a_file_is_read_once(tmp_path, monkeypatch, save):
+    model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])
+    save(model, tmp_path / "model.keras")
+    read = []
+    whole = Window.read_at
+
+    def counted(window, buffer, position):
+        read.append(len(buffer))
+        whole(window, buffer, position)
+
+    monkeypatch.setattr(Window, "read_at", counted)
+    assert verify(tmp_path / "model.keras").is_verified
+    assert 4e6 < sum(read) < 1.1 * 4e6

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
 
 class Evidence(enum.StrEnum):
-    """Kinds of evidence that variables were tied when they were saved, the strongest first."""
+    """Kinds of evidence that variables were tied when they were saved, the strongest first.
+
+    Attributes:
+        RECORD: The record of the file says so.
+        LINKS: The file stores them once.
+        FINGERPRINT: The file lists one under the name of the other, or does not list it again.
+        GRAPH: They are one node of a graph of objects, as TensorFlow stores it.
+        SLOTS: Their contents are equal, and the optimizer has slots for one of them only.
+        TRANSPOSED: Their contents are, transposed, and the optimizer has slots for one only.
+        GIVEN: You said so.
+        CONTENTS: Their contents are equal, which proves nothing.
+    """
 
     RECORD = "record"
     LINKS = "hard links"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tiedio.errors import FileFormatError, damaged, explained, imported, listed
+from tiedio.formats import digests
 from tiedio.formats.tensorflow_paths import (
     KERAS_METADATA,
     SAVED_MODEL,
@@ -78,6 +79,12 @@ class Tensors:
             raise damaged(self._filepath, declared)
         with explained(self._filepath, Exception):
             return np.asarray(self._reader.get_tensor(dataset_path))
+
+    def first(self, dataset_path: str, count: int, /) -> np.ndarray:
+        return self.read(dataset_path).reshape(-1)[:count]
+
+    def digest(self, dataset_path: str, /) -> str:
+        return digests.of(self.read(dataset_path))
 
     @property
     def keys(self) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tiedio.checkpoints.variables import StoredVariable, Tensors
-from tiedio.formats import digests
 from tiedio.formats.arrays import are_equal
 
 # Fewer elements, or fewer different ones, may be equal by chance: constants, identities.
@@ -25,17 +24,22 @@ class Values:
     def __init__(self, tensors: Tensors):
         self._tensors = tensors
         self._digests: dict[str, str] = {}
-        self._different: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def digest(self, source: str) -> str:
         """Returns a digest of the tensor at a path."""
         if source not in self._digests:
-            value = self._tensors.read(source)
-            self._digests[source] = digests.of(value)
-            # The first few nearly always tell, without sorting all of them.
-            first = len(np.unique(value.reshape(-1)[:_FIRST]))
-            self._different[source] = first if first >= _FEWEST_VALUES else len(np.unique(value))
+            self._digests[source] = self._tensors.digest(source)
         return self._digests[source]
+
+    def _count(self, source: str) -> int:
+        """Returns how many different values a tensor has, or some of them if these are enough."""
+        if source not in self._counts:
+            # The first few nearly always tell, without reading and sorting all of them.
+            count = _different(self._tensors.first(source, _FIRST))
+            enough = count >= _FEWEST_VALUES
+            self._counts[source] = count if enough else _different(self._tensors.read(source))
+        return self._counts[source]
 
     def equal(self, *variables: StoredVariable) -> bool:
         """Whether variables have the same shape, dtype and bytes."""
@@ -53,14 +57,12 @@ class Values:
 
     def are_telling(self, variable: StoredVariable) -> bool:
         """Whether equality is evidence: constants and tiny tensors are equal by chance."""
-        self.digest(variable.source)
         many = math.prod(variable.shape) >= _FEWEST_ELEMENTS
-        return bool(many) and self._different[variable.source] >= _FEWEST_VALUES
+        return many and self._count(variable.source) >= _FEWEST_VALUES
 
     def is_constant(self, variable: StoredVariable) -> bool:
         """Whether it may never have been trained, for all that its values say."""
-        self.digest(variable.source)
-        return self._different[variable.source] < 2
+        return self._count(variable.source) < 2
 
     def beside(
         self, taken: Iterable[Variables], groups: Iterable[Variables]
@@ -114,3 +116,8 @@ class Values:
             for one in alike:
                 held[self.digest(one.source)].append(one)
             yield from (group for group in held.values() if len(group) > 1)
+
+
+def _different(value: np.ndarray) -> int:
+    # With counts: without them NumPy imports its masked arrays, which takes longer than all else.
+    return len(np.unique(value, return_counts=True)[0])

@@ -75,6 +75,7 @@ def plot_ties(
         The picture for a notebook, if IPython is installed and can show it, otherwise `None`.
 
     Raises:
+        ArgumentError: If something else is passed than a model, or models by name, and a path.
         ModelNotBuiltError: If the model has no variables yet.
         MissingPackageError: If pydot, or the program `dot`, is not installed.
         SaveError: If `dot` cannot draw to such a file.

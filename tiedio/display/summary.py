@@ -35,6 +35,7 @@ def summary(
         print_fn: Called with each line, instead of printing it.
 
     Raises:
+        ArgumentError: If something else is passed than a layer, layers by name, or a file.
         MissingFileError: If there is no such file.
         FileFormatError: If the file is not one of Keras, or damaged.
 

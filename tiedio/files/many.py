@@ -33,7 +33,15 @@ from tiedio.storage.progress import shown
 
 
 class State(enum.StrEnum):
-    """What became of a file."""
+    """What became of a file.
+
+    Attributes:
+        FINE: What was asked for is done; a dry run would do it.
+        UNVERIFIED: `verify` can read it, and it has neither digests nor a checksum.
+        SKIPPED: The file that would be written is there already.
+        NEEDS_OPTION: Nothing is wrong, but somebody has to decide.
+        FAILED: It is damaged, no file of Keras, or cannot be written so.
+    """
 
     FINE = "fine"
     UNVERIFIED = "nothing to verify against"
@@ -61,6 +69,7 @@ class Outcome:
 
     @property
     def state(self) -> State:
+        """What that comes to."""
         if self.skipped:
             return State.SKIPPED
         if self.error is None:  # a file that can be read may have no digests, and no checksum
@@ -99,7 +108,11 @@ def inspect(sources: Sources, *, progress: bool = False, told: Told | None = Non
         progress: Whether to show a bar, by files and bytes.
         told: Called with each outcome as soon as it is known.
 
+    Returns:
+        An outcome of each file, with what `tiedio.files.inspect` returns.
+
     Raises:
+        ArgumentError: If something else is passed than a path, or paths.
         MissingFileError: If a folder has no file of Keras, or nothing fits a pattern.
     """
 
@@ -119,6 +132,13 @@ def plan(
         progress: Whether to show a bar.
         told: Called with each outcome.
         **given: Further arguments of `tiedio.files.plan`.
+
+    Returns:
+        An outcome of each file, with its plan.
+
+    Raises:
+        ArgumentError: As in `inspect`.
+        MissingFileError: As in `inspect`.
     """
 
     def one(file: File) -> Outcome:
@@ -135,7 +155,20 @@ def plan(
 
 
 def verify(sources: Sources, *, progress: bool = False, told: Told | None = None) -> list[Outcome]:
-    """Compares many files with what their records say of them; as in `inspect`."""
+    """Compares many files with what their records say of them.
+
+    Args:
+        sources: As in `inspect`, as are the next two.
+        progress: Whether to show a bar.
+        told: Called with each outcome.
+
+    Returns:
+        An outcome of each file, with what `tiedio.files.verify` returns.
+
+    Raises:
+        ArgumentError: As in `inspect`.
+        MissingFileError: As in `inspect`.
+    """
 
     def one(file: File) -> Outcome:
         found = files.verify(file.path)
@@ -168,7 +201,11 @@ def migrate(
         told: Called with each outcome as soon as it is known.
         **given: Further arguments of `tiedio.files.migrate`.
 
+    Returns:
+        An outcome of each file, with what was done, or would be.
+
     Raises:
+        ArgumentError: As in `inspect`.
         MissingFileError: As in `inspect`.
         MigrationError: If the target of many files is the path of one.
     """

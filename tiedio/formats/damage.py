@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from tiedio import errors
-from tiedio.errors import FileFormatError
-from tiedio.formats import hdf5_reader
+from tiedio.errors import RESTORE, FileFormatError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.hdf5_writer import RECORD
@@ -53,7 +52,16 @@ def error_of(filepath: str, problems: Iterable[Problem]) -> FileFormatError | No
         return None
     names = {name for problem in found for name in problem.names}
     what = "; ".join(dict.fromkeys(problem.what for problem in found))
-    return hdf5_reader.damaged(filepath, names, what) if names else errors.damaged(filepath, what)
+    return error_at(filepath, names, what) if names else errors.damaged(filepath, what)
+
+
+def error_at(filepath: str, names: Iterable[str], received: str) -> FileFormatError:
+    """The error for datasets that contradict the record of a file."""
+    return FileFormatError(
+        f"`{filepath}` is damaged at {listed(names)}.\n"
+        f"Expected: the values that were saved. Received: {received}.\n"
+        f"{RESTORE}"
+    )
 
 
 def problems(opened: Opened) -> list[Problem]:
@@ -82,7 +90,7 @@ def _values(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Proble
         yield Problem((path,), "not the values that were saved" if known else "missing")
     for path in () if digests else weights.below(""):
         try:
-            weights.read(path)
+            weights.check(path)
         except FileFormatError:
             yield Problem((path,), "cannot be read")
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from tiedio.errors import RESTORE, FileFormatError, first_line, listed
+from tiedio.errors import FileFormatError, first_line
 from tiedio.formats import digests
 from tiedio.formats.arrays import Axes, Stored, aligned, are_equal, content_of, ordered
 from tiedio.formats.device_memory import DeviceMemory
 from tiedio.formats.hdf5_objects import HDF5_ERRORS, Objects
 from tiedio.formats.hdf5_writer import BFLOAT16, BFLOAT16_STORED, Advance, untold
-from tiedio.formats.parts import Place, Reader
+from tiedio.formats.parts import Extent, Place, Reader, sums_of
 from tiedio.formats.store import Store, Unread
 from tiedio.storage.streams import Seeking
 
@@ -105,6 +105,8 @@ class WeightsFile(Objects):
         self._facts: dict[int, _Facts] = {}
         self._made: dict[tuple[tuple[int, int], bool], tuple[Stored | Unread, int]] = {}
         self._held = 0  # bytes of these
+        self._checksums: list[int] = []
+        self._summed: dict[Any, str] = {}  # digests, by the addresses of tensors
         self._reader = Reader()
 
     def close(self) -> None:
@@ -122,12 +124,65 @@ class WeightsFile(Objects):
 
     def find_damaged(self, also: Iterable[str] = ()) -> list[str]:
         """Reads whatever has a digest, and `also` these; lists all that is not what was saved."""
+        if self.digests:
+            with contextlib.suppress(*HDF5_ERRORS):  # each by itself tells which cannot be read
+                self.sum_up()
         for path in (*self.digests, *also):
-            try:
-                self.read(path)
-            except (KeyError, FileFormatError):
-                self.damaged.add(path)
+            with contextlib.suppress(FileFormatError):
+                self.check(path)
         return sorted(self.damaged)
+
+    def check(self, dataset_path: str) -> None:
+        """Notes in `damaged` if a tensor is missing, or not what its digest says.
+
+        What `sum_up` has digested is not read again.
+
+        Raises:
+            FileFormatError: As `read`.
+        """
+        expected = self.digests.get(dataset_path)
+        try:
+            found = self._summed.get(self.address(dataset_path))
+            if found is None or not digests.are_of_parts(expected or found):
+                self.read(dataset_path)
+            elif expected and found != expected:
+                self.damaged.add(dataset_path)
+        except (KeyError, FileFormatError) as error:
+            self.damaged.add(dataset_path)
+            if isinstance(error, FileFormatError):
+                raise
+
+    def digest(self, dataset_path: str) -> str:
+        """Returns the digest of a tensor; `KeyError` if there is none."""
+        return self._summed.get(self.address(dataset_path)) or digests.of(self.read(dataset_path))
+
+    def sum_up(self) -> list[int]:
+        """Reads each file once, and returns their checksums.
+
+        The tensors that lie in one piece are digested as they pass.
+        """
+        if not self._checksums:
+            placed = self._in_one_piece()
+            for window in self._windows:
+                sums = sums_of(window, (extent for file, extent in placed if file is window))
+                self._checksums.append(sums.checksum)
+                for extent, parts in sums.digests.items():
+                    for path, facts in placed[window, extent]:
+                        digest = digests.of_parts(facts.dtype, facts.shape, parts)
+                        self._summed[self.address(path)] = digest
+        return self._checksums
+
+    def _in_one_piece(self) -> dict[tuple[Seeking, Extent], list[tuple[str, _Facts]]]:
+        """Finds the tensors whose bytes are in a file as they are in memory, by where they are."""
+        found = collections.defaultdict(list)
+        with contextlib.suppress(FileFormatError):  # `read` will tell what is wrong with one
+            for path in self.below(""):
+                dataset, window = self._placed(path)
+                with self._noted(path, dataset, window) as facts:
+                    self._check(dataset, facts)
+                if facts.offset is not None:
+                    found[window, Extent(facts.offset, facts.nbytes)].append((path, facts))
+        return found
 
     def store(self, inner_path: str) -> "Store":
         """Returns what is stored for one saveable: arrays by name, read when asked for."""
@@ -188,6 +243,16 @@ class WeightsFile(Objects):
             if expected and not digests.agrees(expected, value, parts):
                 self.damaged.add(dataset_path)
             return ordered(value, self.axis_orders.get(dataset_path))
+
+    def first(self, dataset_path: str, count: int) -> np.ndarray:
+        """Reads the first elements of a tensor, which are not verified."""
+        dataset, window = self._placed(dataset_path)
+        with self._noted(dataset_path, dataset, window) as facts:
+            if facts.offset is None:
+                return self.read(dataset_path).reshape(-1)[:count]
+            value = aligned((min(count, math.prod(facts.shape)),), facts.dtype)
+            window.read_at(content_of(value), facts.offset)
+            return value
 
     def begin_to_read(self, dataset_path: str, memory: DeviceMemory) -> Callable[[], None]:
         """Begins to read one tensor as `read` does, into the memory of one on a card.
@@ -363,12 +428,3 @@ class WeightsFile(Objects):
             return are_equal(self.read(alias), self.read(owner), axes)
         except KeyError:
             return False
-
-
-def damaged(filepath: str, names: Iterable[str], received: str) -> FileFormatError:
-    """The error for datasets that contradict the record of a file."""
-    return FileFormatError(
-        f"`{filepath}` is damaged at {listed(names)}.\n"
-        f"Expected: the values that were saved. Received: {received}.\n"
-        f"{RESTORE}"
-    )

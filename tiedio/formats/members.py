@@ -10,6 +10,7 @@ from tiedio.errors import FileFormatError, listed
 from tiedio.formats import npz
 from tiedio.formats.content import CONFIG, METADATA, VALUES, WEIGHTS, Opened
 from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.formats.parts import checksum_of
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.streams import Window
@@ -27,8 +28,8 @@ class Members(Protocol):
     filepath: str
 
     @property
-    def verify(self) -> Callable[[str], None] | None:
-        """Compares a member with its checksum; `None` if members have none."""
+    def verify(self) -> Callable[[str, Callable[[], int]], None] | None:
+        """Compares the checksum that is made of a member with its own; `None` if it has none."""
 
     def names(self) -> Collection[str]: ...
     def read(self, name: str) -> bytes: ...
@@ -57,11 +58,14 @@ def opened(members: Members) -> Iterator[Opened]:
         for name in (METADATA, CONFIG)
     )
     with contextlib.ExitStack() as resources:
-        window = resources.enter_context(members.window(stored))
-        if npz.is_one(window):  # Keras writes them as `WEIGHTS` too
-            window = resources.enter_context(npz.converted(window, members.filepath))
-        verify = members.verify and functools.partial(members.verify, stored)
+        member = window = resources.enter_context(members.window(stored))
+        if npz.is_one(member):  # Keras writes them as `WEIGHTS` too
+            window = resources.enter_context(npz.converted(member, members.filepath))
+        checksum = functools.partial(checksum_of, member)
+        verify = members.verify and functools.partial(members.verify, stored, checksum)
         weights = WeightsFile([window], members.filepath, verify)
+        if members.verify and window is member:  # whose tensors are digested at the same time
+            verify = functools.partial(members.verify, stored, lambda: weights.sum_up()[0])
         resources.enter_context(contextlib.closing(weights))
         yield Opened(
             filepath=members.filepath,

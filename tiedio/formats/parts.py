@@ -1,9 +1,11 @@
 """Read bytes in parts, in several threads: to memory of the host or of a card, or to sum them."""
 
+import collections
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from tiedio.formats import digests
 from tiedio.formats.arrays import cut
@@ -17,6 +19,13 @@ _THREADS = min(8, os.cpu_count() or 1)  # more take longer to start than they sa
 
 # Where the bytes from a position on go, so many of them: once the context ends, they are there.
 Place = Callable[[int, int], contextlib.AbstractContextManager[memoryview]]
+
+
+class Extent(NamedTuple):
+    """Where bytes lie in a file."""
+
+    start: int
+    size: int
 
 
 class Reader:
@@ -89,19 +98,86 @@ class Reader:
         return end
 
 
-def checksum_of(source: Seeking) -> int:
-    """Sums all bytes of a file."""
+class Sums(NamedTuple):
+    """What was found out of a file that was read once.
+
+    Attributes:
+        checksum: Of all of it.
+        digests: Those of the parts of each tensor, in order.
+    """
+
+    checksum: int
+    digests: dict[Extent, list[bytes]]
+
+
+def sums_of(source: Seeking, tensors: Iterable[Extent] = ()) -> Sums:
+    """Reads a file once, in several threads.
+
+    Args:
+        source: The file.
+        tensors: Where the tensors are that are digested. One that begins inside another is not.
+    """
     own = threading.local()
 
-    def of_part(start: int) -> tuple[int, int]:
+    def of_run(run: list[_Piece]) -> tuple[int, int, list[tuple[Extent, bytes]]]:
         if not hasattr(own, "memory"):
-            own.memory = bytearray(digests.PART)
-        part = memoryview(own.memory)[: min(digests.PART, source.size - start)]
-        source.read_at(part, start)
-        return Checksum.of_part(part), len(part)
+            own.memory = memoryview(bytearray(2 * digests.PART))
+        start, size = run[0].start, sum(piece.size for piece in run)
+        source.read_at(own.memory[:size], start)
+        digested = [
+            (piece.tensor, digests.of_part(own.memory[piece.start - start :][: piece.size]))
+            for piece in run
+            if piece.tensor
+        ]
+        return Checksum.of_part(own.memory[:size]), size, digested
 
-    whole = Checksum()
+    whole, found = Checksum(), collections.defaultdict(list)
     with Threads(_THREADS) as threads:
-        for sum_of_part, size in threads.map(of_part, range(0, source.size, digests.PART)):
-            whole.add(sum_of_part, size)
-    return whole.value
+        for checksum, size, digested in threads.map(of_run, _runs(source.size, tensors)):
+            whole.add(checksum, size)
+            for tensor, digest in digested:
+                found[tensor].append(digest)
+    return Sums(whole.value, found)
+
+
+class _Piece(NamedTuple):
+    """Bytes that are read together: a part of a tensor, or what lies between two."""
+
+    start: int
+    size: int
+    tensor: Extent | None
+
+
+def _runs(size: int, tensors: Iterable[Extent]) -> Iterator[list[_Piece]]:
+    """Joins neighbours to runs worth reading at once; a run has less than two parts."""
+    run, length = [], 0
+    for piece in _pieces(size, tensors):
+        run.append(piece)
+        length += piece.size
+        if length >= digests.PART:
+            yield run
+            run, length = [], 0
+    if run:
+        yield run
+
+
+def _pieces(size: int, tensors: Iterable[Extent]) -> Iterator[_Piece]:
+    """Cuts a file at its tensors, and these into parts."""
+    end = 0
+    for tensor in [*sorted(set(tensors)), Extent(size, 0)]:
+        if tensor.start < end or tensor.start + tensor.size > size:
+            continue
+        yield from _cut(Extent(end, tensor.start - end), None)
+        yield from _cut(tensor, tensor)
+        end = tensor.start + tensor.size
+
+
+def _cut(extent: Extent, tensor: Extent | None) -> Iterator[_Piece]:
+    end = extent.start + extent.size
+    for start in range(extent.start, end, digests.PART):
+        yield _Piece(start, min(digests.PART, end - start), tensor)
+
+
+def checksum_of(source: Seeking) -> int:
+    """Sums all bytes of a file."""
+    return sums_of(source).checksum

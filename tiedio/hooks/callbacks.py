@@ -24,11 +24,11 @@ class AssertTied(keras.callbacks.Callback):
     Args:
         ties: The tie groups to check, as from `find_ties`. `None` checks those
             made by `tie` or restored by `load_tied`.
-
         models: Several models by name, as for `assert_tied`, to check in the place of the one
             that is trained.
 
     Raises:
+        ArgumentError: If something else is passed than tie groups, and models by name.
         TieError: From `fit`, if a tie is broken before the first step.
 
     Example:

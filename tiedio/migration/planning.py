@@ -51,11 +51,12 @@ def plan(
         The plan, which also says what `migrate` would refuse.
 
     Raises:
+        ArgumentError: If something else is passed than a path and texts, `config` is that of
+            another model, or `lambdas` are no names.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
         TieError: If `ties` cannot be read, or name variables that the file does not have, or
             of different shapes or dtypes. All are named.
-        ArgumentError: If `config` is that of another model, or `lambdas` are no names.
 
     Example:
 
@@ -115,7 +116,8 @@ def migrate(
         MigrationError: If it cannot be written so.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
-        TieError, ArgumentError: As in `plan`.
+        TieError: As in `plan`.
+        ArgumentError: As in `plan`.
         OSError: If the target cannot be written.
 
     Example:

@@ -197,6 +197,9 @@ def find_ties(model: keras.Layer | Mapping[str, keras.Layer]) -> Ties:
         that is called several times is one place; weights that are merely
         equal are not tied.
 
+    Raises:
+        ArgumentError: If something else is passed than a layer, or layers by name.
+
     Example:
 
     >>> import keras, tiedio
@@ -223,6 +226,7 @@ def assert_tied(
             made by `tie` or restored by `load_tied` and not undone by `untie`.
 
     Raises:
+        ArgumentError: If something else is passed than a layer, layers by name, and tie groups.
         TieError: If variables that should be tied are not. All are named, with the
             largest difference between their values. Also if `ties` is `None`, and
             the model never had any.

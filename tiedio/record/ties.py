@@ -164,7 +164,20 @@ class TransposedTie(TieGroup):
 
 
 class Ties(tuple[TieGroup, ...]):
-    """Tie groups; a notebook shows them as a table."""
+    """Tie groups, as `tiedio.find_ties` returns them; a notebook shows them as a table.
+
+    Example:
+
+    >>> import keras, tiedio
+    >>> layers = [keras.layers.Dense(4, name=name) for name in ("encoder", "decoder")]
+    >>> model = keras.Sequential([keras.Input((4,)), *layers])
+    >>> _ = tiedio.tie(layers[1], to=layers[0])
+    >>> ties = tiedio.find_ties(model)
+    >>> [group.names for group in ties]
+    [('encoder/kernel', 'decoder/kernel'), ('encoder/bias', 'decoder/bias')]
+    >>> ties[0].shape, ties[0].dtype, ties[0].owner.attribute
+    ((4, 4), 'float32', '_kernel')
+    """
 
     __slots__ = ()
 

@@ -23,7 +23,6 @@ import numpy as np
 from tiedio.errors import FileFormatError, LoadError, NoModelError, listed
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
-from tiedio.formats.hdf5_reader import damaged
 from tiedio.formats.store import Store
 from tiedio.model import process_random, renewal, several
 from tiedio.model.keras_internals import has_value
@@ -155,7 +154,7 @@ class Loading:
         by_position = self._source.is_by_position
         also = [str(p.dataset_path) for p in described.exact_values] if by_position else []
         if paths := weights.find_damaged(also):
-            raise damaged(weights.filepath, paths, "others")
+            raise damage.error_at(weights.filepath, paths, "others")
         if self._reports.unreadable:
             raise self._reports.unreadable
         left_out = _paths(self._everything) - _paths(self._walk)

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 from tiedio.errors import FileFormatError, LoadError, TiedioError, first_line, listed, warn
-from tiedio.formats.hdf5_reader import WeightsFile, damaged
+from tiedio.formats import damage
+from tiedio.formats.hdf5_reader import WeightsFile
 
 
 class Reports:
@@ -80,7 +81,7 @@ class Reports:
             names = weights.find_damaged()
             if self.unreadable and len(names) < 2:
                 raise self.unreadable
-            raise damaged(weights.filepath, names, "others") from self.unreadable
+            raise damage.error_at(weights.filepath, names, "others") from self.unreadable
         self.mismatch(_failure(self._failed))
         unresumed = [e for e in (*self._unresumed, _failure(self._failed_to_resume)) if e]
         for error in unresumed:

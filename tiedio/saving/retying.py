@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import keras
 
 from tiedio.errors import FileFormatError, RecordError, listed
-from tiedio.formats.hdf5_reader import WeightsFile, damaged
+from tiedio.formats import damage
+from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model import renewal, substitution, tie_memory
 from tiedio.model.live_layers import live_layers
 from tiedio.model.substitution import Substitution, facts_of
@@ -372,4 +373,4 @@ def disagreement(walk: Walk, record: Record, weights: WeightsFile) -> FileFormat
             differing += weights.disagreements(dict.fromkeys(paths, owner), tie.axes)
     if not differing:
         return None
-    return damaged(weights.filepath, differing, "other values than at their owners")
+    return damage.error_at(weights.filepath, differing, "other values than at their owners")

@@ -98,7 +98,11 @@ def diff(a: Any, b: Any) -> Comparison:
         a: A file that any version of Keras from 2.0 on wrote, whatever it is called.
         b: Another one.
 
+    Returns:
+        What differs.
+
     Raises:
+        ArgumentError: If something else is passed than paths, URLs or open files.
         MissingFileError: If there is no such file.
         FileFormatError: If one is not of Keras, or damaged.
 

@@ -65,7 +65,11 @@ def export(
         durable: Whether to wait until the file is on disk.
         progress: Whether to show a progress bar, by bytes.
 
+    Returns:
+        How many tensors were written, and which variables are tied to others.
+
     Raises:
+        ArgumentError: If something else is passed than paths, URLs or open files.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not what its name says, or damaged.
         SaveError: If `target` exists, or cannot hold what the file has.

@@ -91,7 +91,11 @@ def inspect(filepath: Any) -> Inspection:
     Args:
         filepath: A file that any version of Keras from 2.0 on wrote, whatever it is called.
 
+    Returns:
+        The description, with its sizes in bytes.
+
     Raises:
+        ArgumentError: If something else is passed than a path, a URL or an open file.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
 

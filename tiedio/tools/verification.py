@@ -50,7 +50,11 @@ def verify(filepath: Any) -> Verification:
     Args:
         filepath: The file, as `load_tied` takes it.
 
+    Returns:
+        What it was compared with, and what is not as it was saved. Damage raises nothing.
+
     Raises:
+        ArgumentError: If something else is passed than a path, a URL or an open file.
         MissingFileError: If there is no such file.
         FileFormatError: If so little of it is left that it cannot be read.
         RecordError: If its record cannot be read.
