@@ -336,6 +336,16 @@ def test_the_version_is_one():
     assert tiedio.__version__ == importlib.metadata.version("tiedio")
 
 
+def test_doctor_says_what_is_installed(monkeypatch):
+    printed, _ = run("doctor")
+    assert f"keras             {importlib.metadata.version('keras')}, tested\n" in printed
+    assert read("doctor")["is_fine"]
+    monkeypatch.setenv("KERAS_BACKEND", "none")
+    printed, _ = run("doctor", code=1)
+    assert "backend           none, by KERAS_BACKEND, which is none that tiedio knows" in printed
+    assert not read("doctor", code=1)["is_fine"]
+
+
 def test_the_demo_says_what_to_install(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.modules['sklearn'] = None\n"

@@ -12,7 +12,7 @@ import click
 
 from tiedio.cli import options
 from tiedio.display import outcomes, printing
-from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
+from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError, importing_keras
 from tiedio.record.report import printable
 
 # Libraries are imported where a command calls them, as some take their time.
@@ -265,6 +265,23 @@ def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
 
 
 @main.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Say what is installed, and what is missing or broken.
+
+    An issue should contain it. Keras is not imported; `tiedio.doctor()` in your
+    own program also says which Keras that uses, and whether it is patched.
+
+    Exit code: 0 if tiedio can work, 1 if something has to be done first.
+    """
+    from tiedio.tools.installation import installation
+
+    found = installation()
+    printing.as_json(found.to_json()) if as_json else print(*found.parts, sep="\n")
+    sys.exit(0 if found.is_fine else FAILED)
+
+
+@main.command()
 def demo() -> None:
     """Save, reload and fine-tune a model with shared weights.
 
@@ -278,6 +295,6 @@ def demo() -> None:
     # Before Keras is imported: this answer should not take seconds.
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
-    from tiedio.cli.demo import run
-
+    with importing_keras("The demo"):
+        from tiedio.cli.demo import run
     raise SystemExit(0 if run() else 1)
