@@ -153,17 +153,21 @@ def test_who_has_no_backend_is_told_what_to_install(backend, tmp_path):
         "sys.meta_path.insert(0, Without)\n"
     )
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(tmp_path)}
-    for command, name in (
-        (("-c", "import tiedio; tiedio.load_tied('model.keras')"), "`tiedio.load_tied`"),
-        (("-m", "tiedio", "demo"), "The demo"),
-    ):
+
+    def told(*command):
         done = subprocess.run(
             [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
         )
-        first, expected, todo = done.stderr.splitlines()[-3:]
-        assert first.endswith(f"{name} needs Keras, and that a backend that is not installed.")
-        assert expected.startswith(f"Expected: `{backend}`. Received: ")
-        assert todo.startswith(f"Install it: `pip install 'tiedio[{backend}]'`, or set KERAS_")
+        return done.stderr.splitlines()[-3:]
+
+    first, expected, todo = told("-c", "import tiedio; tiedio.load_tied('model.keras')")
+    assert first.endswith(
+        "`tiedio.load_tied` needs Keras, and that a backend that is not installed."
+    )
+    assert expected.startswith(f"Expected: `{backend}`. Received: ")
+    assert todo.startswith(f"Install it: `pip install 'tiedio[{backend}]'`, or set KERAS_")
+    _, received, _ = told("-m", "tiedio", "demo")
+    assert f"Received: backend {backend}, by KERAS_BACKEND, which does not work:" in received
 
 
 def test_what_is_said_of_extras_and_needs_is_what_pyproject_says():

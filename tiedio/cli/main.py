@@ -12,7 +12,7 @@ import click
 
 from tiedio.cli import options
 from tiedio.display import outcomes, printing
-from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError, importing_keras
+from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
 from tiedio.record.report import printable
 
 # Libraries are imported where a command calls them, as some take their time.
@@ -295,6 +295,13 @@ def demo() -> None:
     # Before Keras is imported: this answer should not take seconds.
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
-    with importing_keras("The demo"):
-        from tiedio.cli.demo import run
+    from tiedio.cli.demo import run
+    from tiedio.tools.installation import installation
+
+    if wrong := "; ".join(str(part) for part in installation().parts if part.is_wrong):
+        raise MissingPackageError(
+            "The demo cannot run here.\n"
+            f"Expected: an installation that works. Received: {' '.join(wrong.split())}.\n"
+            "Do what is said there; `tiedio doctor` says it of all that is installed."
+        )
     raise SystemExit(0 if run() else 1)
