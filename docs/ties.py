@@ -1,7 +1,7 @@
 """Draws the pictures of the docs. Run as `python docs/ties.py`.
 
 `ties.png` is a translator with one table in three layers, transposed in the last; `several.png` a
-GAN in three models.
+GAN in three models; `many.png` two towers of twelve tied layers each.
 """
 
 from pathlib import Path
@@ -38,3 +38,12 @@ gan = keras.Model(noise, discriminator(generator(noise)), name="gan")
 models = {"generator": generator, "gan": gan, "discriminator": discriminator}
 tiedio.summary(models)
 tiedio.plot_ties(models, Path(__file__).with_name("several.png"), dpi=110)
+
+query, document = ends = [keras.Input((64,), name=name) for name in ("query", "document")]
+towers = [[keras.layers.Dense(64, name=f"{end.name}_{n}") for n in range(12)] for end in ends]
+for tower in zip(*towers, strict=True):
+    ends = [layer(end) for layer, end in zip(tower, ends, strict=True)]
+    tiedio.tie(tower[1], to=tower[0])
+search = keras.Model([query, document], keras.layers.Dot(1, name="score")(ends), name="search")
+tiedio.summary(search)
+tiedio.plot_ties(search, Path(__file__).with_name("many.png"), dpi=70)

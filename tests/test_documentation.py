@@ -89,6 +89,19 @@ def test_every_command_is_documented_by_its_help():
     assert all(text in page for text in command_line.helps()), renew
 
 
+def test_the_changelog_has_this_version():
+    versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[:2] == ["Unreleased", tiedio.__version__]
+
+
+def test_issue_forms_ask_for_what_there_is():
+    forms = (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    text = "".join(form.read_text() for form in forms)
+    assert set(re.findall(r"`tiedio (\w+)", text)) == {"doctor", "inspect", "plan"}
+    assert {"doctor", "inspect", "plan"} <= set(command_line.main.commands)
+    assert all((ROOT / page).exists() for page in re.findall(r"`(docs/[\w-]+\.md)`", text))
+
+
 def links_on(page):
     return re.findall(r"(?:\]\(|src=\")(?!https?:)([^)#\"]+)", page.read_text())
 

@@ -5,6 +5,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
+    from tiedio.display.doctor import doctor as doctor
     from tiedio.display.plot import plot_ties as plot_ties
     from tiedio.display.summary import summary as summary
     from tiedio.errors import TiedioError as TiedioError
@@ -30,12 +31,13 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tiedio.saving.weights import load_tied_weights as load_tied_weights
     from tiedio.saving.weights import save_tied_weights as save_tied_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Keras takes seconds to import; commands that only read files do without it.
 _HOMES = {
     name: home
     for home, names in {
+        "display.doctor": ("doctor",),
         "display.plot": ("plot_ties",),
         "display.summary": ("summary",),
         "errors": ("TiedioError", "TiedioWarning"),
@@ -57,7 +59,10 @@ __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
+        from tiedio.errors import importing_keras
+
+        with importing_keras(f"`tiedio.{name}`"):
+            return getattr(importlib.import_module(f"tiedio.{_HOMES[name]}"), name)
     if name == "files":
         return importlib.import_module("tiedio.files")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

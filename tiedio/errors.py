@@ -40,6 +40,7 @@ _FAILED_CALL = re.compile(
     re.DOTALL,
 )
 
+BACKENDS = ("tensorflow", "jax", "torch")
 # Code of these is not the caller's.
 _INSIDE = ("tiedio", "keras")
 
@@ -239,6 +240,21 @@ def imported(package: str, what: str, extra: str) -> Any:
             f"{what} needs a package that is not installed.\n"
             f"Expected: `{package}`. Received: {first_line(error)}.\n"
             f"Install it: `pip install 'tiedio[{extra}]'`."
+        ) from error
+
+
+@contextlib.contextmanager
+def importing_keras(what: str) -> Iterator[None]:
+    """Says what to install if Keras cannot be imported, as its backend is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in BACKENDS:
+            raise
+        raise MissingPackageError(
+            f"{what} needs Keras, and that a backend that is not installed.\n"
+            f"Expected: `{error.name}`. Received: {first_line(error)}.\n"
+            f"Install it: `pip install 'tiedio[{error.name}]'`, or set KERAS_BACKEND to another."
         ) from error
 
 

@@ -4,14 +4,17 @@ import pickle
 import re
 import subprocess
 import sys
+import types
 
 import keras
 import pytest
+import rich.console
 import sample_files
 from checkout import environment
 from keras import layers
 
 import tiedio
+from tiedio import files
 from tiedio.record.ties import Place, TieGroup, Ties
 
 
@@ -208,7 +211,7 @@ def long(tmp_path_factory):
 def test_long_names_have_a_line_each(long):
     """So that programs may search."""
     names, file = long
-    lines = printed(file)
+    lines = printed(file, verbose=True)
     assert {len(line) for line in lines[1:-1]} == {len(lines[1])}
     seen = "".join(row[0] if row else "\n" for row in rows(lines)).replace(" ", "").split("\n")
     assert sorted(seen) == sorted("=".join(group) for group in written(names))
@@ -231,12 +234,12 @@ def check_is_whole(lines, names, width):
 @pytest.mark.parametrize("width", [60, 100])
 def test_long_names_are_not_broken(long, width):
     names, file = long
-    check_is_whole(printed(file, line_length=width)[1:-1], names, width)
+    check_is_whole(printed(file, line_length=width, verbose=True)[1:-1], names, width)
 
 
 def test_a_terminal_breaks_no_name(long):
     names, file = long
-    script = f"import tiedio; tiedio.summary({str(file)!r})"
+    script = f"import tiedio; tiedio.summary({str(file)!r}, verbose=True)"
     wide = environment(COLUMNS="100", FORCE_COLOR="1")
     done = subprocess.run([sys.executable, "-c", script], env=wide, capture_output=True, text=True)
     plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
@@ -263,20 +266,83 @@ def test_tables_for_notebooks():
     for group in ties:
         alone = group._repr_html_()
         assert alone.count("<tr>") == 1 + 1
-        for text in (str(group.owner), str(group.aliases[0]), "float32", "yes", str(group.shape)):
-            assert f">{text}<" in alone
-            assert f">{text}<" in table
-    assert Ties()._repr_html_() == "<p>No variables are tied.</p>"
+        for cell in (f"{group.owner} =<br>{group.aliases[0]}", f"{group.shape}<br>float32", "yes"):
+            assert f">{cell}<" in alone
+            assert f">{cell}<" in table
+    assert "No variables are tied." in Ties()._repr_html_()
 
 
 def test_names_are_escaped():
-    owner, alias = Place("layers/<b>", "k&l"), Place("layers/</table>", '"m"')
+    owner, alias = Place("layers/<b>", "k&l"), Place("layers/</table>", '"m"\u202e')
     table = TieGroup(owner, (alias,), (2,), "<i>", False)._repr_html_()
-    for name in (str(owner), str(alias), "<i>"):
+    for name in (str(owner), str(alias), "<i>", "\u202e"):
         assert name not in table
     assert "layers/&lt;b&gt;/k&amp;l" in table
-    assert "layers/&lt;/table&gt;/&quot;m&quot;" in table
+    assert "layers/&lt;/table&gt;/&quot;m&quot;\\u202e" in table
     assert ">no<" in table
+
+
+def test_what_files_tell_is_a_table_too(folder):
+    for told in (files.inspect(folder / "tied.keras"), files.plan(folder / "tied.keras")):
+        page = told._repr_html_()
+        assert page.count("<table") == 1
+        assert "encoder/kernel =" in page and "decoder/kernel" in page
+    for told in (
+        files.verify(folder / "tied.keras"),
+        files.diff(folder / "tied.keras", folder / "lost.keras"),
+    ):
+        assert str(folder / "tied.keras") in told._repr_html_()
+
+
+def test_a_notebook_shows_a_summary_as_html(monkeypatch):
+    shown = []
+    display = types.SimpleNamespace(HTML=lambda page: page, display=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    tiedio.summary(autoencoder())
+    (page,) = shown
+    assert "encoder/kernel =<br>decoder/kernel" in page and "1 tie" not in page
+    assert "2 tie groups of 4 variables" in page
+
+
+# Many
+
+
+def blocks(count, tied_to):
+    """Two layers in each block; tied to the first ones, or to one another."""
+    parts = [layers.Dense(8, name=f"block_{n}_{part}") for n in range(count) for part in "ab"]
+    model = keras.Sequential([keras.Input((8,)), *parts])
+    for number, part in enumerate(parts):
+        if (owner := parts[tied_to(number)]) is not part:
+            tiedio.tie(part, to=owner)
+    return model
+
+
+def test_blocks_that_share_fit_on_a_screen():
+    one, pairs = blocks(60, lambda number: number % 2), blocks(60, lambda number: number // 2 * 2)
+    for model in (one, pairs):
+        lines = printed(model, line_length=100)
+        assert len(lines) <= 40
+        assert max(map(len, lines)) <= 100
+        whole = "\n".join(printed(model, verbose=True))
+        assert all(f"block_{n}_{part}/kernel" in whole for n in range(60) for part in "ab")
+    assert rows(printed(one))[0] == [
+        "block_0_a/kernel … block_59_a/kernel",
+        "(8, 8)",
+        "15,104 bytes",
+        "yes",
+    ]
+    assert [row[0] for row in rows(printed(pairs))[:5]] == [
+        "block_0_a/kernel =",
+        "block_0_b/kernel",
+        "… 60 of these, to",
+        "block_59_a/kernel =",
+        "block_59_b/kernel",
+    ]
+    assert rows(printed(pairs))[0][2] == "60 x 256 bytes"
+    assert str(tiedio.find_ties(one)[0]).startswith(
+        "block_0_a/kernel = block_1_a/kernel … block_59_a/kernel  (8, 8)"
+    )
 
 
 def test_layers_in_several_places_follow(tmp_path, monkeypatch):

@@ -1,25 +1,20 @@
-"""The main job on real input: share, train, save, load in a new process, train on.
+"""Shows in a table what the main job comes to on real input, with stock Keras and with tiedio.
 
-Run as `python -m tiedio.cli.demo METHOD FOLDER` it is the new process.
+Keras is imported in other processes only. What it logs there is shown if one fails.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
+import click
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
 
-import tiedio
-
-METHODS = ("stock", "tiedio")
+_METHODS = {"stock": "stock Keras", "tiedio": "tiedio"}
 
 
 def run() -> bool:
@@ -28,90 +23,26 @@ def run() -> bool:
     Returns:
         Whether tiedio restored everything.
     """
-    console = Console(width=100)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    console = Console(width=100, highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
         console.print("Training two convolutions with one kernel on the handwritten digits ...")
-        before = _train(folder)
+        before = _found("train", folder)
         console.print(f"Trained for {before['iterations']} steps: {before['accuracy']:.1%} right.")
         reports = {}
-        for method in METHODS:
-            console.print(f"Loading with {method} in a new process, fine-tuning ...")
-            subprocess.run([sys.executable, "-m", "tiedio.cli.demo", method, name], check=True)
-            reports[method] = json.loads((folder / f"{method}.json").read_text())
+        for method, name in _METHODS.items():
+            console.print(f"Loading with {name} in a new process, fine-tuning ...")
+            reports[method] = _found(method, folder)
         console.print(_table(before, reports))
     return all(is_good for _, _, is_good in _answers(before, reports["tiedio"]))
 
 
-def _model() -> Any:
-    images: Any = keras.Input((8, 8, 1))
-    features = keras.layers.Conv2D(64, 3, padding="same", activation="relu")(images)
-    same = keras.layers.Conv2D(64, 3, padding="same", activation="relu")
-    valid = keras.layers.Conv2D(64, 3, padding="valid", activation="relu")
-    pooled = [keras.layers.GlobalMaxPooling2D()(conv(features)) for conv in (same, valid)]
-    tiedio.tie(valid, to=same)
-    merged = keras.layers.Dropout(0.2, seed=0)(keras.layers.Concatenate()(pooled))
-    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(merged))
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-def _fit(model: Any) -> float:
-    pixels, labels = load_digits(return_X_y=True)
-    images = pixels.reshape(-1, 8, 8, 1).astype("float32") / 16
-    history = model.fit(images, labels, batch_size=64, epochs=3, shuffle=False, verbose=0)
-    return history.history["accuracy"][-1]
-
-
-def _arrays(*variables: Any) -> list[Any]:
-    return [keras.ops.convert_to_numpy(variable) for variable in variables]
-
-
-def _state(model: Any) -> list[Any]:
-    return _arrays(*model.variables, *model.optimizer.variables)
-
-
-def _train(folder: Path) -> dict[str, Any]:
-    """Trains and saves; then trains on, for the states the others must reach."""
-    keras.utils.set_random_seed(0)
-    model = _model()
-    accuracy = _fit(model)
-    model.save(folder / "stock.keras")
-    tiedio.save_tied(model, folder / "tiedio.keras")
-    before = {
-        "parameters": model.count_params(),
-        "iterations": int(model.optimizer.iterations),
-        "accuracy": accuracy,
-    }
-    _fit(model)
-    np.savez(folder / "uninterrupted.npz", *_state(model))
-    return before
-
-
-def _resume(method: str, folder: Path) -> dict[str, Any]:
-    """Loads what `_train` saved, trains on, and reports."""
-    load: Any = tiedio.load_tied if method == "tiedio" else keras.saving.load_model
-    filepath = folder / f"{method}.keras"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = load(filepath)
-    same, valid = model.layers[2:4]
-    report = {
-        "bytes": filepath.stat().st_size,
-        "parameters": model.count_params(),
-        "iterations": int(model.optimizer.iterations),
-        "tied": same.kernel is valid.kernel and same.bias is valid.bias,
-    }
-    _fit(model)
-    with np.load(folder / "uninterrupted.npz") as saved:
-        uninterrupted = [*saved.values()]
-    state = _state(model)
-    one, other = _arrays(same.kernel, valid.kernel)
-    report["drift"] = float(np.max(np.abs(one - other)))
-    report["bit_equal"] = len(state) == len(uninterrupted) and all(
-        a.tobytes() == b.tobytes() for a, b in zip(state, uninterrupted, strict=True)
-    )
-    return report
+def _found(step: str, folder: str) -> dict[str, Any]:
+    """Takes a step in a new process, and returns what was found there."""
+    command = [sys.executable, "-m", "tiedio.cli.demo_steps", step, folder]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise click.ClickException(f"{done.stderr}The step `{step}` of the demo failed.")
+    return json.loads(Path(folder, f"{step}.json").read_text())
 
 
 def _answers(before: dict[str, Any], report: dict[str, Any]) -> list[tuple[str, str, bool]]:
@@ -136,9 +67,9 @@ def _answers(before: dict[str, Any], report: dict[str, Any]) -> list[tuple[str, 
     ]
 
 
-def _table(before: dict[str, Any], reports: dict[str, dict[str, Any]]) -> Any:
-    table = Table("", "stock Keras", "tiedio", title="Save, load in a new process, fine-tune")
-    columns = [_answers(before, reports[method]) for method in METHODS]
+def _table(before: dict[str, Any], reports: dict[str, dict[str, Any]]) -> Table:
+    table = Table("", *_METHODS.values(), title="Save, load in a new process, fine-tune")
+    columns = [_answers(before, reports[method]) for method in _METHODS]
     for answers in zip(*columns, strict=True):
         cells = (f"[{'green' if good else 'red'}]{answer}[/]" for _, answer, good in answers)
         table.add_row(answers[0][0], *cells)
@@ -147,8 +78,3 @@ def _table(before: dict[str, Any], reports: dict[str, dict[str, Any]]) -> Any:
 
 def _yes(condition: bool) -> str:
     return "yes" if condition else "no"
-
-
-if __name__ == "__main__":
-    _method, _folder = sys.argv[1], Path(sys.argv[2])
-    (_folder / f"{_method}.json").write_text(json.dumps(_resume(_method, _folder)))

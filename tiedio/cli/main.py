@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from tiedio.cli import options
-from tiedio.display import outcomes, printing, tables
+from tiedio.display import outcomes, printing
 from tiedio.errors import MissingPackageError, OptionNeededError, TiedioError
+from tiedio.record.report import printable
 
 # Libraries are imported where a command calls them, as some take their time.
 
@@ -50,13 +51,12 @@ class _Commands(click.Group):
 
 def _told(error: Exception) -> str:
     prefix = "Error: "  # which click puts before it
-    return printing.folded(prefix + printing.shown(str(error)), err=True).removeprefix(prefix)
+    return printing.folded(prefix + printable(str(error)), err=True).removeprefix(prefix)
 
 
 def _answer(
     ask: Callable[..., Any],
     paths: Sequence[str],
-    show: Callable[[Any], None],
     show_all: Callable[[Any], None],
     *,
     as_json: bool,
@@ -67,8 +67,7 @@ def _answer(
     Args:
         ask: The function, with all arguments but how far it is.
         paths: What was passed for the files.
-        show: Prints what the function says of one file, if one was named.
-        show_all: Prints the outcomes of several.
+        show_all: Prints the outcomes of several files.
         as_json: Whether to print JSON.
         writes: Whether files are written, so that a second run may go on.
     """
@@ -83,10 +82,10 @@ def _answer(
             raise one.error
         if as_json:
             printing.as_json((one.result or one).to_json())
-        elif one.skipped:
-            printing.line(f"Skipped: `{one.skipped}` is there already.")
+        elif one.result:
+            printing.report(one.result.report())
         else:
-            show(one.result)
+            printing.line(f"Skipped: `{one.skipped}` is there already.")
         # What a plan needs is in its JSON; that a file is not written is an error anyhow.
         if one.error and (writes or (isinstance(one.error, OptionNeededError) and not as_json)):
             raise one.error
@@ -131,7 +130,7 @@ def main(context: click.Context) -> None:
       3    an option is needed, which is named (`plan`, `migrate`); nothing failed
       130  interrupted
     """  # noqa: D301  (click takes a backspace for a mark of lines that it leaves alone)
-    for name in _QUIET.keys() - os.environ.keys() if context.invoked_subcommand != "demo" else ():
+    for name in _QUIET.keys() - os.environ.keys():
         os.environ[name] = _QUIET[name]
         context.call_on_close(functools.partial(os.environ.pop, name))
 
@@ -144,7 +143,7 @@ def inspect(files: Sequence[str], as_json: bool) -> None:
     from tiedio.files import many
 
     ask = functools.partial(many.inspect, files)
-    _answer(ask, files, tables.inspection, outcomes.inspected, as_json=as_json)
+    _answer(ask, files, outcomes.inspected, as_json=as_json)
 
 
 @main.command()
@@ -164,7 +163,7 @@ def plan(
     from tiedio.files import many
 
     ask = functools.partial(many.plan, files, ties=[*ties_file, *ties], config=config, **given)
-    _answer(ask, files, tables.plan, outcomes.planned, as_json=as_json)
+    _answer(ask, files, outcomes.planned, as_json=as_json)
 
 
 @main.command()
@@ -209,13 +208,10 @@ def migrate(
     """
     from tiedio.files import many
 
-    dry_run = given["dry_run"]
     # The other options are arguments of these names.
     ask = functools.partial(many.migrate, src, dst, ties=[*ties_file, *ties], **given)
-    show, show_all = (
-        functools.partial(one, dry_run=dry_run) for one in (tables.plan, outcomes.migrated)
-    )
-    _answer(ask, src, show, show_all, as_json=as_json, writes=True)
+    show_all = functools.partial(outcomes.migrated, dry_run=given["dry_run"])
+    _answer(ask, src, show_all, as_json=as_json, writes=True)
 
 
 @main.command()
@@ -231,7 +227,7 @@ def verify(files: Sequence[str], as_json: bool) -> None:
     from tiedio.files import many
 
     ask = functools.partial(many.verify, files)
-    _answer(ask, files, tables.verification, outcomes.verified, as_json=as_json)
+    _answer(ask, files, outcomes.verified, as_json=as_json)
 
 
 @main.command()
@@ -246,7 +242,7 @@ def diff(a: str, b: str, as_json: bool) -> None:
     from tiedio.tools.comparison import diff
 
     found = diff(a, b)
-    printing.as_json(found.to_json()) if as_json else tables.comparison(found)
+    printing.as_json(found.to_json()) if as_json else printing.report(found.report())
     sys.exit(0 if found.is_equal else 1)
 
 
@@ -265,7 +261,24 @@ def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
 
     progress = sys.stdout.isatty() and not as_json
     done = export(src, dst, overwrite, progress=progress)
-    printing.as_json(done.to_json()) if as_json else tables.exported(done)
+    printing.as_json(done.to_json()) if as_json else printing.report(done.report())
+
+
+@main.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Say what is installed, and what is missing or broken.
+
+    An issue should contain it. Keras is not imported; `tiedio.doctor()` in your
+    own program also says which Keras that uses, and whether it is patched.
+
+    Exit code: 0 if tiedio can work, 1 if something has to be done first.
+    """
+    from tiedio.tools.installation import installation
+
+    found = installation()
+    printing.as_json(found.to_json()) if as_json else print(*found.parts, sep="\n")
+    sys.exit(0 if found.is_fine else FAILED)
 
 
 @main.command()
@@ -283,5 +296,12 @@ def demo() -> None:
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPackageError("scikit-learn is missing: pip install 'tiedio[demo]'")
     from tiedio.cli.demo import run
+    from tiedio.tools.installation import installation
 
+    if wrong := "; ".join(str(part) for part in installation().parts if part.is_wrong):
+        raise MissingPackageError(
+            "The demo cannot run here.\n"
+            f"Expected: an installation that works. Received: {' '.join(wrong.split())}.\n"
+            "Do what is said there; `tiedio doctor` says it of all that is installed."
+        )
     raise SystemExit(0 if run() else 1)

@@ -33,6 +33,7 @@ class Graph:
         layers: The layers, by every inner_path.
         nodes: The boxes, by name.
         clusters: The clusters of several models, and of what is expanded in them, by name.
+        names: What people call the layers at ends that were asked for.
     """
 
     def __init__(self, model: Any, pydot: Any, **options: Any):
@@ -56,6 +57,7 @@ class Graph:
             for path in visit.inner_paths
         }
         self.clusters: dict[str, Any] = {}
+        self.names: dict[str, str] = {}
         self.nodes: dict[str, Any] = {}
         self._wholes: set[str] = set()
         tops = dict.fromkeys(self.walk.models[name] for name in named)
@@ -121,16 +123,21 @@ class Graph:
 
     def end(self, inner_path: str) -> str:
         """Returns the end at a layer, or at the one around it that is drawn."""
+        end, path = self._end(inner_path)
+        self.names.setdefault(end, self.walk.label(path))
+        return end
+
+    def _end(self, inner_path: str) -> tuple[str, str]:
         if inner_path in self.clusters:
-            return inner_path
+            return inner_path, inner_path
         top = self.model_of(inner_path)
         path = inner_path
         while path != top:
             box = self._box(top, self.layers.get(path))
             if box in self.nodes or box in self.clusters:
-                return box
+                return box, path
             path = posixpath.dirname(path)
-        return self._add(inner_path, top)
+        return self._add(inner_path, top), inner_path
 
     def is_drawn(self, inner_path: str) -> bool:
         """Whether the end at a layer is its own."""

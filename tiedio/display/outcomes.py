@@ -4,8 +4,8 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tiedio.display.printing import bytes_of, line, notes, table
-from tiedio.display.tables import command, not_tied, unused
+from tiedio.display.printing import line, report, table
+from tiedio.record.report import Command, bytes_of, notes
 
 if TYPE_CHECKING:
     from tiedio.files.many import Outcome
@@ -47,7 +47,7 @@ def planned(outcomes: "Sequence[Outcome]") -> None:
     _states(("ties", "saves"), outcomes, _ties)
     _remarks(outcomes)
     _errors(outcomes)
-    _by_itself(outcomes, is_written=False)
+    _by_itself(outcomes)
     _totals(outcomes, fine="With ties", without="nothing to tie")
 
 
@@ -57,7 +57,7 @@ def migrated(outcomes: "Sequence[Outcome]", dry_run: bool = False) -> None:
     _states((would, "ties", "saves"), outcomes, lambda plan: (plan.target, *_ties(plan)))
     _remarks(outcomes)
     _errors(outcomes)
-    _by_itself(outcomes, is_written=not dry_run)
+    _by_itself(outcomes)
     needs = dict.fromkeys(need for one in outcomes for need in one.needs)
     if shared := [f"`{need}`" for need in needs if not need.startswith((*_OWN, "--overwrite"))]:
         told = f"with `--skip-existing` and {', '.join(shared)}"
@@ -97,30 +97,32 @@ def _states(
 
 def _remarks(outcomes: "Sequence[Outcome]") -> None:
     """Prints hints and notes, each once, with the files that they are of."""
+    from tiedio.migration.proposals import unused
+
     files = collections.defaultdict(list)
     for one in outcomes:
-        hints = map(not_tied, one.result.forbidden) if one.result else ()
+        hints = (equal.not_tied for equal in one.result.forbidden) if one.result else ()
         told = (f"Note: {note}" for note in one.result.notes) if one.result else ()
         for remark in (*hints, *told):
             files[remark].append(one.filepath)
     for remark, held in files.items():
         line(f"{remark.removesuffix('.')}. Files: {', '.join(held)}")
     idle = [{*one.result.unused} for one in outcomes if one.result]
-    notes(map(unused, sorted(set.intersection(*idle) if idle else ())))
+    report(notes(map(unused, sorted(set.intersection(*idle) if idle else ()))))
 
 
-def _by_itself(outcomes: "Sequence[Outcome]", is_written: bool) -> None:
+def _by_itself(outcomes: "Sequence[Outcome]") -> None:
     """Prints commands for what an option does that is of one file only."""
+    from tiedio.migration.proposals import command
+
     told = []
     for one in outcomes:
         offers = one.result.offers if one.result else ()
         if offers or any(need.startswith(_OWN) for need in one.needs):
             options = (*one.needs, *offers)
-            told.append(command(one.filepath, one.result, options, is_written=is_written))
+            told.append(Command(command(one.filepath, one.result, options)))
     if told:
-        line("To have more done, with a file by itself, beside what was given:")
-    for one in told:
-        line(f"  {one}", whole=True)  # to be copied
+        report(["To have more done, with a file by itself, beside what was given:", *told])
 
 
 def _errors(outcomes: "Sequence[Outcome]") -> None:

@@ -5,9 +5,10 @@ is decided here.
 """
 
 import collections
+import html
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import keras
 from tiedio.display.graph import FONT, GREY, Graph
 from tiedio.errors import MissingPackageError, SaveError, imported
 from tiedio.model.arguments import as_one, check_built
+from tiedio.record import runs
+from tiedio.record.report import printable, telling
 from tiedio.record.ties import TransposedTie
 from tiedio.storage.locating import path_of
 
@@ -30,7 +33,7 @@ _COLOURS = (
     ("#56B4E9", "black"),
 )
 
-# With more lines, words are put where there is room, instead of making room for them.
+# With more lines, a legend has the words; and in one model it takes the place of the lines.
 _FEW_LINES = 10
 _SMALL = 12
 
@@ -51,8 +54,9 @@ def plot_ties(
 
     Layers that share variables have one colour, and where there are several such sets, a
     number. A dashed line leads from the owner of variables, at its dot, to a layer that uses
-    them too, and names them; what is tied inside a layer is drawn at that. Of a model that Keras
-    draws as one box, which is any that is no graph of layers, the tied layers are drawn.
+    them too, and names them; what is tied inside a layer is drawn at that. Of many, a legend
+    says by number what is tied, instead of lines. Of a model that Keras draws as one box, which
+    is any that is no graph of layers, the tied layers are drawn.
 
     Several models stand side by side, in the order in which they are given. A layer that stands
     in two of them, or a model that is part of another one, has one colour, too, and a dashed
@@ -152,42 +156,73 @@ def _add_ties(graph: Graph) -> None:
     lines = {
         ends: lines[ends] for ends in sorted(lines, key=lambda ends: [*map(order.index, ends)])
     }
-    told = "Dashed: the same variables; the dot is at their owner."
-    if layers:
-        told = "Dashed: one layer or model in several places."
-        told += "\\nWith a dot at their owner: the same variables." if ties else ""
+    crowded = len(lines) > _FEW_LINES
+    sets = _connected(lines)
     # `dot` has no room for words at right-angled lines, and none for lines from box to box
     # of one height in the shape that Keras gives to boxes.
-    graph.set(splines="spline", concentrate="false", label=f"\\n{told}")
-    graph.set(fontsize=_SMALL, fontname=FONT, fontcolor=GREY)
+    graph.set(splines="spline", concentrate="false", fontsize=_SMALL, fontname=FONT, fontcolor=GREY)
+    graph.set(label=_legend(graph, sets, lines) if crowded else _caption(bool(ties), bool(layers)))
     for node in graph.nodes.values():
         node.set("shape", "plain")
-    crowded = len(lines) > _FEW_LINES
-    if crowded and not graph.clusters:
-        graph.set(nodesep=0.1)
-    sets = _connected(lines)
     for number, ends in enumerate(sets, start=1):
         colour, letters = _COLOURS[(number - 1) % len(_COLOURS)]
         for end in ends:
             graph.paint(end, colour, letters, f"{number} &#160; " if len(sets) > 1 else "")
         for pair in (pair for pair in lines if pair[0] in ends):
-            look = _line(lines[pair], crowded, f"{number}: " if len(sets) > 1 else "")
+            look = _line([] if crowded else lines[pair])
             if pair in ties:  # which are no order of layers
                 look.update(arrowtail="dot", constraint="false")
             else:  # beside each other
                 look.update(arrowtail="none", minlen=0)
-            graph.connect(pair, color=colour, **look)
+            if graph.clusters or not crowded:
+                graph.connect(pair, color=colour, **look)
 
 
-def _line(names: Iterable[str], crowded: bool, number: str) -> dict[str, Any]:
-    """Says how a line looks: dashed, with what it connects."""
+def _caption(has_ties: bool, has_layers: bool) -> str:
+    told = "Dashed: the same variables; the dot is at their owner."
+    if has_layers:
+        told = "Dashed: one layer or model in several places."
+        told += "\\nWith a dot at their owner: the same variables." if has_ties else ""
+    return f"\\n{told}"
+
+
+def _legend(
+    graph: Graph, sets: Sequence[Sequence[str]], lines: Mapping[tuple[str, str], Iterable[str]]
+) -> str:
+    """Says what is tied, by the numbers in the picture; owners come first."""
+    words = []
+    for ends in map(set, sets):
+        held = (_words(lines[pair]) for pair in lines if pair[0] in ends)
+        words.append("; ".join(dict.fromkeys(filter(None, held))))
+    names = [[graph.names[end] for end in ends] for ends in sets]
+    rows = []
+    for run in runs.runs(names, words):
+        numbers = runs.joined([str(position + 1) for position in run.shown])
+        rows.append(
+            (
+                numbers * (len(sets) > 1),
+                runs.joined([" = ".join(runs.told(names[one])) for one in run.shown]),
+                words[run.shown[0]],
+            )
+        )
+    cells = (
+        "".join(f'<td align="left">{html.escape(printable(cell))}</td>' for cell in row)
+        for row in telling([("", "tied", "variables"), *rows])
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<<table border="0" cellspacing="6">{body}</table>>'
+
+
+def _words(names: Iterable[str]) -> str:
     counted = collections.Counter(names).items()
-    words = [f"{count} x {name}" if count > 1 else name for name, count in counted]
-    if crowded and words:
-        words[0] = number + words[0]
-    label = "\\n".join(f" {line} " for line in words)
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counted)
+
+
+def _line(names: Iterable[str]) -> dict[str, Any]:
+    """Says how a line looks: dashed, with what it connects."""
+    label = "\\n".join(f" {line} " for line in _words(names).split(", "))
     return {
-        **({"xlabel" if crowded else "label": label} if label else {}),
+        **({"label": label} if label.strip() else {}),
         "style": "dashed",
         "penwidth": 2,
         "dir": "both",

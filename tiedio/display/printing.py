@@ -1,19 +1,22 @@
-"""Print lines, and tables that cut no name off, for people; or JSON, for programs."""
+"""Print reports in a terminal, with tables that cut no name off; or JSON, for programs."""
 
 import io
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from tiedio.record.notebook import page
+from tiedio.record.report import Command, Report, Table, printable, telling
 
 # Wider than any table: what is read by a program is not folded.
 _UNBOUND = 1 << 20
 
 # Names are no markup, and a line is folded by whoever shows it.
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
 
 
 def as_json(content: Any) -> None:
@@ -21,23 +24,17 @@ def as_json(content: Any) -> None:
     click.echo(json.dumps(_finite(content), indent=2))
 
 
-def shown(text: str) -> str:
-    """Returns text without what a terminal would take for commands."""
-    return "".join(
-        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
-def line(text: str, err: bool = False, *, whole: bool = False) -> None:
-    """Prints a line; in a terminal several that have room, unless it is to stay `whole`."""
-    text = shown(text.replace("\n", " "))
-    click.echo(text if whole else folded(text, err), err=err)
+def line(text: str, err: bool = False) -> None:
+    """Prints a line; in a terminal several that have room."""
+    report([text], console_for(err=err))
 
 
 def folded(text: str, err: bool = False) -> str:
     """Returns text with lines that a terminal has room for; as it is where there is none."""
-    room = console_for(err=err).width
+    return _folded(text, console_for(err=err).width)
+
+
+def _folded(text: str, room: int) -> str:
     return "\n".join("\n".join(_lines(one, room)) for one in text.split("\n"))
 
 
@@ -53,44 +50,47 @@ def _lines(text: str, room: int) -> list[str]:
     )
 
 
-def notes(told: Iterable[str]) -> None:
-    """Prints notes, a line each."""
-    for note in told:
-        line(f"Note: {note}")
+def report(told: Report, console: Any = None) -> None:
+    """Prints a report; commands in it are not broken."""
+    console = console or console_for()
+    for part in told:
+        if isinstance(part, Table):
+            _table(console, part.cells(), lines=part.is_tall)
+        else:
+            text = printable(part.replace("\n", " "))
+            is_copied = isinstance(part, Command)
+            console.print(f"  {text}" if is_copied else _folded(text, console.width), **_PLAIN)
 
 
-def bytes_of(count: int) -> str:
-    """Says how many bytes there are."""
-    return f"{count:,} bytes"
+def in_notebook(told: Report) -> None:
+    """Displays a report as HTML."""
+    from IPython import display  # pyright: ignore[reportMissingImports]
+
+    display.display(display.HTML(page(told)))
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
-    """Prints a table, as `show` does."""
-    show(console_for(), titles, rows, lines)
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table, without the columns that have nothing to say."""
+    if rows:
+        _table(console_for(), telling([titles, *rows]))
 
 
-def show(
-    console: Any, titles: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False
-) -> None:
-    """Prints a table, without the columns that have nothing to say.
+def _table(console: Any, rows: Sequence[Sequence[str]], lines: bool = False) -> None:
+    """Prints a table, whose first row is its titles.
 
     Where it has no room, its rows follow one another as paragraphs: nothing is broken inside a
     word, and no name cut off.
     """
-    from rich.table import Table
+    from rich.table import Table as Drawn
     from rich.text import Text
 
-    if not rows:
-        return
-    told = [number for number in range(len(titles)) if any(row[number] for row in rows)]
-    titles = [titles[number] for number in told]
-    rows = [[shown(row[number]) for number in told] for row in rows]
+    titles, *rows = ([printable(cell) for cell in row] for row in rows)
     widths = _widths([*zip(titles, *rows, strict=True)], console.width)
     if widths is None:
         for row in rows:
             _paragraph(console, titles, row)
         return
-    made = Table(show_lines=lines)
+    made = Drawn(show_lines=lines)
     for title, width in zip(titles, widths, strict=True):
         made.add_column(title, width=width)
     for row in rows:
@@ -116,7 +116,7 @@ def _paragraph(console: Any, titles: Sequence[str], cells: Sequence[str]) -> Non
     told = [f"{title}: {cell}" for title, cell in zip(titles[1:], others, strict=True) if cell]
     for text in (first, f"  {'; '.join(told)}"):
         for part in _lines(text, console.width):
-            console.print(part, **PLAIN)
+            console.print(part, **_PLAIN)
 
 
 def console_for(line_length: int | None = None, print_fn: Any = None, *, err: bool = False) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from tiedio.record.ties import TieGroup
 
-from tiedio.display import tables
+from tiedio.display import printing
+from tiedio.record.report import Report, bytes_of
 from tiedio.storage.locating import at
 from tiedio.tools import inspection
 
@@ -19,12 +20,15 @@ def summary(
     model_or_filepath: Any,
     line_length: int | None = None,
     print_fn: Callable[[str], Any] | None = None,
+    *,
+    verbose: bool = False,
 ) -> None:
     """Prints which variables a model, or a file, shares, and what that saves.
 
     Each tie group has a row, with the owner first; variables are named by the layers that lead
-    to them. Layers that stand in several places follow. `tiedio.find_ties` returns the tie
-    groups of a model.
+    to them. Of names that count up, the first and the last one stand for all, as in `block_0 …
+    block_59`; so do tie groups. Layers that stand in several places follow. A notebook shows it
+    as HTML. `tiedio.find_ties` returns the tie groups of a model.
 
     Args:
         model_or_filepath: A model or any layer, or several by name; or a file that any version
@@ -33,6 +37,7 @@ def summary(
         line_length: Columns of the table, as in `keras.Model.summary`. Default: those of the
             terminal; elsewhere, lines are as long as names are.
         print_fn: Called with each line, instead of printing it.
+        verbose: Whether to list every name, and every tie group.
 
     Raises:
         ArgumentError: If something else is passed than a layer, layers by name, or a file.
@@ -59,7 +64,35 @@ def summary(
         name, found = _sharing(model_or_filepath)
     else:
         name, found = at(model_or_filepath).name, inspection.sharing(model_or_filepath)
-    tables.sharing(name, *found, line_length=line_length, print_fn=print_fn)
+    told = _report(name, found, is_whole=verbose)
+    console = printing.console_for(line_length, print_fn)
+    if console.is_jupyter and not (line_length or print_fn):
+        printing.in_notebook(told)
+        return
+    printing.report(told, console)
+    if print_fn:
+        for line in console.file.getvalue().splitlines():
+            print_fn(line)
+
+
+def _report(name: str, found: inspection.Sharing, *, is_whole: bool) -> Report:
+    """Says what a model shares, or a file, or several models if it has no name."""
+    groups, layers, models = found
+    *others, last = (f'"{one}"' for one in ([name] if name else models))
+    subject = f"{', '.join(others)} and {last}" if others else last
+    places = [inspection.in_places(names, models, is_whole=is_whole) for names in layers]
+    if groups:
+        total = sum(len(group.names) for group in groups)
+        return [
+            f"Tied variables of {subject}",
+            inspection.groups_table("tied", "saves", groups, is_whole=is_whole),
+            f"{len(groups)} tie group{'s'[: len(groups) > 1]} of {total:,} variables; to store and "
+            f"hold them once saves {bytes_of(sum(group.nbytes for group in groups))}.",
+            *places,
+        ]
+    if layers:
+        return [f"Shared in {subject}:", *places]
+    return [f"{subject} {'have' if others else 'has'} no tied variables."]
 
 
 def _is_layer(model_or_filepath: Any) -> bool:

@@ -29,7 +29,7 @@ from tiedio import errors, files
 from tiedio.errors import MigrationError, OptionNeededError, TargetExistsError, TiedioError
 from tiedio.formats import listing
 from tiedio.formats.listing import File, Sources
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 
 class State(enum.StrEnum):
@@ -272,7 +272,7 @@ def _each(
     """Does the same with each file; whatever fails is an outcome, too."""
     outcomes: list[Outcome] = []
     total = sum(file.size for file in files)
-    with shown(what, progress) as advance:
+    with bar(what, progress) as advance:
         for number, file in enumerate(files, 1):
             if len(files) > 1:
                 advance(0, total, f"{what} {number} of {len(files)} files")

@@ -5,7 +5,8 @@ length of the second (https://stackoverflow.com/a/23126768, by an author of zlib
 """
 
 import functools
-import zlib
+
+from zlib_ng import zlib_ng
 
 # The divisor, the highest power in the lowest bit.
 _DIVISOR = 0xEDB88320
@@ -27,7 +28,7 @@ class Checksum:
     @staticmethod
     def of_part(part: bytes | bytearray | memoryview) -> int:
         """Sums one part, in any thread."""
-        return zlib.crc32(part)
+        return zlib_ng.crc32(part)
 
     def add(self, sum_of_part: int, size: int) -> None:
         """Adds the next part, given its checksum and its bytes."""

@@ -147,8 +147,13 @@ class routed(patch):  # noqa: N801
         super().__exit__(*exception)
 
 
+def is_patched() -> bool:
+    """Whether `patch` is in force."""
+    return any(use.everywhere for use in _uses)
+
+
 def _is_routed() -> bool:
-    return _here.get() is not None or any(use.everywhere for use in _uses)
+    return _here.get() is not None or is_patched()
 
 
 def _option(name: str) -> Any:

@@ -25,7 +25,7 @@ from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.proposals import Plan, Proposal
 from tiedio.storage.locating import at
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 
 def plan(
@@ -152,7 +152,7 @@ def migrate(
         allowing.check(planned)
         with (
             tempfile.TemporaryDirectory() as assets,
-            shown(f"Writing {destination.label}", progress and not dry_run) as advance,
+            bar(f"Writing {destination.label}", progress and not dry_run) as advance,
         ):
             content, lost = rewriting.content(
                 checkpoint,
@@ -169,7 +169,10 @@ def migrate(
             if not dry_run:
                 container.write(destination, content, durable, advance)
     return dataclasses.replace(
-        planned, notes=(*planned.notes, *notes, *lost), target=destination.name
+        planned,
+        notes=(*planned.notes, *notes, *lost),
+        target=destination.name,
+        is_written=not dry_run,
     )
 
 

@@ -1,1 +1,1 @@
-"""What a file says of ties: the vocabulary, and its JSON form."""
+"""What a file says of ties, and people are told: the vocabulary, its JSON form, and reports."""

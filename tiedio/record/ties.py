@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from tiedio.record import html
+from tiedio.record import runs
 from tiedio.record.json_fields import Fields, Written, malformed, typed
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report, Table
 
 METADATA_KEY = "tiedio"
 VERSION = 1
@@ -68,7 +70,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class TieGroup(Written):
+class TieGroup(Written, Reported):
     """The places that hold one and the same variable.
 
     Attributes:
@@ -108,14 +110,10 @@ class TieGroup(Written):
     def __str__(self) -> str:
         owner, *aliases = self.names
         frozen = "" if self.trainable else ", not trainable"
-        return f"{owner} = {', '.join(aliases)}  {self.shape} {self.dtype}{frozen}"
+        return f"{owner} = {', '.join(runs.told(aliases))}  {self.shape} {self.dtype}{frozen}"
 
-    def _repr_html_(self) -> str:
-        return html.tie_table([self._row()])
-
-    def _row(self) -> tuple[str, list[str], str, str, bool]:
-        owner, *aliases = self.names
-        return owner, aliases, str(self.shape), self.dtype, self.trainable
+    def report(self) -> Report:
+        return Ties([self]).report()
 
     @classmethod
     def from_json(cls, data: Any) -> "TieGroup":
@@ -163,7 +161,7 @@ class TransposedTie(TieGroup):
         return cls(group.owner, group.aliases, group.shape, group.dtype, group.trainable, axes)
 
 
-class Ties(tuple[TieGroup, ...]):
+class Ties(tuple[TieGroup, ...], Reported):
     """Tie groups, as `tiedio.find_ties` returns them; a notebook shows them as a table.
 
     Example:
@@ -181,8 +179,17 @@ class Ties(tuple[TieGroup, ...]):
 
     __slots__ = ()
 
-    def _repr_html_(self) -> str:
-        return html.tie_table(group._row() for group in self)
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def report(self) -> Report:
+        if not self:
+            return ["No variables are tied."]
+        rows = [
+            (one.names, f"{one.shape}\n{one.dtype}", "yes" if one.trainable else "no")
+            for one in self
+        ]
+        return [Table(("tied", "shape, dtype", "trainable"), rows, is_tall=True)]
 
 
 def shown(attribute: str) -> str:

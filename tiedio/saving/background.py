@@ -29,7 +29,7 @@ from tiedio.formats.hdf5_writer import Layout, Tensor
 from tiedio.model import several
 from tiedio.storage.base import Storage
 from tiedio.storage.open_file import OpenFile
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 from tiedio.storage.streams import Threads
 
 _log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def write(
     """
 
     def save(content: Content) -> None:
-        with shown(f"Saving {target.label}", progress) as advance:
+        with bar(f"Saving {target.label}", progress) as advance:
             container.write(target, content, durable, advance)
 
     if not buffer:

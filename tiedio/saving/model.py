@@ -32,7 +32,7 @@ from tiedio.saving.reports import Reports
 from tiedio.storage.base import Storage
 from tiedio.storage.hub import Hub
 from tiedio.storage.locating import at, path_of
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 
 def save_tied(
@@ -238,7 +238,7 @@ def load_tied(
         uncollected(),
         tempfile.TemporaryDirectory() as folder,
         migrated.reading(place, Path(folder), verify) as (source, lost),
-        shown(f"Loading {place.label}", progress) as advance,
+        bar(f"Loading {place.label}", progress, "building") as advance,
     ):
         reports = Reports(strict=strict)
         reports.warnings += lost if compile else []

@@ -22,7 +22,7 @@ from tiedio.saving.model import may_replace
 from tiedio.saving.reports import Reports
 from tiedio.storage.locating import at
 from tiedio.storage.open_file import OpenFile
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 # As in Keras.
 _ONE_FILE, _SHARDED = ".weights.h5", ".weights.json"
@@ -203,7 +203,7 @@ def load_tied_weights(
     with (
         uncollected(),
         table.reading(place) as source,
-        shown(f"Loading {place.label}", progress) as advance,
+        bar(f"Loading {place.label}", progress) as advance,
         Deferral(source.weights.size) as deferral,
     ):
         reports = Reports(strict=strict, skip_mismatch=skip_mismatch, exists=True)

@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
-# Rich is imported for a bar, and takes its time.
-
 
 class Advance(Protocol):
     """Told how many more bytes are done, how many there are in all, and what is done now."""
@@ -14,29 +12,25 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def shown(what: str, wanted: bool) -> Iterator[Advance]:
-    """Shows a bar while inside, if `wanted`."""
+def bar(what: str, wanted: bool, meanwhile: str = "") -> Iterator[Advance]:
+    """Shows a bar while inside, if `wanted`; until bytes are known, it says what is done first."""
     if not wanted:
         yield lambda count, total, what=None, /: None
         return
-    from rich import progress
+    from tiedio.storage import bars  # which take their time to import
 
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TimeRemainingColumn(),
-    )
+    made = bars.here()
     try:
         with contextlib.suppress(RuntimeError):  # no thread to draw it, as Python ends: its end is
-            bar.start()
-        task = bar.add_task(what, total=None)
+            made.start()
+        task = made.add_task(what, total=None, meanwhile=meanwhile)
 
         def advance(count: int, total: int, what: str | None = None, /) -> None:
-            bar.update(task, advance=count, total=total, description=what)
+            made.update(task, advance=count, total=total, description=what)
 
         yield advance
         # A file is more than its tensors, and not all of these may have been asked for.
-        bar.update(task, completed=bar.tasks[0].total)
+        total = made.tasks[0].total or 0
+        made.update(task, total=total, completed=total)
     finally:
-        bar.stop()
+        made.stop()

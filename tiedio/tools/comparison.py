@@ -14,6 +14,9 @@ from tiedio.checkpoints import opening
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.stated_ties import gathered
 from tiedio.checkpoints.variables import StoredVariable
+from tiedio.record import runs
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report, Table
 
 # Elements that are compared at once: in their largest type they take eight times as many bytes.
 _PART = 1 << 20
@@ -49,9 +52,20 @@ class Difference:
     largest: float = 0.0
     mean: float = 0.0
 
+    @property
+    def row(self) -> tuple[Sequence[str], str, str, str]:
+        """The cells of a table for people: names, largest difference, mean, elements."""
+        name = self.name if self.name == self.name_in_b else f"{self.name} ({self.name_in_b})"
+        if self.shape != self.shape_in_b:
+            return (name,), f"shapes {self.shape}, {self.shape_in_b}", "", ""
+        infinite = f", {self.infinite} of them by no number" if self.infinite else ""
+        kinds = f" ({self.dtype}, {self.dtype_in_b})" if self.dtype != self.dtype_in_b else ""
+        elements = f"{self.elements:,}{infinite}"
+        return (name,), f"{self.largest:.3g}{kinds}", f"{self.mean:.3g}", elements
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Reported):
     """How two files differ.
 
     Attributes:
@@ -82,6 +96,28 @@ class Comparison:
         """Whether the files have the same variables, values and ties."""
         in_one = self.only_in_a, self.only_in_b, self.ties_only_in_a, self.ties_only_in_b
         return self.is_of_one_model and not (self.differences or any(in_one))
+
+    def report(self) -> Report:
+        if self.is_equal:
+            return [f"{self.compared} variables and all ties are equal."]
+        if not self.is_of_one_model:
+            return [
+                "These are different models: fewer than half of the variables of "
+                f"{self.a} or {self.b} have a counterpart of their name and shape. "
+                "Nothing was compared."
+            ]
+        told: Report = []
+        for file, ties, names in (
+            (self.a, self.ties_only_in_a, self.only_in_a),
+            (self.b, self.ties_only_in_b, self.only_in_b),
+        ):
+            told += (f"Tied only in {file}: {' = '.join(runs.told(held))}" for held in ties)
+            told += (f"Only in {file}: {name}" for name in runs.told(names))
+        if self.differences:
+            titles = ("variable", "largest difference", "mean", "elements")
+            told.append(Table(titles, [one.row for one in self.differences]))
+            told.append(f"{len(self.differences)} of {self.compared} variables differ.")
+        return told
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_equal": self.is_equal}

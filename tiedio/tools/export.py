@@ -22,15 +22,18 @@ from tiedio.formats.content import ASSETS, Content, put_asset
 from tiedio.formats.hdf5_writer import Advance, Layout, Tensor
 from tiedio.formats.safetensors_file import SUFFIX
 from tiedio.record.json_fields import Written, parse
+from tiedio.record.notebook import Reported
 from tiedio.record.record import Record
+from tiedio.record.report import Report
+from tiedio.record.report import notes as noted
 from tiedio.record.ties import METADATA_KEY, VERSION
 from tiedio.storage.base import Storage
 from tiedio.storage.locating import at
-from tiedio.storage.progress import shown
+from tiedio.storage.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)
-class Export(Written):
+class Export(Written, Reported):
     """The outcome of an export.
 
     Attributes:
@@ -46,6 +49,10 @@ class Export(Written):
     tensors: int
     aliases: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    def report(self) -> Report:
+        told = f"Wrote {self.target}. Tensors: {self.tensors}; aliases: {len(self.aliases)}"
+        return [told, *noted(self.notes)]
 
 
 def export(
@@ -100,7 +107,7 @@ def export(
         )
     if not overwrite:
         destination.check_free(SaveError)
-    with shown(f"Writing {destination.label}", progress) as advance:
+    with bar(f"Writing {destination.label}", progress) as advance:
         if ways[1]:
             return _export(filepath, destination, durable, advance)
         return _import(source, destination, durable, advance)

@@ -1,6 +1,6 @@
 """Say what a file is, who wrote it, and what it shares.
 
-What counts as shared, and what as a copy, is decided here.
+What counts as shared, and what as a copy, is decided here, and what people are told of it.
 """
 
 import collections
@@ -15,7 +15,10 @@ from tiedio.checkpoints.stated_ties import Evidence, gathered
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.keras_versions import lambdas, optimizer_slots
 from tiedio.keras_versions.layer_outline import configs_of
+from tiedio.record import runs
 from tiedio.record.json_fields import Written
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report, Table, bytes_of, notes
 from tiedio.record.ties import VERSION
 
 
@@ -41,7 +44,7 @@ class Group(Written):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspection(Written):
+class Inspection(Written, Reported):
     """A description of a file.
 
     Attributes:
@@ -80,9 +83,63 @@ class Inspection(Written):
     optimizer: str
     notes: tuple[str, ...]
 
+    def report(self) -> Report:
+        many = f"{len(self.models)} models" if self.models else "a whole model"
+        written = f"Written by Keras {self.keras_version or '(it does not say which)'}"
+        written += f", {self.date_saved}" if self.date_saved else ""
+        version = self.record_version
+        written += f", with a record of version {version}" if version else ""
+        groups = [groups_table("tied", "saves", self.tie_groups, with_evidence=True)]
+        copies = [groups_table("equal copies", "waste", self.copies, with_evidence=True)]
+        return [
+            f"{self.filepath}: {self.kind.replace('a whole model', many)}",
+            written,
+            *[f"Models: {', '.join(self.models)}"] * bool(self.models),
+            f"Variables: {self.variables}; tie groups: {len(self.tie_groups)}",
+            f"Optimizer: {self.optimizer or 'none'}",
+            f"Stores {bytes_of(self.bytes_stored)}; sharing saves {bytes_of(self.bytes_shared)}, "
+            f"equal copies waste {bytes_of(self.bytes_wasted)}",
+            *groups * bool(self.tie_groups),
+            *copies * bool(self.copies),
+            *(in_places(names, self.models) for names in self.shared_layers),
+            *notes(self.notes),
+        ]
+
 
 # Tie groups; the names of each layer that stands in several places; the names of several models.
 Sharing = tuple[Sequence[Group], Sequence[Sequence[str]], Sequence[str]]
+
+
+def groups_table(
+    title: str,
+    verb: str,
+    groups: Sequence[Group],
+    *,
+    with_evidence: bool = False,
+    is_whole: bool = False,
+) -> Table:
+    """Returns a table of variables that are tied, or equal."""
+    titles = [title, "shape, dtype", verb, "trainable", *["by"] * with_evidence]
+    known = {True: "yes", False: "no", None: "unknown"}
+    rows = [
+        (
+            one.names,
+            f"{one.shape}\n{one.dtype}",
+            one.nbytes,
+            known[one.trainable],
+            *[",\n".join(one.evidence) or "equal contents"] * with_evidence,
+        )
+        for one in groups
+    ]
+    return Table(titles, rows, is_tall=True, is_whole=is_whole)
+
+
+def in_places(names: Sequence[str], models: Sequence[str], *, is_whole: bool = False) -> str:
+    """Says where a layer, or a model, stands."""
+    kind = "model" if {*names} & {*models} else "layer"
+    places = sorted(names, key=lambda name: name.count("/"))
+    told = places if is_whole else runs.told(places)
+    return f"One {kind} in {len(names)} places: {' = '.join(told)}"
 
 
 def inspect(filepath: Any) -> Inspection:

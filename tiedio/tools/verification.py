@@ -10,11 +10,13 @@ from tiedio.errors import FileFormatError, explained
 from tiedio.formats import damage, table, tensorflow_paths
 from tiedio.formats.damage import Problem
 from tiedio.keras_versions.keras_version import check_known
+from tiedio.record.notebook import Reported
+from tiedio.record.report import Report
 from tiedio.storage.locating import at
 
 
 @dataclasses.dataclass(frozen=True)
-class Verification:
+class Verification(Reported):
     """Whether a file is as it was saved.
 
     Attributes:
@@ -39,6 +41,23 @@ class Verification:
     def error(self) -> FileFormatError | None:
         """What is damaged; `None` if nothing is, as far as there is something to compare with."""
         return damage.error_of(self.filepath, self.problems)
+
+    def report(self) -> Report:
+        against = {
+            "digests": "the digests of its record",
+            "checksum": "the archive's checksum",
+            "checksums": "their checksums",
+        }
+        if any(problem.is_damage for problem in self.problems):
+            told = f"{self.filepath} is not as it was saved. Problems: {len(self.problems)}"
+        elif self.against:
+            told = f"{self.filepath}: {self.tensors} tensors agree with {against[self.against]}."
+        else:
+            told = (
+                f"{self.filepath}: {self.tensors} tensors can be read, and there is nothing to "
+                "verify them against: no digests, and no checksum."
+            )
+        return [*map(str, self.problems), told]
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "is_verified": self.is_verified}
