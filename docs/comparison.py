@@ -103,6 +103,8 @@ def _finds_damage(method: Method, folder: Path, into: str | None) -> str:
 
 
 def _word(error: Exception, otherwise: str) -> str:
+    if isinstance(error, ImportError):  # which is no answer
+        raise error
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return "-" if isinstance(error, NotImplementedError) else otherwise
 
