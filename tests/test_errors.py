@@ -482,7 +482,7 @@ def test_a_tie_of_unequal_values(saved):
         error,
         errors.FileFormatError,
         "`*model.keras` is damaged at `layers/conv2d_1/vars/1`.\n"
-        "Expected: the values that were saved. Received: other values than at their owners.\n"
+        "Expected: the values that were saved. Received: others.\n"
         "Restore it from a copy, or save the model again.",
     )
 

@@ -252,7 +252,7 @@ def importing_keras(what: str) -> Iterator[None]:
         if error.name not in BACKENDS:
             raise
         raise MissingPackageError(
-            f"{what} needs Keras, and that a backend that is not installed.\n"
+            f"{what} needs Keras, whose backend is not installed.\n"
             f"Expected: `{error.name}`. Received: {first_line(error)}.\n"
             f"Install it: `pip install 'tiedio[{error.name}]'`, or set KERAS_BACKEND to another."
         ) from error

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -116,12 +115,7 @@ def test_a_second_run_does_what_is_left(old):
     )
     assert totals.format("Migrated") in printed
     assert "optimizer. Files: old/apart.keras, old/lost.keras" in printed
-    (again,) = re.findall(r"  tiedio (migrate old/apart.*)", printed)
-    assert again == (
-        'migrate old/apart.keras new/apart.keras --overwrite --tie "decoder/bias=encoder/bias"'
-    )
-    assert again.replace(" --overwrite", "") in planned
-    run(*shlex.split(again))
+    assert "migrate old/apart" not in printed  # its copies may be meant
     before = contents("new")
     assert len(before) == 2
     states_then = states("migrate", "old", "new", code=1)

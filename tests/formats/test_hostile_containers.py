@@ -150,7 +150,7 @@ def test_a_shard_named_twice_is_read_once(shards):
 def test_a_shard_that_is_cut_short(shards):
     shard = sorted(shards.parent.glob("model_????????_*.weights.h5"))[1]
     os.truncate(shard, generations.TENSOR_BYTES)
-    assert "is not an HDF5 file" in refusal(shards)
+    assert "an HDF5 file without its end; it was truncated" in refusal(shards)
 
 
 # Bare files

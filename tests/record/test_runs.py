@@ -51,3 +51,15 @@ def test_each_name_is_in_one_run(names):
 def test_rows_that_differ_otherwise_stay_apart():
     pairs = [(f"e_{n}", f"d_{n}") for n in range(9)]
     assert runs.runs(pairs, ["one"] * 5 + ["other"] * 4) == [(5, (0, 4)), (4, (5, 8))]
+
+
+def test_many_names_of_strangers():
+    """Neither those that count down, nor short rows of thousands, cost more than others."""
+    assert runs.told([f"b_{n}" for n in reversed(range(2000))]) == ["b_1999", "b_0 … b_1998"]
+    rows = [f"b_{10 * n + m}" for n in range(2000) for m in range(4)]
+    walked = []
+    with pytest.MonkeyPatch.context() as patch:
+        walk = runs._walk
+        patch.setattr(runs, "_walk", lambda *given: walked.append(found := walk(*given)) or found)
+        assert runs.told(rows)[:2] == ["b_0 … b_3", "b_10 … b_13"]
+    assert sum(map(len, walked)) < 20 * len(rows)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from checkout import FIXTURES
 import tiedio
 from tiedio import files
 from tiedio.errors import FileFormatError
+from tiedio.record.record import Record
+from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.streams import Window
 from tiedio.tools.verification import verify
 
@@ -210,3 +213,35 @@ def test_a_file_is_read_once(tmp_path, monkeypatch, save):
     monkeypatch.setattr(Window, "read_at", counted)
     assert verify(tmp_path / "model.keras").is_verified
     assert 4e6 < sum(read) < 1.1 * 4e6
+
+
+def test_digests_of_the_kind_that_files_once_had(tmp_path):
+    old = FIXTURES / "tied_v1.keras"
+    assert verify(old).is_verified
+    with sample_files.opened(old) as archive:
+        record = json.loads(archive.read("metadata.json"))[METADATA_KEY]
+    path = next(iter(Record.from_json(record).digests))
+    flipped = sample_files.flipped(old, tmp_path / "old.keras", sample_files.values(old, path))
+    assert any(path in problem for problem in problems(flipped))
+
+
+def test_names_that_are_lost(tmp_path):
+    """HDF5 has no checksum of its lists of names: one bit may empty them."""
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(40)])
+    tiedio.save_tied_weights(model, tmp_path / "model.weights.h5")
+    content = bytearray((tmp_path / "model.weights.h5").read_bytes())
+    at = content.index(b"TREE")  # that of the root
+    content[at + 6 : at + 8] = bytes(2)  # how many it lists
+    (tmp_path / "model.weights.h5").write_bytes(content)
+    with pytest.raises(FileFormatError, match="bytes that no name leads to"):
+        verify(tmp_path / "model.weights.h5")
+    (tmp_path / "model.weights.h5").write_bytes(content[:-1000])
+    with pytest.raises(FileFormatError, match="it was truncated"):
+        verify(tmp_path / "model.weights.h5")
+
+
+def test_what_is_no_tensor_is_not_called_fine(tmp_path):
+    with h5py.File(tmp_path / "one.weights.h5", "w") as file:
+        file["layers/a/vars/0"] = np.zeros(3, "V8")
+        file["layers/b/vars/0"] = np.zeros(3)
+    assert problems(tmp_path / "one.weights.h5") == ["layers/a/vars/0: cannot be read"]

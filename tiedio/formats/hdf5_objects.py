@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 from h5py import h5a, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled, untyped)
 
-from tiedio.errors import RESTORE, FileFormatError, first_line
+from tiedio.errors import RESTORE, FileFormatError, damaged, first_line
 from tiedio.formats import foreign
 from tiedio.storage.streams import Again, Seeking
 
@@ -28,6 +28,10 @@ HDF5_ERRORS = (
     OverflowError,
     MemoryError,
 )
+
+# A file that holds nothing is no larger. One that is, and has an empty root, has lost its names:
+# HDF5 keeps no checksum of them.
+_EMPTY = 1 << 12
 
 # Bytes that all attributes may take beside those of the file, and an element beside its own.
 _ATTRIBUTES = 1 << 25
@@ -91,7 +95,14 @@ class Objects:
                     f"`{filepath}` has weights that are no HDF5 file.\n"
                     f"Expected: weights as Keras stores them. Received: {received}.\n{advice}"
                 ) from error
+            if "truncated file" in str(error):
+                raise damaged(filepath, "an HDF5 file without its end; it was truncated") from error
             raise self.error("is not an HDF5 file", str(error)) from error
+        for opened, file in zip(self._files, files, strict=True):
+            with self._explained("has an unreadable root"):
+                is_empty = not len(opened)
+            if is_empty and file.size > _EMPTY:
+                raise damaged(filepath, f"{file.size} bytes that no name leads to")
 
     def close(self) -> None:
         for file in self._files:

@@ -123,7 +123,7 @@ class WeightsFile(Objects):
                 self.damaged.add(path)
 
     def find_damaged(self, also: Iterable[str] = ()) -> list[str]:
-        """Reads whatever has a digest, and `also` these; lists all that is not what was saved."""
+        """Reads all if anything has a digest, and `also` these; lists what is not as saved."""
         if self.digests:
             with contextlib.suppress(*HDF5_ERRORS):  # each by itself tells which cannot be read
                 self.sum_up()
@@ -133,12 +133,9 @@ class WeightsFile(Objects):
         return sorted(self.damaged)
 
     def check(self, dataset_path: str) -> None:
-        """Notes in `damaged` if a tensor is missing, or not what its digest says.
+        """Does what `read` does to `damaged`, and notes what is missing, too.
 
         What `sum_up` has digested is not read again.
-
-        Raises:
-            FileFormatError: As `read`.
         """
         expected = self.digests.get(dataset_path)
         try:
@@ -157,31 +154,33 @@ class WeightsFile(Objects):
         return self._summed.get(self.address(dataset_path)) or digests.of(self.read(dataset_path))
 
     def sum_up(self) -> list[int]:
-        """Reads each file once, and returns their checksums.
-
-        The tensors that lie in one piece are digested as they pass.
-        """
+        """Reads each file once, digests its tensors as they pass, and returns the checksums."""
         if not self._checksums:
-            placed = self._in_one_piece()
-            for window in self._windows:
-                sums = sums_of(window, (extent for file, extent in placed if file is window))
-                self._checksums.append(sums.checksum)
+            checksums = []
+            for window, placed in self._in_one_piece().items():
+                sums = sums_of(window, placed)
+                checksums.append(sums.checksum)
                 for extent, parts in sums.digests.items():
-                    for path, facts in placed[window, extent]:
+                    for path, facts in placed[extent]:
                         digest = digests.of_parts(facts.dtype, facts.shape, parts)
                         self._summed[self.address(path)] = digest
+            self._checksums = checksums
         return self._checksums
 
-    def _in_one_piece(self) -> dict[tuple[Seeking, Extent], list[tuple[str, _Facts]]]:
+    def _in_one_piece(self) -> dict[Seeking, dict[Extent, list[tuple[str, _Facts]]]]:
         """Finds the tensors whose bytes are in a file as they are in memory, by where they are."""
-        found = collections.defaultdict(list)
-        with contextlib.suppress(FileFormatError):  # `read` will tell what is wrong with one
-            for path in self.below(""):
+        found: dict[Seeking, Any] = {one: collections.defaultdict(list) for one in self._windows}
+        paths = []
+        with contextlib.suppress(FileFormatError):  # of what cannot be walked, `read` tells more
+            paths = self.below("")
+        for path in paths:
+            with contextlib.suppress(FileFormatError, *HDF5_ERRORS):
                 dataset, window = self._placed(path)
-                with self._noted(path, dataset, window) as facts:
-                    self._check(dataset, facts)
-                if facts.offset is not None:
-                    found[window, Extent(facts.offset, facts.nbytes)].append((path, facts))
+                facts = self._facts_of(dataset, window)
+                self._check(dataset, facts)
+                is_told = facts.is_outside or path in self.axis_orders  # by who reads it
+                if facts.offset is not None and not is_told:
+                    found[window][Extent(facts.offset, facts.nbytes)].append((path, facts))
         return found
 
     def store(self, inner_path: str) -> "Store":

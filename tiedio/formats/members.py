@@ -10,7 +10,7 @@ from tiedio.errors import FileFormatError, listed
 from tiedio.formats import npz
 from tiedio.formats.content import CONFIG, METADATA, VALUES, WEIGHTS, Opened
 from tiedio.formats.hdf5_reader import WeightsFile
-from tiedio.formats.parts import checksum_of
+from tiedio.formats.parts import sums_of
 from tiedio.record.json_fields import parse
 from tiedio.record.ties import METADATA_KEY
 from tiedio.storage.streams import Window
@@ -61,11 +61,12 @@ def opened(members: Members) -> Iterator[Opened]:
         member = window = resources.enter_context(members.window(stored))
         if npz.is_one(member):  # Keras writes them as `WEIGHTS` too
             window = resources.enter_context(npz.converted(member, members.filepath))
-        checksum = functools.partial(checksum_of, member)
-        verify = members.verify and functools.partial(members.verify, stored, checksum)
-        weights = WeightsFile([window], members.filepath, verify)
-        if members.verify and window is member:  # whose tensors are digested at the same time
-            verify = functools.partial(members.verify, stored, lambda: weights.sum_up()[0])
+        verify = members.verify and functools.partial(members.verify, stored)
+        alone = verify and functools.partial(verify, lambda: sums_of(member).checksum)
+        weights = WeightsFile([window], members.filepath, alone)
+        # As one who asks for errors must not: with the digests of its tensors.
+        if verify and window is member:
+            alone = functools.partial(verify, lambda: weights.sum_up()[0])
         resources.enter_context(contextlib.closing(weights))
         yield Opened(
             filepath=members.filepath,
@@ -73,6 +74,6 @@ def opened(members: Members) -> Iterator[Opened]:
             config=config,
             weights=weights,
             metadata=metadata,
-            verify_weights=verify,
+            verify_weights=alone,
             extract_assets=members.extract_assets,
         )

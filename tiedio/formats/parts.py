@@ -115,7 +115,8 @@ def sums_of(source: Seeking, tensors: Iterable[Extent] = ()) -> Sums:
 
     Args:
         source: The file.
-        tensors: Where the tensors are that are digested. One that begins inside another is not.
+        tensors: Where the tensors are. One that begins inside another, or ends beyond the end of
+            the file, is not digested.
     """
     own = threading.local()
 
@@ -176,8 +177,3 @@ def _cut(extent: Extent, tensor: Extent | None) -> Iterator[_Piece]:
     end = extent.start + extent.size
     for start in range(extent.start, end, digests.PART):
         yield _Piece(start, min(digests.PART, end - start), tensor)
-
-
-def checksum_of(source: Seeking) -> int:
-    """Sums all bytes of a file."""
-    return sums_of(source).checksum

@@ -240,10 +240,8 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         },
         refused=str(refusal or ""),
         lacks_config=isinstance(refusal, OptionNeededError),
-        offers=(
-            *(lambdas.options([one.name]) for one in runs),
-            *(need for one in forbidden for need in one.needs),
-        ),
+        # None of what is forbidden: a copy of its own may be meant, as of a target network.
+        offers=tuple(lambdas.options([one.name]) for one in runs),
         unused=checkpoint.translated.unused,
     )
 

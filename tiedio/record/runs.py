@@ -36,7 +36,9 @@ def told(names: Sequence[str]) -> list[str]:
     """
     found = runs([(name,) for name in names])
     if found and found[0].shown[0] != 0:
-        return [names[0], *told(names[1:])]
+        others = runs([(name,) for name in names[1:]])
+        moved = [run._replace(shown=tuple(place + 1 for place in run.shown)) for run in others]
+        found = [Run(1, (0,)), *moved]
     return [joined([names[position] for position in run.shown]) for run in found]
 
 
@@ -77,13 +79,15 @@ def _runs(held: Sequence[_Numbers]) -> Iterator[tuple[list[_Numbers], bool]]:
     for place, first in enumerate(held):
         if first not in left:
             continue
+        near = held[place + 1 : place + 1 + _AHEAD]
+        steps = [[b - a for a, b in zip(first, second, strict=True)] for second in near]
         run, by_one = [first], False
-        for second in held[place + 1 : place + 1 + _AHEAD]:
-            steps = [after - before for before, after in zip(first, second, strict=True)]
-            walked = _walk(first, steps, left) if min(steps) >= 0 else []
-            better = (1 in steps, len(walked)) > (by_one, len(run))
-            if len(walked) >= _FEWEST and better:
-                run, by_one = walked, 1 in steps
+        for by_one in (True, False):
+            chosen = [one for one in steps if min(one) >= 0 and (1 in one) == by_one]
+            longest = max((_walk(first, one, left) for one in chosen), key=len, default=[])
+            if len(longest) >= _FEWEST:
+                run = longest
+                break
         left.difference_update(run)
         yield run, by_one
 

@@ -202,6 +202,9 @@ class Loading:
         if self._source.is_by_position:  # whose values `keras2_record` has compared
             return
         if error := retying.disagreement(self._walk, record, self._weights):
+            weights = self._weights
+            if paths := weights.find_damaged():  # which says better where it is
+                raise damage.error_at(weights.filepath, paths, "others") from error
             raise error
 
     def retie(self) -> None:

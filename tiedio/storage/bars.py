@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console
+from rich.text import Text
 
 # How often a bar in a notebook looks otherwise, in seconds, and how many columns it has.
 _PAUSE, _WIDTH = 0.1, 100
@@ -49,11 +50,18 @@ class _InNotebook(progress.Progress):
         return {"text/html": self._repr_html_()}
 
 
+class _Description(progress.ProgressColumn):
+    """What is done, with the name of a file: without what a terminal takes for commands."""
+
+    def render(self, task: progress.Task) -> Text:
+        return Text("".join(one if one.isprintable() else "?" for one in task.description))
+
+
 def here() -> progress.Progress:
     """Returns a bar for where this program runs."""
     kind = _InNotebook if Console().is_jupyter else progress.Progress
     return kind(
-        progress.TextColumn("{task.description}", markup=False),
+        _Description(),
         progress.BarColumn(),
         _Bytes(),
         progress.TimeRemainingColumn(),

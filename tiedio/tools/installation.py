@@ -89,7 +89,8 @@ def installation() -> Installation:
             _keras(),
             _backend([extras[name] for name in BACKENDS]),
             *map(_needed, _NEEDED),
-            *extras.values(),
+            # Who does not use one is not kept from anything by what is broken of it.
+            *(dataclasses.replace(one, is_wrong=False) for one in extras.values()),
         )
     )
 
@@ -111,12 +112,14 @@ def _keras() -> Part:
 
 def _backend(backends: Sequence[Part]) -> Part:
     """Says which backend Keras uses where a program sets no other, as Keras itself finds out."""
-    folder = os.environ.get("KERAS_HOME", Path.home() / ".keras")
+    home = os.path.expanduser("~")
+    home = home if os.access(home, os.W_OK) else "/tmp"  # noqa: S108 - as Keras has it
+    folder = os.path.expanduser(os.environ.get("KERAS_HOME", f"{home}/.keras"))
     name, source = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
     if not name:
         try:
             config = json.loads(Path(folder, "keras.json").read_text())
-            name, source = config["backend"], "keras.json"
+            name, source = str(config["backend"]), "keras.json"
         except (OSError, ValueError, TypeError, LookupError):
             name, source = "tensorflow", "default"
     works = {part.name: bool(part.version) and not part.is_wrong for part in backends}
