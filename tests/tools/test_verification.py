@@ -241,7 +241,10 @@ def test_names_that_are_lost(tmp_path):
 
 
 def test_what_is_no_tensor_is_not_called_fine(tmp_path):
-    with h5py.File(tmp_path / "one.weights.h5", "w") as file:
-        file["layers/a/vars/0"] = np.zeros(3, "V8")
-        file["layers/b/vars/0"] = np.zeros(3)
-    assert problems(tmp_path / "one.weights.h5") == ["layers/a/vars/0: cannot be read"]
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]).save(tmp_path / "model.keras")
+
+    def add(file):
+        file["layers/dense/vars/2"] = np.zeros(3, "V8")
+
+    sample_files.edited(tmp_path / "model.keras", tmp_path / "other.keras", add)
+    assert problems(tmp_path / "other.keras") == ["layers/dense/vars/2: cannot be read"]
