@@ -508,7 +508,7 @@ def test_missing_custom_objects(tmp_path):
         errors.CustomObjectsError,
         "`*custom.keras` needs classes or functions that are not registered: `Local`, `wave`.\n"
         "Expected: all of them in `custom_objects`. Received: not these.\n"
-        "Pass `custom_objects`, or register them with "
+        "Import the module that registers them, pass `custom_objects`, or register them with "
         "`keras.saving.register_keras_serializable`.",
     )
     assert tiedio.load_tied(tmp_path / "custom.keras", custom_objects=custom).built

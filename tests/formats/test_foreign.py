@@ -1,9 +1,11 @@
 """Files that Keras did not write: each is called what it is, whoever opens it."""
 
 import shutil
+import zipfile
 
 import keras
 import pytest
+import sample_files
 from checkout import FIXTURES
 
 import tiedio
@@ -169,3 +171,12 @@ def test_open_files_are_recognised_too():
         assert at(file).name
         with pytest.raises(errors.FileFormatError, match=r"archive of `torch\.save`"):
             tiedio.load_tied(file)
+
+
+def test_a_file_of_keras_that_lacks_a_member(tmp_path):
+    model().save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        weights = archive.read("model.weights.h5")
+    sample_files.zipped(tmp_path / "other.keras", {"model.weights.h5": weights})
+    with pytest.raises(errors.FileFormatError, match=r"it has no `config\.json`"):
+        files.inspect(tmp_path / "other.keras")

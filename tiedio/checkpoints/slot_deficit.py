@@ -144,7 +144,7 @@ class SlotDeficit:
             if len(mine) == len(trained) - 1 and not is_constant:
                 return True, "equal contents, and the optimizer's state names one of them"
         if self._values.are_telling(trained[0]):
-            why = f"equal contents; of {possible} such copies the optimizer's state has {copies}"
+            why = f"equal contents; of {possible} such copies the optimizer's state lacks {copies}"
             return None, why
         return None
 

@@ -122,7 +122,8 @@ def reading(source: Storage) -> Iterator[Opened]:
         with explained(source.name, *_ZIP_ERRORS):
             zipped = _Zip(source.name, archive, file)
             names = zipped.names()
-            if CONFIG not in names and (error := foreign.of_members(source.name, names)):
+            is_ours = {CONFIG, WEIGHTS} & set(names)
+            if not is_ours and (error := foreign.of_members(source.name, names)):
                 raise error
             opened = resources.enter_context(members.opened(zipped))
         yield opened

@@ -167,8 +167,8 @@ def explained(config: Any, path: str) -> Iterator[None]:
                 f"`{path}` needs classes or functions that are not registered: "
                 f"{listed(missing)}.\n"
                 "Expected: all of them in `custom_objects`. Received: not these.\n"
-                "Pass `custom_objects`, or register them with "
-                "`keras.saving.register_keras_serializable`."
+                "Import the module that registers them, pass `custom_objects`, or register them "
+                "with `keras.saving.register_keras_serializable`."
             ) from error
         if "safe_mode=False" in str(error) and (code := lambdas.found(config)):
             raise _unsafe(code, path) from error
