@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console
+from rich.table import Column
 from rich.text import Text
 
 # How often a bar in a notebook looks otherwise, in seconds, and how many columns it has.
@@ -61,7 +62,7 @@ def here() -> progress.Progress:
     """Returns a bar for where this program runs."""
     kind = _InNotebook if Console().is_jupyter else progress.Progress
     return kind(
-        _Description(),
+        _Description(Column(no_wrap=True)),
         progress.BarColumn(),
         _Bytes(),
         progress.TimeRemainingColumn(),
