@@ -62,4 +62,5 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("half"):
         left_out = [one for one in by_day.of_tomorrow(items) if one.path.parent != TOP]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [one for one in items if one not in set(left_out)]
+        waiting = set(left_out)
+        items[:] = [one for one in items if one not in waiting]

@@ -299,6 +299,7 @@ def test_a_notebook_shows_a_summary_as_html(monkeypatch):
     display = types.SimpleNamespace(HTML=lambda page: page, display=shown.append)
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
     monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setattr(rich, "_console", None)  # which one is made once, and kept
     tiedio.summary(autoencoder())
     (page,) = shown
     assert "encoder/kernel =<br>decoder/kernel" in page and "1 tie" not in page

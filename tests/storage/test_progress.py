@@ -12,6 +12,7 @@ import rich.progress
 import tiedio
 from tiedio.formats import digests
 from tiedio.storage import bars
+from tiedio.storage.progress import bar
 
 
 def model_of(megabytes):
@@ -72,9 +73,17 @@ def test_a_notebook_needs_no_ipywidgets(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setattr(rich, "_console", None)  # which one is made once, and kept
     tiedio.save_tied(model_of(3), tmp_path / "[b]model.keras", progress=True)
     assert "Saving [b]model.keras" in pages[-1] and "3.2/3.2 MB" in pages[-1]
     assert not any("building" in page for page in pages)
     tiedio.load_tied(tmp_path / "[b]model.keras", progress=True)
     assert any("Loading" in page and "building" in page for page in pages)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_name_commands_no_terminal(capsys):
+    with bar("Loading \x1b]0;owned\x07.keras", wanted=True) as advance:
+        advance(1, 1)
+    printed = capsys.readouterr().out
+    assert "Loading ?]0;owned?.keras" in printed and "\x1b]0" not in printed

@@ -114,6 +114,13 @@ def test_the_backend_is_looked_for_where_keras_does(only, monkeypatch, tmp_path)
     assert part("backend").note == "by KERAS_BACKEND"
 
 
+def test_a_keras_json_of_something_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    (tmp_path / "keras.json").write_text('{"backend": ["jax"]}')
+    assert part("backend").is_wrong and part("backend").version == "['jax']"
+
+
 def test_what_is_broken_is_told(pip, modules, monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     pip["torch"], modules["torch"] = "2.13.0", None  # its files are gone

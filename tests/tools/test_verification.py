@@ -12,8 +12,10 @@ from checkout import FIXTURES
 import tiedio
 from tiedio import files
 from tiedio.errors import FileFormatError
+from tiedio.formats import table
 from tiedio.record.record import Record
 from tiedio.record.ties import METADATA_KEY
+from tiedio.storage.locating import at
 from tiedio.storage.streams import Window
 from tiedio.tools.verification import verify
 
@@ -247,3 +249,11 @@ def test_what_is_no_tensor_is_not_called_fine(tmp_path):
 
     sample_files.edited(tmp_path / "model.keras", tmp_path / "other.keras", add)
     assert problems(tmp_path / "other.keras") == ["layers/dense/vars/2: cannot be read"]
+
+
+def test_an_order_of_axes_that_contradicts_a_shape(folder):
+    with table.reading(at(folder / "tied.keras")) as opened:
+        record = opened.read_record(verify=True)
+        opened.weights.axis_orders = {KERNELS[1]: (1, 0, 2)}  # of the second path only
+        assert record and KERNELS[0] in record.digests
+        assert opened.weights.find_damaged([KERNELS[1]]) == [KERNELS[1]]

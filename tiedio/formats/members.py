@@ -62,11 +62,10 @@ def opened(members: Members) -> Iterator[Opened]:
         if npz.is_one(member):  # Keras writes them as `WEIGHTS` too
             window = resources.enter_context(npz.converted(member, members.filepath))
         verify = members.verify and functools.partial(members.verify, stored)
+        # What fails while tensors are looked for asks for the checksum alone.
         alone = verify and functools.partial(verify, lambda: sums_of(member).checksum)
         weights = WeightsFile([window], members.filepath, alone)
-        # As one who asks for errors must not: with the digests of its tensors.
-        if verify and window is member:
-            alone = functools.partial(verify, lambda: weights.sum_up()[0])
+        with_tensors = verify and functools.partial(verify, lambda: weights.sum_up()[0])
         resources.enter_context(contextlib.closing(weights))
         yield Opened(
             filepath=members.filepath,
@@ -74,6 +73,6 @@ def opened(members: Members) -> Iterator[Opened]:
             config=config,
             weights=weights,
             metadata=metadata,
-            verify_weights=alone,
+            verify_weights=with_tensors if window is member else alone,
             extract_assets=members.extract_assets,
         )
