@@ -211,6 +211,10 @@ def test_a_missing_package_is_an_error_of_usage(folder, monkeypatch):
     assert "pip install 'tiedio[safetensors]'" in said
 
 
+def test_a_file_that_is_to_go_nowhere():
+    assert "Missing argument 'DST'." in run("migrate", "tied.keras", code=2)[1]
+
+
 COMMANDS = {
     "inspect": ["inspect", "{}"],
     "plan": ["plan", "{}"],

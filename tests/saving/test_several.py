@@ -22,7 +22,7 @@ from tiedio.errors import (
     SaveError,
     TiedioError,
 )
-from tiedio.files import export, inspect, migrate
+from tiedio.files import export, inspect, migrate, plan
 
 
 def family():
@@ -182,6 +182,7 @@ def test_what_files_of_several_say(tmp_path):
     tiedio.save_tied(models, tmp_path / "gan.keras")
     found = inspect(tmp_path / "gan.keras")
     assert found.models == ("generator", "discriminator", "gan")
+    assert found.kind == plan(tmp_path / "gan.keras").kind == "zip archive of 3 models"
     assert found.optimizer == "Adam (discriminator), RMSprop (gan)"
     assert found.variables == sum(len(models[name].weights) for name in found.models[:2])
     assert ("discriminator", "gan/discriminator") in found.shared_layers

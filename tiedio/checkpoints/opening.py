@@ -83,11 +83,13 @@ def described(
         kind = f"{title} in the layout of Keras 2" if old else title
         if KerasVersion(opened.keras_version).is_of_keras_1:
             translated, kind = Translated({}, (INSTEAD,)), f"{title} of Keras 1"
-        kind += " of a whole model" if own else " of weights only"
         if old:
             checkpoint = keras2_files.described(opened, translated, kind, given)
         else:
             checkpoint = keras3_files.described(opened, translated, kind)
+    models = checkpoint.record.models if checkpoint.record else ()
+    held = f"{len(models)} models" if models else "a whole model"
+    checkpoint.kind += f" of {held if own else 'weights only'}"
     if config and not own:
         given_config.check(checkpoint)
     checkpoint.verify = functools.partial(damage.check, opened)

@@ -167,7 +167,7 @@ def plan(
 
 
 @main.command()
-@click.argument("src", nargs=-1, required=True, type=options.PATH)
+@click.argument("src", nargs=-1, metavar="SRC...", type=options.PATH)
 @click.argument("dst", type=options.PATH)
 @options.tie
 @options.ties
@@ -208,6 +208,8 @@ def migrate(
     """
     from tiedio.files import many
 
+    if not src:  # click gave the one path that there is to DST
+        raise click.MissingParameter(param_type="argument", param_hint="'DST'")
     # The other options are arguments of these names.
     ask = functools.partial(many.migrate, src, dst, ties=[*ties_file, *ties], **given)
     show_all = functools.partial(outcomes.migrated, dry_run=given["dry_run"])

@@ -84,7 +84,6 @@ class Inspection(Written, Reported):
     notes: tuple[str, ...]
 
     def report(self) -> Report:
-        many = f"{len(self.models)} models" if self.models else "a whole model"
         written = f"Written by Keras {self.keras_version or '(it does not say which)'}"
         written += f", {self.date_saved}" if self.date_saved else ""
         version = self.record_version
@@ -92,7 +91,7 @@ class Inspection(Written, Reported):
         groups = [groups_table("tied", "saves", self.tie_groups, with_evidence=True)]
         copies = [groups_table("equal copies", "waste", self.copies, with_evidence=True)]
         return [
-            f"{self.filepath}: {self.kind.replace('a whole model', many)}",
+            f"{self.filepath}: {self.kind}",
             written,
             *[f"Models: {', '.join(self.models)}"] * bool(self.models),
             f"Variables: {self.variables}; tie groups: {len(self.tie_groups)}",
