@@ -32,10 +32,15 @@ def steps_run_eagerly(request):
     tf.config.run_functions_eagerly(False)
 
 
+# The garbage collector need not go through all that was imported each time.
+gc.collect()
+gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_over():
-    """Lets go of what a module made. TensorFlow keeps thousands of objects for each model that is
-    trained: frozen, they are nothing that the garbage collector goes through again and again.
+    """Lets go of what a module made, and freezes what TensorFlow keeps: thousands of objects for
+    each model that is trained.
     """
     yield
     keras.utils.clear_session()

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -26,14 +28,21 @@ def dense(units=4, shape=(None, 4), **options):
     return layer
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
     keras.utils.clear_session()
     model = scenarios.two_paddings()
     scenarios.train(model)
-    filepath = tmp_path / "model.keras"
+    filepath = tmp_path_factory.mktemp("saved") / "model.keras"
     tiedio.save_tied(model, filepath)
     return filepath
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """A file of a model whose layers have the names of the first ones of a process."""
+    keras.utils.clear_session(free_memory=False)
+    return Path(shutil.copy(original, tmp_path))
 
 
 def rewrite(filepath, change, member="metadata.json"):

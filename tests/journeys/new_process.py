@@ -86,7 +86,7 @@ def report(model, name):
 
 
 def start(name):
-    keras.utils.clear_session()  # containers of weights keep no automatic names
+    keras.utils.clear_session(free_memory=False)  # containers of weights keep no automatic names
     keras.utils.set_random_seed(1)
     model = scenarios.SCENARIOS[name]()
     scenarios.train(model)

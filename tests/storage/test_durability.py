@@ -40,7 +40,7 @@ def start():
     if sys.platform == "win32":
         pytest.skip("Windows has no fork server")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiedio.archive"])
+    context.set_forkserver_preload(["tiedio.formats.zip_archive"])
     started = []
 
     def start(function, *arguments, reports=True, **options):
