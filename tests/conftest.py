@@ -1,14 +1,11 @@
 """What all tests run in."""
 
 import gc
-from pathlib import Path
 
 import by_day
 import hypothesis
 import keras
 import pytest
-
-TOP = Path(__file__).parent
 
 # Whether a test passes, no clock decides.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -56,16 +53,16 @@ def pytest_addoption(parser):
         "`tensorflow,jax,torch`; the one in force unless given",
     )
     parser.addoption(
-        "--half",
-        action="store_true",
-        help="of slow tests only those of today: half of them, and the others tomorrow; all of "
-        "those at the top, as of the wheel",
+        "--share",
+        metavar="K/N",
+        default="0/1",
+        help="of N shares of the tests the one numbered K, and tomorrow the next one",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("half"):
-        left_out = [one for one in by_day.of_tomorrow(items) if one.path.parent != TOP]
-        config.hook.pytest_deselected(items=left_out)
-        waiting = set(left_out)
-        items[:] = [one for one in items if one not in waiting]
+    share, shares = map(int, config.getoption("share").split("/"))
+    left_out = by_day.of_other_shares(items, share, shares)
+    config.hook.pytest_deselected(items=left_out)
+    waiting = set(left_out)
+    items[:] = [one for one in items if one not in waiting]

@@ -13,8 +13,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import scenarios
+import tensorflow as tf
 
 import tiedio
+
+tf.config.run_functions_eagerly(True)  # a few steps take a tenth of the time
 
 # Of each kind one that every version builds alike.
 NAMES = (

@@ -1,4 +1,4 @@
-"""Slow cases that are much alike: each day some of them run, and in so many days all."""
+"""Tests of which some run each day, and in so many days all."""
 
 import datetime
 import zlib
@@ -6,6 +6,8 @@ import zlib
 import pytest
 
 TODAY = datetime.date.today().toordinal()
+
+slow_and_of_today = pytest.mark.slow(TODAY)  # in every share
 
 
 def of_today(days, cases, id=lambda case: None):
@@ -15,17 +17,25 @@ def of_today(days, cases, id=lambda case: None):
     """
     return [
         pytest.param(
-            *(one if isinstance(one, tuple) else (one,)), id=id(one), marks=pytest.mark.slow(TODAY)
+            *(one if isinstance(one, tuple) else (one,)), id=id(one), marks=slow_and_of_today
         )
         for one in list(cases)[TODAY % days :: days]
     ]
 
 
-def of_tomorrow(items):
-    """Returns those slow tests that can wait: half of them, but for what `of_today` chose."""
-    slow = {one: one.get_closest_marker("slow") for one in items}
+def of_other_shares(items, share, shares):
+    """Returns the tests that can wait, if one of so many shares runs, and the next one tomorrow."""
     return [
         one
-        for one, mark in slow.items()
-        if mark and not mark.args and zlib.crc32(one.nodeid.encode()) % 2 != TODAY % 2
+        for one in items
+        if one.get_closest_marker("slow") != slow_and_of_today.mark
+        and _number(one) % shares != (share + TODAY) % shares
     ]
+
+
+def _number(item):
+    """Returns the number of a test; those of one scenario have one, as one run serves all."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    asks_runs = "runs" in getattr(item, "fixturenames", ())
+    name = params.get("name", params.get("tied")) if asks_runs else item.nodeid
+    return zlib.crc32(name.encode())
