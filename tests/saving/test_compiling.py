@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import scenarios
-from scenarios.base import serializable
+from scenarios.base import serializable, tied_pair
 
 import tiedio
 from tiedio import errors
@@ -115,6 +115,16 @@ def test_what_a_class_says_beside_it_comes_back(tmp_path):
     model = given(Obedient, sampler="greedy")
     tiedio.save_tied(model, tmp_path / "x.keras")
     assert tiedio.load_tied(tmp_path / "x.keras").sampler == "greedy"
+
+
+def test_the_optimizer_that_keras_forgets_when_it_saves_to_hdf5(tmp_path):
+    _, model = tied_pair()
+    scenarios.train(scenarios.compiled(model, keras.optimizers.SGD(0.01, momentum=0.9)))
+    model.save(tmp_path / "stock.h5")
+    tiedio.save_tied(model, tmp_path / "tied.keras")
+    loaded = tiedio.load_tied(tmp_path / "tied.keras")
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert scenarios.iterations_of(loaded) == scenarios.iterations_of(model) > 0
 
 
 def test_a_rate_that_was_changed_is_state(tmp_path):

@@ -55,13 +55,16 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
     with scopes_as_before(), ObjectSharingScope():
         written: list[Any] = list(map(keras.saving.serialize_keras_object, models))
     for model, config in zip(models, written, strict=True):
-        if (config.get("compile_config") or {}).get("optimizer"):
+        compiled = config.get("compile_config") or {}
+        # Saving to `.h5`, Keras takes the optimizer out of its own config of how it compiled.
+        is_of_keras = type(model).get_compile_config is keras.Model.get_compile_config
+        if compiled.get("optimizer") or (compiled and is_of_keras and model.optimizer):
             # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
             # only where the policy in force is the same. In a scope of its own, as Keras would
             # mark what it meets a second time.
             with scopes_as_before(), ObjectSharingScope():
                 optimizer = keras.saving.serialize_keras_object(model.optimizer)
-            config["compile_config"]["optimizer"] = optimizer
+            compiled["optimizer"] = optimizer
     for part in parts(written):
         part.update(with_public_name(part))
     _drop_marks([{"layers": written}])
