@@ -120,3 +120,18 @@ def test_a_group_that_hdf5_cannot_read_is_told(folder, tmp_path, read, number):
     (tmp_path / "broken.weights.h5").write_bytes(begin + b"PAEH" + end)
     with pytest.raises(FileFormatError):
         read(tmp_path / "broken.weights.h5")
+
+
+def inspect(filepath):
+    str(files.inspect(filepath))
+
+
+@pytest.mark.parametrize("read", [*READERS, inspect], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("name", [b"metadata.json", b"model.weights.h5"])
+def test_a_member_by_another_name(folder, tmp_path, read, name):
+    """Without its record, a file would be read as one of Keras, untied."""
+    content = bytearray((folder / "tied.keras").read_bytes())
+    content[content.rindex(name) + 5] ^= 4  # in the directory: before its bytes, too, it is named
+    (tmp_path / "renamed.keras").write_bytes(content)
+    with pytest.raises(FileFormatError, match="is damaged"):
+        read(tmp_path / "renamed.keras")

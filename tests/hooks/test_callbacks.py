@@ -296,10 +296,16 @@ def tied_kernel_in(filepath):
     "how", [pytest.param("cut short", marks=pytest.mark.slow), "a flipped value", "a changed state"]
 )
 def test_the_backup_before_is_taken_if_the_newest_is_damaged(tmp_path, backup, how):
-    damage(backup / "latest.weights.h5", how)
-    model, epochs = resumed(tmp_path, double_checkpoint=True)
+    damage(newest := backup / "latest.weights.h5", how)
+    with pytest.warns(tiedio.TiedioWarning) as warned:
+        model, epochs = resumed(tmp_path, double_checkpoint=True)
     assert epochs == [1, 2, 3]
     assert bit_equal(scenarios.state_of(model), uninterrupted())
+    (warning,) = [one for one in warned if one.category is tiedio.TiedioWarning]
+    assert warning.filename == backed_up.__file__  # which calls `fit`
+    what, _, taken = str(warning.message).splitlines()
+    assert what.startswith(f"`{newest}` is damaged")
+    assert taken == "The backup before it is taken: what was trained since then is trained again."
 
 
 def test_the_backup_of_another_model_is_kept(tmp_path):
@@ -330,6 +336,20 @@ def test_a_damaged_backup_with_none_before_it(tmp_path, backup):
         resumed(tmp_path)
 
 
+def test_two_damaged_backups(tmp_path, backup):
+    newest, before = backup / "latest.weights.h5", backup / "latest.weights.h5.bkp"
+    for path in (newest, before):
+        damage(path, "cut short")
+    with pytest.raises(FileFormatError) as error:
+        resumed(tmp_path, double_checkpoint=True)
+    assert str(error.value).splitlines() == [
+        f"`{newest}` is damaged. So is the backup before it, `{before}`.",
+        "Expected: a complete file of Keras or tiedio. "
+        "Received: an HDF5 file without its end; it was truncated.",
+        f"Restore one of them from a copy, or remove the folder `{backup}` to begin anew.",
+    ]
+
+
 def test_a_damaged_backup_of_keras(tmp_path):
     folder = tmp_path / "backup"
     folder.mkdir()
@@ -342,7 +362,7 @@ def test_a_damaged_backup_of_keras(tmp_path):
         f"`{metadata}` is damaged: it was not written to its end.",
         'Expected: JSON that names the "epoch" to go on with. '
         "Received: Expecting ':' delimiter: line 1 column 9 (char 8).",
-        "Write it there, or remove the folder to begin anew.",
+        f"Restore it from a copy, or remove the folder `{folder}` to begin anew.",
     ]
     metadata.write_text('{"epoch": 2}')
     assert resumed(tmp_path, tie=True)[1] == [2, 3]

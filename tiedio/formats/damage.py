@@ -6,7 +6,9 @@ container; the digests themselves are made and compared where tensors are read.
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from tiedio import errors
 from tiedio.errors import RESTORE, FileFormatError, listed
@@ -67,7 +69,8 @@ def error_at(filepath: str, names: Iterable[str], received: str) -> FileFormatEr
 def problems(opened: Opened) -> list[Problem]:
     """Reads all of a file, and lists what is not as it was saved."""
     record = opened.read_record(verify=False)
-    found = [*_checksum(opened), *_values(opened.weights, record.digests if record else {})]
+    found = [*_checksum(opened), *_assets(opened)]
+    found += _values(opened.weights, record.digests if record else {})
     if record:
         for check in (added, _lost_links, _new_links):
             found += check(opened.weights, record)
@@ -80,6 +83,14 @@ def _checksum(opened: Opened) -> Iterator[Problem]:
             opened.verify_weights()
     except FileFormatError:
         yield Problem((), "the weights do not fit the checksum of the archive")
+
+
+def _assets(opened: Opened) -> Iterator[Problem]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            opened.extract_assets(Path(folder))
+        except FileFormatError:
+            yield Problem((), "the assets are not those that were saved")
 
 
 def _values(weights: WeightsFile, digests: Mapping[str, str]) -> Iterator[Problem]:

@@ -50,9 +50,15 @@ _LZMA_HEADER = struct.Struct("<2x2xBL")
 
 _PART = COPY_CHUNK
 
-# The header before a member's bytes has the lengths of its name and extra field here
+# The header before a member's bytes: signature, flags, lengths of its name and its extra field
 # (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7).
-_HEADER_LENGTHS_AT = 26
+_HEADER = struct.Struct("<4s2xH18xHH")
+_HEADER_SIGNATURE = b"PK\3\4"
+_IN_UTF_8 = 1 << 11  # among the flags
+# The end of the directory: signature, how many members there are (4.3.16). A comment follows.
+_END = struct.Struct("<4s6xH10x")
+_END_SIGNATURE = b"PK\5\6"
+_LONGEST_COMMENT = _MANY = 0xFFFF  # so many members, or more
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +72,7 @@ _ZIP_ERRORS = (
     OSError,
     OverflowError,
     RuntimeError,
-    UnicodeError,
+    ValueError,
 )
 
 
@@ -115,11 +121,10 @@ def reading(source: Storage) -> Iterator[Opened]:
         FileFormatError: If it is not one of a model, or a damaged one.
     """
     with source.reading() as file, contextlib.ExitStack() as resources:
-        try:
-            archive = resources.enter_context(zipfile.ZipFile(file))
-        except (*_ZIP_ERRORS, ValueError) as error:
-            raise damaged(source.name, "a zip archive without its end; it was truncated") from error
         with explained(source.name, *_ZIP_ERRORS):
+            if not zipfile.is_zipfile(file):
+                raise damaged(source.name, "a zip archive without its end; it was truncated")
+            archive = resources.enter_context(zipfile.ZipFile(file))
             zipped = _Zip(source.name, archive, file)
             names = zipped.names()
             is_ours = {CONFIG, WEIGHTS} & set(names)
@@ -155,7 +160,7 @@ class _Zip:
 
     def _parts(self, info: zipfile.ZipInfo) -> Iterator[bytes]:
         """Reads a member in parts, at whose end its checksum is compared."""
-        with self._archive.open(info) as member:  # compares its header with the directory
+        with self._archive.open(info) as member:
             while info.compress_type not in _UNBOUNDED and (part := member.read(_PART)):
                 yield part
         if info.compress_type not in _UNBOUNDED:
@@ -200,7 +205,7 @@ class _Zip:
                 unpacked.writelines(self._parts(info))
                 yield Window(unpacked, 0, unpacked.tell())
             return
-        self._archive.open(info).close()  # compares its header with the archive's directory
+        self._archive.open(info).close()  # refuses what is encrypted
         start = self._start(info)
         end = self._file.seek(0, io.SEEK_END)
         if info.file_size != info.compress_size or start + info.file_size > end:
@@ -208,10 +213,22 @@ class _Zip:
         yield Window(self._file, start, info.file_size)
 
     def _start(self, info: zipfile.ZipInfo) -> int:
-        """Returns where the bytes of a member begin."""
-        self._file.seek(info.header_offset + _HEADER_LENGTHS_AT)
-        lengths = struct.unpack("<HH", self._file.read(4))
-        return info.header_offset + _HEADER_LENGTHS_AT + 4 + sum(lengths)
+        """Returns where the bytes of a member begin, after a header of the same name."""
+        self._file.seek(info.header_offset)
+        header = self._file.read(_HEADER.size).ljust(_HEADER.size)
+        signature, flags, name, extra = _HEADER.unpack(header)
+        encoding = "utf-8" if flags & _IN_UTF_8 else "cp437"
+        name = self._file.read(name).decode(encoding, "replace")
+        if (signature, name) != (_HEADER_SIGNATURE, info.orig_filename):
+            raise damaged(self.filepath, f"no `{info.filename}` where its directory has it")
+        return self._file.tell() + extra
+
+    def _count(self) -> int:
+        """Returns how many members there are, up to `_MANY`, as the end of the archive says."""
+        length = self._file.seek(0, io.SEEK_END)
+        self._file.seek(max(0, length - _END.size - _LONGEST_COMMENT))
+        end = self._file.read()
+        return _END.unpack_from(end, end.rindex(_END_SIGNATURE))[1]
 
     def _dictionary(self, info: zipfile.ZipInfo) -> int:
         """Returns how much memory a member of LZMA asks for."""
@@ -221,6 +238,8 @@ class _Zip:
     def _check(self) -> None:
         """Refuses what readers would take differently, or would fill the disk or the memory."""
         members = self._archive.infolist()
+        if (count := self._count()) != min(len(members), _MANY):
+            raise damaged(self.filepath, f"{len(members)} of {count} members in its directory")
         length = self._file.seek(0, io.SEEK_END)
         names = collections.Counter(info.filename for info in members)
         if twice := [name for name, times in names.items() if times > 1]:
@@ -242,3 +261,5 @@ class _Zip:
                     f"{listed([largest.filename])} of {largest.file_size} bytes in "
                     f"{largest.compress_size}",
                 )
+        for info in members:  # a name that is not its own would hide a member
+            self._start(info)

@@ -55,7 +55,8 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     that is new begins anew, and with `delete_checkpoint=False` an `EarlyStopping` that has
     stopped the run. Keras' own `BackupAndRestore` keeps none of this, also under `patch`.
 
-    With `double_checkpoint=True`, the backup before is taken if the newest one is damaged.
+    With `double_checkpoint=True`, the backup before is taken if the newest one is damaged, with a
+    `TiedioWarning`.
 
     Args:
         backup_dir: As in Keras, like all that follow it there.
@@ -114,6 +115,7 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
     # The others of the run, where a list has shown them; then the run to go on with, if any.
     _callbacks: Sequence[Any] = ()
     _run: Run | None = None
+    _unread: list[list[str]]  # what is said of backups that cannot be read, but for the advice
     _told: frozenset[str] = frozenset()  # names of those whose state is not kept
 
     def __init__(
@@ -144,8 +146,24 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         self._callbacks = callbacks
 
     def _begin(self) -> None:
-        self._run = None
-        super().on_train_begin()
+        self._run, self._unread = None, []
+        try:
+            super().on_train_begin()
+        except FileFormatError as error:
+            raise self._lost() from error
+        taken = "The backup before it is taken: what was trained since then is trained again."
+        warn("\n".join([*told, taken]) for told in self._unread)
+
+    def _lost(self) -> FileFormatError:
+        """The error for a run of which no backup can be read: what helps is not another save."""
+        (what, told), which = self._unread[-1], "it"
+        if len(self._unread) > 1:
+            what = f"{what} So is the backup before it, `{self._prev_weights_path}`."
+            which = "one of them"
+        return FileFormatError(
+            f"{what}\n{told}\n"
+            f"Restore {which} from a copy, or remove the folder `{self.backup_dir}` to begin anew."
+        )
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self._callbacks:
@@ -178,6 +196,13 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
         self._callbacks = ()
 
     def _load_model(self) -> None:
+        try:
+            self._load()
+        except OSError as error:  # for which Keras takes the backup before, if it has one
+            self._unread.append(str(error).splitlines()[:2])
+            raise
+
+    def _load(self) -> None:
         damage = None
         try:
             # It is this process that goes on.
@@ -193,11 +218,9 @@ class TiedBackupAndRestore(keras.callbacks.BackupAndRestore):
             self._go_on_with(None)
         elif damage:  # a backup of Keras, which says the epoch there only
             path = self._training_metadata_path
-            # Of the kind for which Keras takes the backup before, if it has one.
             raise FileFormatError(
                 f"`{path}` is damaged: it was not written to its end.\n"
-                f'Expected: JSON that names the "epoch" to go on with. Received: {damage}.\n'
-                "Write it there, or remove the folder to begin anew."
+                f'Expected: JSON that names the "epoch" to go on with. Received: {damage}.'
             ) from damage
 
     def _save_model(self) -> None:

@@ -66,6 +66,8 @@ class Verification(Reported):
 def verify(filepath: Any) -> Verification:
     """Compares a file with what its record says of it: every tensor, and every hard link.
 
+    Of an archive, all else is compared with its checksums, too.
+
     Args:
         filepath: The file, as `load_tied` takes it.
 
