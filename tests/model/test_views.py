@@ -244,10 +244,12 @@ def test_what_files_say(tmp_path):
         assert group.names == ("encoder/kernel", "decoder/kernel transposed")
         assert group.nbytes == (0 if has_copy else 6 * 3 * 4)
         plan = files.plan(tmp_path / name)
-        (note,) = plan.notes  # not that a state of the optimizer is missing
-        assert "decoder/kernel transposed: this stays so" in note and not plan.proposals
+        assert not plan.notes  # not that a state of the optimizer is missing
+        (tie,) = plan.proposals
+        assert (*tie.row[0], tie.row[1]) == (*group.names, "the record of the file says so")
         files.migrate(tmp_path / name, tmp_path / f"migrated {name}")
-        files.export(tmp_path / name, tmp_path / f"{name}.safetensors")
+        done = files.export(tmp_path / name, tmp_path / f"{name}.safetensors")
+        assert not done.aliases and " = ".join(group.names) in done.notes[0]
         files.export(tmp_path / f"{name}.safetensors", tmp_path / f"back {name}")
         for written in (f"migrated {name}", f"back {name}"):
             loaded = tiedio.load_tied(tmp_path / written)

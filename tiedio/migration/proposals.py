@@ -11,6 +11,7 @@ from tiedio.record import runs
 from tiedio.record.json_fields import Written
 from tiedio.record.notebook import Reported
 from tiedio.record.report import Command, Report, Table, notes
+from tiedio.record.ties import transposed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,9 @@ class Proposal(Written):
     @property
     def row(self) -> tuple[tuple[str, ...], str, int, str, str, str]:
         """The cells of a table for people: names, evidence, bytes, differences, needs."""
-        *names, last = self.names
         differ = self.largest_difference != 0
         return (
-            (*names, last + " transposed" * bool(self.axes)),
+            (self.owner, *(transposed(name, self.axes) for name in self.aliases)),
             self.why,
             self.bytes_saved,
             f"{self.largest_difference:.3g}" if differ else "",
