@@ -94,7 +94,8 @@ class Inspection(Written, Reported):
             f"{self.filepath}: {self.kind}",
             written,
             *[f"Models: {', '.join(self.models)}"] * bool(self.models),
-            f"Variables: {self.variables}; tie groups: {len(self.tie_groups)}",
+            f"Variables: {self.variables}; tie groups: {len(self.tie_groups)}"
+            + f"; shared layers: {len(self.shared_layers)}" * bool(self.shared_layers),
             f"Optimizer: {self.optimizer or 'none'}",
             f"Stores {bytes_of(self.bytes_stored)}; sharing saves {bytes_of(self.bytes_shared)}, "
             f"equal copies waste {bytes_of(self.bytes_wasted)}",
