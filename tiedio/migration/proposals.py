@@ -55,13 +55,13 @@ class Proposal(Written):
         return f"Not tied: {' = '.join(runs.told(self.names))}: {self.why}."
 
     @property
-    def row(self) -> tuple[tuple[str, ...], str, int, str, str, str]:
+    def row(self) -> tuple[tuple[str, ...], str, int | str, str, str, str]:
         """The cells of a table for people: names, evidence, bytes, differences, needs."""
         differ = self.largest_difference != 0
         return (
             (self.owner, *(transposed(name, self.axes) for name in self.aliases)),
             self.why,
-            self.bytes_saved,
+            self.bytes_saved or "",  # what is stored once already
             f"{self.largest_difference:.3g}" if differ else "",
             f"{self.mean_difference:.3g}" if differ else "",
             " ".join(self.needs),
