@@ -348,6 +348,8 @@ def test_doctor_says_what_is_installed(monkeypatch):
     printed, _ = run("doctor", code=1)
     assert "backend           none, by KERAS_BACKEND, which is none that tiedio knows" in printed
     assert not read("doctor", code=1)["is_fine"]
+    said = run("doctor", "model.keras", code=2)[1]
+    assert "`tiedio verify FILE`" in said and "`tiedio inspect FILE`" in said
 
 
 def test_the_demo_says_what_to_install(tmp_path):
