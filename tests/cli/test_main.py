@@ -168,7 +168,7 @@ def test_weights_do_not_replace_others_by_another_ending(folder):
 
 def test_verify(folder):
     assert run("verify", "tied.keras")[0] == (
-        "tied.keras: 12 tensors agree with the digests of its record.\n"
+        "tied.keras: 11 tensors agree with the digests of its record.\n"
     )
     assert "agree with the archive's checksum" in run("verify", "lost.keras")[0]
     assert "nothing to verify them against" in run("verify", "lost.weights.h5", code=1)[0]
@@ -348,6 +348,8 @@ def test_doctor_says_what_is_installed(monkeypatch):
     printed, _ = run("doctor", code=1)
     assert "backend           none, by KERAS_BACKEND, which is none that tiedio knows" in printed
     assert not read("doctor", code=1)["is_fine"]
+    said = run("doctor", "model.keras", code=2)[1]
+    assert "`tiedio verify FILE`" in said and "`tiedio inspect FILE`" in said
 
 
 def test_the_demo_says_what_to_install(tmp_path):

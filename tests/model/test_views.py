@@ -240,14 +240,17 @@ def test_what_files_say(tmp_path):
     model.fit(DATA, DATA, verbose=0)
     for name, has_copy in (("with.keras", True), ("without.keras", False)):
         tiedio.save_tied(model, tmp_path / name, stock_readable=has_copy)
-        (group,) = files.inspect(tmp_path / name).tie_groups
+        found = files.inspect(tmp_path / name)
+        (group,) = found.tie_groups
         assert group.names == ("encoder/kernel", "decoder/kernel transposed")
-        assert group.nbytes == (0 if has_copy else 6 * 3 * 4)
+        assert group.nbytes == found.bytes_shared == (0 if has_copy else 6 * 3 * 4)
         plan = files.plan(tmp_path / name)
-        (note,) = plan.notes  # not that a state of the optimizer is missing
-        assert "decoder/kernel transposed: this stays so" in note and not plan.proposals
+        assert not plan.notes  # not that a state of the optimizer is missing
+        (tie,) = plan.proposals
+        assert (*tie.row[0], tie.row[1]) == (*group.names, "the record of the file says so")
         files.migrate(tmp_path / name, tmp_path / f"migrated {name}")
-        files.export(tmp_path / name, tmp_path / f"{name}.safetensors")
+        done = files.export(tmp_path / name, tmp_path / f"{name}.safetensors")
+        assert not done.aliases and " = ".join(group.names) in done.notes[0]
         files.export(tmp_path / f"{name}.safetensors", tmp_path / f"back {name}")
         for written in (f"migrated {name}", f"back {name}"):
             loaded = tiedio.load_tied(tmp_path / written)

@@ -4,6 +4,7 @@ That each trains on as if it had not stopped is asked of all in `tests/journeys`
 """
 
 import io
+import itertools
 import json
 import zipfile
 
@@ -176,6 +177,15 @@ def test_ties_between_models_are_found_by_the_names_of_the_models():
     )
 
 
+@pytest.mark.parametrize("given", [gan, family], ids=["gan", "family"])
+def test_the_order_of_the_models_does_not_matter_to_their_ties(given):
+    models, found = given(), []
+    for names in itertools.permutations(models):
+        ties = tiedio.find_ties({name: models[name] for name in names})
+        found.append({frozenset(group.names) for group in ties})
+    assert found[0] and all(ties == found[0] for ties in found)
+
+
 def test_what_files_of_several_say(tmp_path):
     models = gan()
     scenarios.train(models)
@@ -186,6 +196,7 @@ def test_what_files_of_several_say(tmp_path):
     assert found.optimizer == "Adam (discriminator), RMSprop (gan)"
     assert found.variables == sum(len(models[name].weights) for name in found.models[:2])
     assert ("discriminator", "gan/discriminator") in found.shared_layers
+    assert found.report()[3].endswith(f"; tie groups: 0; shared layers: {len(found.shared_layers)}")
     migrate(tmp_path / "gan.keras", tmp_path / "migrated.keras")
     export(tmp_path / "gan.keras", tmp_path / "gan.safetensors")
     export(tmp_path / "gan.safetensors", tmp_path / "back.keras")

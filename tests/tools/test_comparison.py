@@ -10,6 +10,7 @@ import pytest
 import sample_files
 from checkout import FIXTURES
 
+import tiedio
 from tiedio.tools.comparison import diff
 
 
@@ -137,6 +138,73 @@ def test_a_lost_tie_alone_is_a_difference(folder):
     found = diff(folder / "tied.keras", folder / "lost.keras")
     assert found.differences == ()
     assert not found.is_equal
+
+
+def pyramid(axes, *, twice=False):
+    """Convolutions of one kernel; the last has its axes in that order."""
+    down, same, up = (keras.layers.Conv2D(2, 2, name=name) for name in ("down", "same", "up"))
+    model = keras.Sequential([keras.Input((4, 4, 2)), down, same, up])
+    if twice:
+        tiedio.tie(same, to=down, weights=["kernel"])
+    if axes:
+        tiedio.tie(up, to=down, weights=["kernel"], transpose=axes)
+    return model
+
+
+@pytest.fixture(scope="module")
+def transposed(tmp_path_factory):
+    """Files of models that are tied in several ways, whose values are all one."""
+    folder = tmp_path_factory.mktemp("transposed")
+    models = {
+        "tied": pyramid((0, 1, 3, 2)),
+        "other axes": pyramid((1, 0, 2, 3)),
+        "twice": pyramid((0, 1, 3, 2), twice=True),
+        "plain": pyramid((), twice=True),
+    }
+    for name, model in models.items():
+        model.set_weights([np.ones_like(one) for one in model.get_weights()])
+        tiedio.save_tied(model, folder / f"{name}.keras")
+    models["tied"].save(folder / "lost.keras")
+    tiedio.save_tied_weights(models["tied"], folder / "tied.weights.h5")
+    bare = folder / "bare.weights.h5"
+    tiedio.save_tied_weights(models["tied"], bare, stock_readable=False)
+    return folder
+
+
+def ties_of(folder, a, b):
+    found = diff(folder / a, folder / b)
+    assert not found.differences
+    return found.ties_only_in_a, found.ties_only_in_b
+
+
+def test_a_lost_transposed_tie_is_a_difference(transposed):
+    tie = ("down/kernel", "up/kernel transposed (0, 1, 3, 2)")
+    assert ties_of(transposed, "tied.keras", "lost.keras") == ((tie,), ())
+    assert ties_of(transposed, "lost.keras", "tied.weights.h5") == ((), (tie,))
+    assert f"Tied only in {transposed / 'tied.keras'}: {' = '.join(tie)}" in (
+        diff(transposed / "tied.keras", transposed / "lost.keras").report()
+    )
+
+
+def test_a_variable_that_is_transposed_otherwise_is_another_tie(transposed):
+    tied = ("down/kernel", "up/kernel transposed (0, 1, 3, 2)")
+    other = ("down/kernel", "up/kernel transposed (1, 0, 2, 3)")
+    assert ties_of(transposed, "tied.keras", "other axes.keras") == ((tied,), (other,))
+
+
+def test_what_is_tied_and_shown_transposed_is_one_group(transposed):
+    plain = ("down/kernel", "same/kernel")
+    whole = (*plain, "up/kernel transposed (0, 1, 3, 2)")
+    assert ties_of(transposed, "twice.keras", "plain.keras") == ((whole,), (plain,))
+    assert ties_of(transposed, "twice.keras", "twice.keras") == ((), ())
+
+
+def test_transposed_ties_are_matched_whatever_names_a_file_has(transposed):
+    """Also of variables that one of the files does not store."""
+    assert diff(transposed / "tied.weights.h5", transposed / "tied.keras").is_equal
+    for other in ("tied.keras", "tied.weights.h5"):
+        assert ties_of(transposed, "bare.weights.h5", other) == ((), ())
+        assert ties_of(transposed, other, "bare.weights.h5") == ((), ())
 
 
 def test_names_that_differ_are_matched_by_place(folder):

@@ -121,6 +121,7 @@ def test_every_container(folder, name, kind, names):
     assert found.kind == kind
     assert [group.names for group in found.tie_groups] == [names]
     assert found.bytes_shared == 256
+    assert found.keras_version == keras.__version__ * (name != "tied.weights.h5")
 
 
 def test_hard_links_without_a_record(folder, tmp_path):

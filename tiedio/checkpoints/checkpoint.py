@@ -16,7 +16,7 @@ from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.keras_versions.optimizer_slots import Slots
 from tiedio.record.record import Record
-from tiedio.record.ties import TransposedTie
+from tiedio.record.ties import Place, TransposedTie
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -111,11 +111,20 @@ class Checkpoint:
         """The name of the owner of each variable that is tied, by the variable's name."""
         return stated_ties.joined(self.ties)
 
-    @property
+    @functools.cached_property
     def transposed_ties(self) -> list[TransposedTie]:
-        """The variables that its layers show transposed, by the names of these."""
-        record = self.record
-        return [record.named(tie) for tie in record.transposed_ties] if record else []
+        """The variables that its layers show transposed, by name as all of its variables.
+
+        One that it does not store is called what its record calls it.
+        """
+        record = self.record or Record()
+        names = {one.source: one.name for one in self.variables}
+
+        def named(place: Place) -> Place:
+            return dataclasses.replace(place, name=names.get(place.dataset_path or "", place.name))
+
+        ties = map(record.named, record.transposed_ties)
+        return [tie.at([*map(named, tie.places)]) for tie in ties]
 
     @functools.cached_property
     def untied(self) -> list[StoredVariable]:

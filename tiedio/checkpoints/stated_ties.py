@@ -13,6 +13,8 @@ from tiedio.checkpoints.variables import StoredVariable, Tensors
 if TYPE_CHECKING:
     from tiedio.checkpoints.checkpoint import Checkpoint
 
+RECORDED = "the record of the file says so"
+
 
 class Evidence(enum.StrEnum):
     """Kinds of evidence that variables were tied when they were saved, the strongest first.
@@ -111,7 +113,7 @@ def _recorded(checkpoint: "Checkpoint") -> Iterator[Tie]:
     for group in checkpoint.record.tie_groups:
         names = tuple(by_source[path] for path in group.dataset_paths if path in by_source)
         if len(names) > 1:
-            yield Tie(names, Evidence.RECORD, "the record of the file says so")
+            yield Tie(names, Evidence.RECORD, RECORDED)
 
 
 def _linked(checkpoint: "Checkpoint") -> Iterator[Tie]:

@@ -266,9 +266,10 @@ def export(src: str, dst: str, overwrite: bool, as_json: bool) -> None:
     printing.as_json(done.to_json()) if as_json else printing.report(done.report())
 
 
-@main.command()
+@main.command(context_settings={"allow_extra_args": True})
 @options.as_json
-def doctor(as_json: bool) -> None:
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
     """Say what is installed, and what is missing or broken.
 
     An issue should contain it. Keras is not imported; `tiedio.doctor()` in your
@@ -276,6 +277,11 @@ def doctor(as_json: bool) -> None:
 
     Exit code: 0 if tiedio can work, 1 if something has to be done first.
     """
+    if context.args:
+        raise click.UsageError(
+            "It is about no file: `tiedio verify FILE` says whether one is as it was saved, "
+            "`tiedio inspect FILE` what it is."
+        )
     from tiedio.tools.installation import installation
 
     found = installation()

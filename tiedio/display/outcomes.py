@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tiedio.files.many import Outcome
 
 UNVERIFIED = "nothing to verify against"
+_DONE = ("fine", "read")
 # Options that are of one file, and not of all that are migrated.
 _OWN = ("--config", "--tie")
 
@@ -144,9 +145,10 @@ def _errors(outcomes: "Sequence[Outcome]") -> None:
 def _totals(outcomes: "Sequence[Outcome]", fine: str, without: str = "") -> None:
     """Prints how many files are in each state; those without ties apart, if that has a name."""
     counts = collections.Counter(str(one.state) for one in outcomes)
-    told = {fine: counts["fine"]}
+    done = [one for one in outcomes if one.state in _DONE]
+    told = {fine: len(done)}
     if without:
-        told[without] = sum(one.state == "fine" and not one.result.proposals for one in outcomes)
+        told[without] = sum(not one.result.proposals for one in done)
         told[fine] -= told[without]
     others = (UNVERIFIED, "skipped", "needs an option", "failed")
     told |= {state: counts[state] for state in others}

@@ -62,9 +62,11 @@ def summary(
     """
     if isinstance(model_or_filepath, Mapping) or _is_layer(model_or_filepath):
         name, found = _sharing(model_or_filepath)
+        saves = "; to store and hold them once saves {}."
     else:
         name, found = at(model_or_filepath).name, inspection.sharing(model_or_filepath)
-    told = _report(name, found, is_whole=verbose)
+        saves = ", which makes the file {} smaller."  # it may have copies for stock Keras
+    told = _report(name, found, saves, is_whole=verbose)
     console = printing.console_for(line_length, print_fn)
     if console.is_jupyter and not (line_length or print_fn):
         printing.in_notebook(told)
@@ -75,7 +77,7 @@ def summary(
             print_fn(line)
 
 
-def _report(name: str, found: inspection.Sharing, *, is_whole: bool) -> Report:
+def _report(name: str, found: inspection.Sharing, saves: str, *, is_whole: bool) -> Report:
     """Says what a model shares, or a file, or several models if it has no name."""
     groups, layers, models = found
     *others, last = (f'"{one}"' for one in ([name] if name else models))
@@ -86,8 +88,8 @@ def _report(name: str, found: inspection.Sharing, *, is_whole: bool) -> Report:
         return [
             f"Tied variables of {subject}",
             inspection.groups_table("tied", "saves", groups, is_whole=is_whole),
-            f"{len(groups)} tie group{'s'[: len(groups) > 1]} of {total:,} variables; to store and "
-            f"hold them once saves {bytes_of(sum(group.nbytes for group in groups))}.",
+            f"{len(groups)} tie group{'s'[: len(groups) > 1]} of {total:,} variables"
+            + saves.format(bytes_of(sum(group.nbytes for group in groups))),
             *places,
         ]
     if layers:

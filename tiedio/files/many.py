@@ -37,6 +37,7 @@ class State(enum.StrEnum):
 
     Attributes:
         FINE: What was asked for is done; a dry run would do it.
+        READ: `inspect` or `plan` has read it, as far as they do: not all values, as `verify` does.
         UNVERIFIED: `verify` can read it, and it has neither digests nor a checksum.
         SKIPPED: The file that would be written is there already.
         NEEDS_OPTION: Nothing is wrong, but somebody has to decide.
@@ -44,6 +45,7 @@ class State(enum.StrEnum):
     """
 
     FINE = "fine"
+    READ = "read"
     UNVERIFIED = "nothing to verify against"
     SKIPPED = "skipped"
     NEEDS_OPTION = "needs an option"
@@ -60,12 +62,14 @@ class Outcome:
             a file that needs an option, the plan.
         error: Why it failed, or which option it needs; `None` if neither.
         skipped: The file that is there already, where such files are skipped.
+        fine: What it comes to if nothing is wrong.
     """
 
     filepath: str
     result: Any = None
     error: TiedioError | OSError | MemoryError | None = None
     skipped: str = ""
+    fine: State = State.FINE
 
     @property
     def state(self) -> State:
@@ -73,7 +77,7 @@ class Outcome:
         if self.skipped:
             return State.SKIPPED
         if self.error is None:  # a file that can be read may have no digests, and no checksum
-            return State.FINE if getattr(self.result, "is_verified", True) else State.UNVERIFIED
+            return self.fine if getattr(self.result, "is_verified", True) else State.UNVERIFIED
         needs_option = isinstance(self.error, OptionNeededError)
         return State.NEEDS_OPTION if needs_option else State.FAILED
 
@@ -117,7 +121,7 @@ def inspect(sources: Sources, *, progress: bool = False, told: Told | None = Non
     """
 
     def one(file: File) -> Outcome:
-        return Outcome(file.path, files.inspect(file.path))
+        return Outcome(file.path, files.inspect(file.path), fine=State.READ)
 
     return _each(listing.files(sources).files, one, "Inspecting", progress, told)
 
@@ -149,7 +153,7 @@ def plan(
             allowing.check(planned)
         except OptionNeededError as error:
             return Outcome(file.path, planned, error)
-        return Outcome(file.path, planned)
+        return Outcome(file.path, planned, fine=State.READ)
 
     return _each(listing.files(sources).files, one, "Planning", progress, told)
 

@@ -98,7 +98,7 @@ class Opened:
         record: The JSON of its record; `None` if it has none.
         config: Content of `config.json`; `None` if it holds weights only.
         weights: The weights.
-        metadata: Content of `metadata.json`, or the like; empty for a single HDF5 file.
+        metadata: Content of `metadata.json`, or the like; of a single HDF5 file its version only.
         verify_weights: Compares the weights with a checksum of the container; `None` if it has
             none.
         extract_assets: Puts the assets below a folder, in the folder `assets`.

@@ -56,6 +56,8 @@ def reading(source: Storage) -> Iterator[Opened]:
             recorded = METADATA_KEY if weights.address(METADATA_KEY) else RECORD
             record, config = (_json_at(path, weights) for path in (recorded, CONFIG))
 
+            version = weights.attribute("", "keras_version")  # of a whole model only
+
             def extract_assets(folder: Path) -> None:
                 for path in weights.below(ASSETS):
                     put_asset(source.name, folder, path, [weights.read(path).tobytes()])
@@ -65,6 +67,7 @@ def reading(source: Storage) -> Iterator[Opened]:
                 record=record,
                 config=config,
                 weights=weights,
+                metadata={"keras_version": version} if isinstance(version, str) else {},
                 extract_assets=extract_assets,
                 read_lists=functools.partial(keras2_layout.read, weights),
             )

@@ -16,7 +16,7 @@ from tiedio.checkpoints import opening, rewriting
 from tiedio.checkpoints.checkpoint import Checkpoint
 from tiedio.checkpoints.evidence import find
 from tiedio.checkpoints.given_ties import given_by_name, parsed
-from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
+from tiedio.checkpoints.stated_ties import RECORDED, Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import OptionNeededError
 from tiedio.formats import table
@@ -156,7 +156,12 @@ def migrate(
         ):
             content, lost = rewriting.content(
                 checkpoint,
-                [Tie(one.names, one.evidence, one.why, one.axes) for one in planned.proposals],
+                [
+                    Tie(one.names, one.evidence, one.why, one.axes)
+                    for one in planned.proposals
+                    # What is shown transposed by the record stays in it.
+                    if not (one.axes and one.evidence is Evidence.RECORD)
+                ],
                 reconcile=reconcile,
                 holds_model=holds_model,
                 assets=Path(assets),
@@ -199,12 +204,6 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             needs=tuple(filter(None, (needs, allowing.RECONCILE_OWNER if differ else ""))),
         )
 
-    def transposed(tie: Tie) -> Proposal:
-        owner = checkpoint.by_name[tie.names[0]]
-        facts = {"shape": owner.shape, "dtype": owner.dtype.name, "bytes_saved": 0}
-        told = {"evidence": tie.evidence, "why": tie.why, "axes": tie.axes}
-        return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
-
     code = checkpoint.translated.code
     runs = [one for one in code if not one.runs_nowhere]
     forbidden = tuple(
@@ -221,7 +220,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
                 proposal(tie, allowing.ACCEPT_CONTENTS if tie.evidence is Evidence.CONTENTS else "")
                 for tie in _gathered(found.ties)
             ),
-            *map(transposed, found.transposed),
+            *_transposed(checkpoint, found.transposed),
         ),
         forbidden=forbidden,
         calls={
@@ -233,7 +232,6 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
             *checkpoint.notes,
             *lambdas.notes(runs),
             *found.notes,
-            *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
         code={
             one.name: lambdas.told([one]) for one in code if checkpoint.is_model and one not in runs
@@ -244,6 +242,34 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         offers=tuple(lambdas.options([one.name]) for one in runs),
         unused=checkpoint.translated.unused,
     )
+
+
+def _transposed(checkpoint: Checkpoint, found: Sequence[Tie]) -> Iterator[Proposal]:
+    """Yields variables that are others transposed: by the record, and those that were found."""
+    for tie in checkpoint.transposed_ties:
+        owner, *aliases = map(str, tie.places)
+        yield Proposal(
+            owner=owner,
+            aliases=tuple(aliases),
+            evidence=Evidence.RECORD,
+            why=RECORDED,
+            shape=tie.shape,
+            dtype=tie.dtype,
+            bytes_saved=0,
+            axes=tie.axes,
+        )
+    for tie in found:
+        owner, *aliases = tie.names
+        yield Proposal(
+            owner=owner,
+            aliases=tuple(aliases),
+            evidence=tie.evidence,
+            why=tie.why,
+            shape=checkpoint.by_name[owner].shape,
+            dtype=checkpoint.by_name[owner].dtype.name,
+            bytes_saved=0,
+            axes=tie.axes,
+        )
 
 
 def _gathered(ties: Sequence[Tie]) -> Iterator[Tie]:

@@ -11,6 +11,7 @@ from tiedio.record import runs
 from tiedio.record.json_fields import Written
 from tiedio.record.notebook import Reported
 from tiedio.record.report import Command, Report, Table, notes
+from tiedio.record.ties import transposed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,13 @@ class Proposal(Written):
         return f"Not tied: {' = '.join(runs.told(self.names))}: {self.why}."
 
     @property
-    def row(self) -> tuple[tuple[str, ...], str, int, str, str, str]:
+    def row(self) -> tuple[tuple[str, ...], str, int | str, str, str, str]:
         """The cells of a table for people: names, evidence, bytes, differences, needs."""
-        *names, last = self.names
         differ = self.largest_difference != 0
         return (
-            (*names, last + " transposed" * bool(self.axes)),
+            (self.owner, *(transposed(name, self.axes) for name in self.aliases)),
             self.why,
-            self.bytes_saved,
+            self.bytes_saved or "",  # what is stored once already
             f"{self.largest_difference:.3g}" if differ else "",
             f"{self.mean_difference:.3g}" if differ else "",
             " ".join(self.needs),

@@ -266,11 +266,17 @@ def assert_tied(
 
 def _places_in(model: Any) -> Walk:
     """Walks over a model, or over several of which each is to show all that it holds."""
-    found = walk(as_one(model))
-    visits = [*found.visits] if not found.models else [found.visits[0]]
-    for path in dict.fromkeys(found.models.values()):
-        for visit in walk(found.layers[path]).visits:
-            visits.append(Visit(visit.saveable, [f"{path}/{visit.inner_path}".rstrip("/")]))
+    model = as_one(model)
+    found = walk(model)
+    if not found.models:
+        return found
+    # One that is inside another has a path there, too; its own is the one with the fewest steps.
+    paths = {id(v.saveable): min(v.inner_paths, key=lambda p: p.count("/")) for v in found.visits}
+    visits = [found.visits[0]]
+    for part in each(model):
+        for visit in walk(part).visits:
+            inner_path = f"{paths[id(part)]}/{visit.inner_path}".rstrip("/")
+            visits.append(Visit(visit.saveable, [inner_path]))
     return Walk(visits)
 
 

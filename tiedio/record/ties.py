@@ -147,9 +147,7 @@ class TransposedTie(TieGroup):
 
     @property
     def names(self) -> tuple[str, ...]:
-        is_reverse = self.axes == tuple(reversed(range(len(self.axes))))
-        how = "transposed" if is_reverse else f"transposed {self.axes}"
-        return (str(self.owner), *(f"{alias} {how}" for alias in self.aliases))
+        return (str(self.owner), *(transposed(str(alias), self.axes) for alias in self.aliases))
 
     @classmethod
     def from_json(cls, data: Any) -> "TransposedTie":
@@ -190,6 +188,12 @@ class Ties(tuple[TieGroup, ...], Reported):
             for one in self
         ]
         return [Table(("tied", "shape, dtype", "trainable"), rows, is_tall=True)]
+
+
+def transposed(name: str, axes: tuple[int, ...]) -> str:
+    """Says of a name that it shows a variable with its axes in this order, if in another one."""
+    is_reverse = axes == tuple(reversed(range(len(axes))))
+    return f"{name} transposed{'' if is_reverse else f' {axes}'}" if axes else name
 
 
 def shown(attribute: str) -> str:

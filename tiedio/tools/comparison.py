@@ -162,7 +162,7 @@ def diff(a: Any, b: Any) -> Comparison:
         in_a, in_b = {one.name for one, _ in pairs}, {other.name for _, other in pairs}
         found = (_difference(first, second, one, other) for one, other in pairs)
         ties = _ties(first, {})
-        others = _ties(second, {other.name: one.name for one, other in pairs})
+        others = _ties(second, _names_in_a(first, second, pairs))
         return Comparison(
             a=first.filepath,
             b=second.filepath,
@@ -209,15 +209,37 @@ def _by_place(checkpoint: Checkpoint) -> dict[Any, StoredVariable]:
     return {(one.place.dataset_path, one.shape): one for one in checkpoint.variables if one.place}
 
 
+def _names_in_a(
+    a: Checkpoint, b: Checkpoint, pairs: Sequence[tuple[StoredVariable, StoredVariable]]
+) -> dict[str, str]:
+    """Maps the names in the second file to those in the first."""
+    shown, shown_in_b = (
+        {place: str(place) for tie in one.transposed_ties for place in tie.aliases}
+        for one in (a, b)
+    )
+    # What is shown transposed need not be stored, and then is in no pair.
+    unpaired = {name: shown[place] for place, name in shown_in_b.items() if place in shown}
+    return {**unpaired, **{other.name: one.name for one, other in pairs}}
+
+
 def _ties(
     checkpoint: Checkpoint, renamed: Mapping[str, str]
 ) -> dict[frozenset[str], tuple[str, ...]]:
-    """Returns the tie groups that a file states, whatever their owner."""
-    groups = (
-        tuple(renamed.get(one.name, one.name) for one in members)
-        for members in gathered(checkpoint.variables, checkpoint.owners).values()
-    )
-    return {frozenset(names): names for names in groups}
+    """Returns the tie groups that a file states, whatever their owner.
+
+    Each has all names of one variable; those that show it transposed say so, and how.
+    """
+    owners = checkpoint.owners
+    groups = {
+        owner: [renamed.get(one.name, one.name) for one in members]
+        for owner, members in gathered(checkpoint.variables, owners).items()
+    }
+    for tie in checkpoint.transposed_ties:
+        name = str(tie.owner)
+        places = [dataclasses.replace(p, name=renamed.get(str(p), str(p))) for p in tie.places]
+        owner, *aliases = tie.at(places).names
+        groups.setdefault(owners.get(name, name), [owner]).extend(aliases)
+    return {frozenset(names): tuple(names) for names in groups.values()}
 
 
 def _difference(

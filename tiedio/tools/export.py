@@ -132,6 +132,10 @@ def _export(filepath: Any, target: Storage, durable: bool, advance: Advance) -> 
             for path, first in layout.links.items()
             if path in names and first in keys
         }
+        notes += (
+            f"{' = '.join(tie.names)} is among no aliases, which are equal to their owners."
+            for tie in checkpoint.transposed_ties
+        )
         rest = {}
         if checkpoint.is_by_position:
             notes = [*notes, "It does not tell how Keras 3 would store it: there is no way back."]

@@ -94,7 +94,8 @@ class Inspection(Written, Reported):
             f"{self.filepath}: {self.kind}",
             written,
             *[f"Models: {', '.join(self.models)}"] * bool(self.models),
-            f"Variables: {self.variables}; tie groups: {len(self.tie_groups)}",
+            f"Variables: {self.variables}; tie groups: {len(self.tie_groups)}"
+            + f"; shared layers: {len(self.shared_layers)}" * bool(self.shared_layers),
             f"Optimizer: {self.optimizer or 'none'}",
             f"Stores {bytes_of(self.bytes_stored)}; sharing saves {bytes_of(self.bytes_shared)}, "
             f"equal copies waste {bytes_of(self.bytes_wasted)}",
@@ -171,6 +172,7 @@ def inspect(filepath: Any) -> Inspection:
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)
         once = sum(one.nbytes for one in checkpoint.values.distinct(checkpoint.variables))
+        transposed = tuple(_transposed(checkpoint))
         return Inspection(
             filepath=checkpoint.filepath,
             kind=checkpoint.kind,
@@ -178,12 +180,12 @@ def inspect(filepath: Any) -> Inspection:
             date_saved=str(checkpoint.metadata.get("date_saved", "")),
             record_version=None if checkpoint.record is None else VERSION,
             variables=len(checkpoint.variables),
-            tie_groups=tuple(_tie_groups(checkpoint)),
+            tie_groups=(*_tie_groups(checkpoint), *transposed),
             shared_layers=_shared_layers(checkpoint),
             models=tuple(checkpoint.record.models if checkpoint.record else ()),
             copies=copies,
             bytes_stored=sum(sizes.values()),
-            bytes_shared=each - once,
+            bytes_shared=each - once + sum(group.nbytes for group in transposed),
             bytes_wasted=sum(group.nbytes for group in copies),
             optimizer=", ".join(_optimizers(checkpoint)) or _optimizer_state(checkpoint),
             notes=(*checkpoint.notes, *lambdas.notes(checkpoint.translated.code)),
@@ -194,7 +196,8 @@ def sharing(filepath: Any) -> Sharing:
     """Returns what a file shares."""
     with opening.reading(filepath) as checkpoint:
         models = checkpoint.record.models if checkpoint.record else ()
-        return list(_tie_groups(checkpoint)), _shared_layers(checkpoint), [*models]
+        groups = [*_tie_groups(checkpoint), *_transposed(checkpoint)]
+        return groups, _shared_layers(checkpoint), [*models]
 
 
 def _shared_layers(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
@@ -234,6 +237,10 @@ def _tie_groups(checkpoint: Checkpoint) -> Iterator[Group]:
         told = [flags[one.source] for one in members if one.source in flags]
         group = _group(members, spared, evidence)
         yield dataclasses.replace(group, trainable=told[0]) if told else group
+
+
+def _transposed(checkpoint: Checkpoint) -> Iterator[Group]:
+    """Yields what layers show transposed; a copy of it, as stock Keras reads it, saves nothing."""
     sizes = {one.source: one.nbytes for one in checkpoint.variables}
     for tie in checkpoint.transposed_ties:
         without_copy = sum(place.dataset_path is None for place in tie.aliases)

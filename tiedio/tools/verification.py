@@ -23,7 +23,7 @@ class Verification(Reported):
         filepath: The file.
         against: The standard of comparison: `"digests"` of the record, the `"checksum"` of a
             zip archive, the `"checksums"` of a checkpoint of TensorFlow; nothing, if it has none.
-        tensors: How many tensors were read.
+        tensors: How many tensors were read, each once, whatever is tied to it.
         problems: The parts that are not as they were saved.
     """
 
@@ -103,5 +103,5 @@ def verify(filepath: Any) -> Verification:
         found = tuple(damage.problems(opened))
         digests = opened.weights.digests
         against = "digests" if digests else "checksum" if opened.verify_weights else ""
-        tensors = len(digests) or len(opened.weights.below(""))
+        tensors = len({*map(opened.weights.address, digests or opened.weights.below(""))})
     return Verification(opened.filepath, against, tensors, found)
