@@ -593,8 +593,8 @@ def test_classes_that_are_not_registered(tmp_path):
         errors.CustomObjectsError,
         "`*model.h5` needs classes or functions that are not registered: `Doubled`.\n"
         "Expected: all of them in `custom_objects`. Received: not these.\n"
-        "Import the module that registers them, pass `custom_objects`, or register them with "
-        "`keras.saving.register_keras_serializable`.",
+        'Import the module that registers them, pass `custom_objects={"Doubled": Doubled}`, or '
+        "register them with `keras.saving.register_keras_serializable`.",
     )
     loaded = tiedio.load_tied(tmp_path / "model.h5", custom_objects={"Doubled": Doubled})
     assert type(loaded.layers[0]) is Doubled
