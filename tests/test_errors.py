@@ -517,8 +517,8 @@ def test_missing_custom_objects(tmp_path):
         errors.CustomObjectsError,
         "`*custom.keras` needs classes or functions that are not registered: `Local`, `wave`.\n"
         "Expected: all of them in `custom_objects`. Received: not these.\n"
-        "Import the module that registers them, pass `custom_objects`, or register them with "
-        "`keras.saving.register_keras_serializable`.",
+        'Import the module that registers them, pass `custom_objects={"Local": Local, "wave": '
+        "wave}`, or register them with `keras.saving.register_keras_serializable`.",
     )
     assert tiedio.load_tied(tmp_path / "custom.keras", custom_objects=custom).built
 

@@ -86,8 +86,8 @@ def test_a_tied_file_of_version_1_loads_tied_and_resumes():
     assert np.array_equal(keras.ops.convert_to_numpy(model.optimizer.variables[2]), kernel)
 
 
-def test_a_stock_file_loads_as_in_keras():
-    with pytest.warns(UserWarning, match="Skipping variable loading for optimizer") as warned:
+def test_a_stock_file_loads_as_in_keras_and_says_what_helps():
+    with pytest.warns(tiedio.TiedioWarning, match="`tiedio migrate .* NEW` ties") as warned:
         model = tiedio.load_tied(FIXTURES / "stock_3_15.keras")
     assert len(warned) == 1
     same, valid = model.layers[1:3]

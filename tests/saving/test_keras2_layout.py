@@ -1,6 +1,7 @@
 """Whole models in the HDF5 layout of Keras 2: what stock Keras opens, and what it wrote."""
 
 import json
+import operator
 import subprocess
 import sys
 
@@ -530,7 +531,8 @@ def test_an_optimizer_that_does_not_fit(tmp_path):
     assert [str(one.message) for one in told] == [
         "Cannot resume `optimizer`: its variables are not those of the file.\n"
         "Expected: 14 of shapes [(), (4,), (4, 4)]. Received: 13 of shapes [(), (4,), (4, 4)].\n"
-        "It starts anew. The model may have had ties that this format does not keep."
+        "It goes on without that state. Variables may have been tied when it was saved: "
+        f"`tiedio plan {filepath}` says which, and `tiedio migrate {filepath} NEW` ties them again."
     ]
     assert bytes_of(loaded.weights) == bytes_of(model.weights)
     assert int(loaded.optimizer.iterations) == 0
@@ -591,8 +593,8 @@ def test_classes_that_are_not_registered(tmp_path):
         errors.CustomObjectsError,
         "`*model.h5` needs classes or functions that are not registered: `Doubled`.\n"
         "Expected: all of them in `custom_objects`. Received: not these.\n"
-        "Import the module that registers them, pass `custom_objects`, or register them with "
-        "`keras.saving.register_keras_serializable`.",
+        'Import the module that registers them, pass `custom_objects={"Doubled": Doubled}`, or '
+        "register them with `keras.saving.register_keras_serializable`.",
     )
     loaded = tiedio.load_tied(tmp_path / "model.h5", custom_objects={"Doubled": Doubled})
     assert type(loaded.layers[0]) is Doubled
@@ -794,6 +796,58 @@ def test_a_model_that_exists_keeps_the_order_of_its_weights(tmp_path):
     tiedio.load_tied_weights(model, tmp_path / "model.h5")
     assert [weight.name for weight in model.layers[0].weights] == ["kernel", "bias"]
     assert np.array_equal(model.layers[0].kernel, saved.layers[0].kernel)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_model_that_exists_resumes(tmp_path, is_trained):
+    saved, model = scenarios.compiled(tied_pair()), scenarios.compiled(equal_pair())
+    scenarios.train(saved)
+    if is_trained:
+        scenarios.train(model)
+    tiedio.load_tied_weights(model, stock(saved, tmp_path / "model.h5"))
+    assert weights_and_slots(model) == weights_and_slots(saved)
+    scenarios.train(model)
+    scenarios.train(saved)
+    assert weights_and_slots(model) == weights_and_slots(saved)
+
+
+def test_a_model_that_exists_resumes_in_its_own_order(tmp_path):
+    saved, model = (
+        keras.Sequential([keras.Input((4,)), keras.layers.LayerNormalization()]) for _ in range(2)
+    )
+    saved.layers[0]._trainable_variables.reverse()  # as where it was handed another's gamma
+    scenarios.train(scenarios.compiled(saved))
+    tiedio.load_tied_weights(scenarios.compiled(model), stock(saved, tmp_path / "model.h5"))
+    trained = model.optimizer._trainable_variables  # which JAX takes for those of the model
+    assert all(map(operator.is_, trained, model.trainable_variables))
+    scenarios.train(model)
+    scenarios.train(saved)
+    assert bytes_of([model.layers[0].gamma, model.layers[0].beta]) == bytes_of(
+        [saved.layers[0].gamma, saved.layers[0].beta]
+    )
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_a_model_with_another_optimizer_keeps_that(tmp_path, name):
+    saved, model = scenarios.compiled(equal_pair()), equal_pair()
+    scenarios.train(saved)
+    model.compile(name, "mse")
+    with pytest.warns(errors.TiedioWarning, match="Received: that of `Adam`"):
+        tiedio.load_tied_weights(model, stock(saved, tmp_path / "model.h5"))
+    assert int(model.optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_model_that_exists_goes_on_where_training_had_not_begun(tmp_path, name):
+    saved, model = equal_pair(), equal_pair()
+    for one in (saved, model):
+        one.compile(name, "mse")
+    scenarios.train(model)
+    steps = int(model.optimizer.iterations)
+    tiedio.load_tied_weights(model, stock(saved, tmp_path / "model.h5"))
+    assert int(model.optimizer.iterations) == steps
+    tiedio.load_tied_weights(saved, stock(model, tmp_path / "model.h5"))
+    assert int(saved.optimizer.iterations) == steps
 
 
 def test_layers_fit_by_order_and_by_name(weights_only):

@@ -227,15 +227,19 @@ def test_what_is_refused_when_weights_are_loaded(tmp_path):
     models, one = gan(), dense()
     tiedio.save_tied_weights(models, tmp_path / "several.weights.h5")
     tiedio.save_tied_weights(one, tmp_path / "one.weights.h5")
+    tiedio.save_tied(models, tmp_path / "whole.keras")
+    returns = "; `tiedio.load_tied` returns them"  # of weights only it does not
     for given, name, words in (
         (one, "several", "Expected: `discriminator`, `gan`, `generator`. Received: one model."),
+        (one, "several", r"Pass a dict of these models, by these names\.$"),
+        (one, "whole", f"Pass a dict of these models, by these names{returns}"),
         ({"gan": models["gan"]}, "several", "Received: `gan`."),
         ({**models, "more": one}, "several", "Received: .*`more`."),
         ({"one": one}, "one", "Expected: one model. Received: `one`."),
     ):
         before = scenarios.arrays_of(scenarios.variables_of(models))
         with pytest.raises(LoadError, match=words):
-            tiedio.load_tied_weights(given, tmp_path / f"{name}.weights.h5")
+            tiedio.load_tied_weights(given, next(tmp_path.glob(f"{name}.*")))
         after = scenarios.arrays_of(scenarios.variables_of(models))
         assert all(map(np.array_equal, before, after))
 

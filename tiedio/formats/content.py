@@ -213,3 +213,10 @@ class OldLayout:
     layers: Mapping[str, tuple[Weight, ...]]
     top_level: tuple[Weight, ...] | None = None
     optimizer: tuple[Weight, ...] = ()
+
+    @property
+    def optimizer_class(self) -> str:
+        """The class of the optimizer; empty if the file does not say."""
+        told = (self.training_config or {}).get("optimizer_config")
+        name = told.get("class_name") if isinstance(told, dict) else None
+        return str(name or "").rpartition(">")[2]

@@ -98,7 +98,7 @@ def load_run(model: keras.Model, filepath: Any, variables: Sequence[Any]) -> Run
             return None
         text = source.weights.read(_RUN).tobytes()
         fields = Fields(parse(source.filepath, _RUN, text), "a run")
-        found = walk(several.as_saved(model, record.models, source.filepath))
+        found = walk(several.as_saved(model, record.models, source))
         moved = inference.by_name(found, record)
         held = inference.located(inference.renamed(found, moved), source.weights).places
         # By their places: a model may list them in another order than that of the file.

@@ -37,6 +37,14 @@ _log = logging.getLogger(__name__)
 # How Keras says in a config that several layers are one object.
 _MARK = "shared_object_id"
 
+# What Keras says of names that it does not know.
+_UNKNOWN = (
+    "ould not locate",
+    "Unknown layer",
+    "Cannot deserialize object of type",
+    "Could not interpret",
+)
+
 # Where Keras has the classes that it names in the layout of Keras 2.
 _AREAS = (
     "constraints",
@@ -163,15 +171,18 @@ def explained(config: Any, path: str) -> Iterator[None]:
     except TiedioError:
         raise
     except Exception as error:  # a config may lead Keras anywhere
-        unknown = any(words in str(error) for words in ("ould not locate", "Unknown layer"))
+        unknown = any(words in str(error) for words in _UNKNOWN)
         missing = _unregistered(config) if unknown else set()
         if missing:
+            names = sorted(name.replace("\n", " ") for name in missing)
+            custom_objects = ", ".join(f'"{name}": {name.rpartition(">")[2]}' for name in names)
             raise CustomObjectsError(
                 f"`{path}` needs classes or functions that are not registered: "
-                f"{listed(missing)}.\n"
+                f"{listed(names)}.\n"
                 "Expected: all of them in `custom_objects`. Received: not these.\n"
-                "Import the module that registers them, pass `custom_objects`, or register them "
-                "with `keras.saving.register_keras_serializable`."
+                "Import the module that registers them, pass "
+                f"`custom_objects={{{custom_objects}}}`, or register them with "
+                "`keras.saving.register_keras_serializable`."
             ) from error
         if "safe_mode=False" in str(error) and (code := lambdas.found(config)):
             raise _unsafe(code, path) from error
@@ -272,7 +283,7 @@ def _unregistered(config: Any) -> set[str]:
         elif name and not _is_of_keras(part, str(name)):
             registered = str(part.get("registered_name") or name)
             if keras.saving.get_registered_object(registered) is None:
-                found.add(str(name))
+                found.add(registered)
     return found
 
 

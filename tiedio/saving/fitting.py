@@ -13,6 +13,7 @@ from typing import Any
 from tiedio.errors import LoadError, RecordError, TiedioError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
+from tiedio.model.keras_internals import has_value
 from tiedio.model.own_state import loads_as_keras, stored_by
 from tiedio.model.walk import Walk, tie_group
 from tiedio.record.record import HeldVariable, LayerState, Record
@@ -352,6 +353,18 @@ def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | No
         and (count := len(walk.stored.get(visit.inner_path, ())))
     }
     return unloadable(lacking, f": `{source.filepath}` has none for them")
+
+
+def without_value(walk: Walk) -> LoadError | None:
+    """The error for variables that were given no value, though their layers were read."""
+    unread = [str(place) for place, held in walk.places.items() if not has_value(held.item)]
+    if not unread:
+        return None
+    return LoadError(
+        f"Cannot load {listed(unread)}: their layers did not read them.\n"
+        "Expected: a value of the file for each variable. Received: none.\n"
+        "Let the `load_own_variables` of their classes read all that is saved."
+    )
 
 
 def unloadable(

@@ -25,7 +25,6 @@ from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.store import Store
 from tiedio.model import process_random, renewal, several
-from tiedio.model.keras_internals import has_value
 from tiedio.model.visits import Visit
 from tiedio.model.walk import Walk, walk
 from tiedio.record.record import Record
@@ -140,13 +139,12 @@ class Loading:
             told = inference.of_model(written, found, self._weights)
             self._record = stored_places.beside_what_is_shown(told, found)
             return
+        self._written = None  # whose paths are others
         matches, left_out = keras2_record.fitting(self.model, old, by_name, skip_mismatch)
         self._reports.warnings += map(str, left_out)
-        self._written = None  # whose paths are others
         self._record = keras2_record.recorded(found, old, matches, self._weights)
         if self._exists:
-            # Its optimizer is left alone, and may know variables by their order.
-            self._record = dataclasses.replace(self._record, layers={})
+            self._record = keras2_record.in_use(self._record, found, old, self._weights)
 
     def fit(self) -> None:
         """Fits the record to a model that exists, and checks it; nothing is changed."""
@@ -189,7 +187,8 @@ class Loading:
             self._walk,
             self._everything,
             then=then,
-            in_other_order=bool(self._moved),
+            in_other_order=self._in_other_order,
+            unrecorded=None if self._written else self._source,
         )
         self._reports.unresumed(*unresumable.values())
         self._unresumable = tuple(f"{path}/" for path in unresumable)
@@ -241,26 +240,14 @@ class Loading:
         self._assign_exact_values()
         with self._reports.reading("values on a card"):
             self._deferral.settle()
-        self._reports.mismatch(self._without_value())
+        if not self._reports.has_failed:
+            self._reports.mismatch(fitting.without_value(self._walk))
         self._deferral.finish()
         if by_position:  # layers have not loaded themselves
             for layer in found.layers.values():
                 if hasattr(layer, "finalize_state") and layer.weights:
                     layer.finalize_state()
         shared_objects.restore_generators(found, record)
-
-    def _without_value(self) -> LoadError | None:
-        """The error for variables that were given no value, though their layers were read."""
-        unread = [
-            str(place) for place, held in self._walk.places.items() if not has_value(held.item)
-        ]
-        if not unread or self._reports.has_failed:
-            return None
-        return LoadError(
-            f"Cannot load {listed(unread)}: their layers did not read them.\n"
-            "Expected: a value of the file for each variable. Received: none.\n"
-            "Let the `load_own_variables` of their classes read all that is saved."
-        )
 
     def _assign_exact_values(self) -> None:
         """Reads the variables of which their layer stores another value, or none."""
@@ -295,12 +282,14 @@ class Loading:
         if old is None:
             trained = self._record.optimizer_variables or len(source.store("optimizer"))
             is_trained = not self._exists or trained
-        elif self._exists or not compiled:  # Keras leaves the optimizer alone there
+        elif self._exists:
+            is_trained = bool(self._record.optimizer_variables)
+        elif not compiled:
             return
         else:
             is_trained = len(old.optimizer) > len(self.model.optimizer.variables)
         record = self._record
-        if self._moved:
+        if self._in_other_order:
             record = optimizers.in_order_of_model(self._walk, record, self._everything)
         if is_trained:
             rebuilt, error = optimizers.match_optimizers(
@@ -320,10 +309,9 @@ class Loading:
             with self._reports.reading("optimizer", training=True):  # it may be code of its own
                 optimizers.exclude_from_weight_decay(self._walk, self._record)
         reordered = {}
-        if self._moved:
-            reordered = optimizers.reordered(
-                self._walk, self._record, self._everything, self._stored
-            )
+        if self._in_other_order:
+            everything, stored = self._everything, self._stored
+            reordered = optimizers.reordered(self._walk, self._record, everything, stored)
         for visit in self._walk.optimizer_parts:
             with self._reports.reading(self._walk.label(visit.inner_path), training=True):
                 self._resume(visit, reordered.get(visit.inner_path))
@@ -341,6 +329,10 @@ class Loading:
         excluded = {here.get(path, path): places for path, places in excluded.items()}
         self._record = dataclasses.replace(self._record, excluded_from_weight_decay=excluded)
 
+    @property
+    def _in_other_order(self) -> bool:
+        return bool(self._moved) or (self._exists and self._source.is_by_position)
+
     def _stored(self, inner_path: str) -> Store:
         """Returns what the file has for an optimizer."""
         return self._source.store(self._stored_at.get(inner_path, inner_path))
@@ -349,20 +341,17 @@ class Loading:
         path, store = visit.inner_path, self._stored(visit.inner_path)
         by_position = self._source.is_by_position
         starts_anew = self._record.optimizer_variables.get(path, ()) is None
-        if f"{path}/".startswith(self._unresumable) or (
-            not len(store)
-            and (self._exists or by_position or starts_anew or path in self._stored_at)
-        ):
+        is_left = self._exists or by_position or starts_anew or path in self._stored_at
+        is_untold = by_position and starts_anew
+        if f"{path}/".startswith(self._unresumable) or is_untold or (is_left and not len(store)):
             return
-        error = None
         if isinstance(reordered, LoadError):
             error = reordered
-        elif self._written or by_position:
+        else:
             store = store if reordered is None else reordered
-            name = self._walk.label(path)
-            by = self._source.keras_version if by_position else ""
-            error = optimizers.slots_error(name, visit.saveable, store, by)
-        if error and (by_position or (self._written and not self._written.tells_of(path))):
+            name, unrecorded = self._walk.label(path), None if self._written else self._source
+            error = optimizers.slots_error(name, visit.saveable, store, unrecorded)
+        if error and not (self._written and self._written.tells_of(path)):
             self._reports.note(error)  # as it is no fault of the file's that it does not tell
         elif error:
             self._reports.unresumed(error)

@@ -191,8 +191,8 @@ def load_tied(
             `keras.config.enable_unsafe_deserialization` allows them in any case.
         strict: Whether it is an error if ties or optimizer state cannot be restored, or the
             model's class compiles it otherwise than it was; else it is a `TiedioWarning`. One
-            in any case is what a file in the layout of Keras 2 does not tell of its optimizer,
-            and that a class with a `compile` of its own is not compiled, as Keras leaves it.
+            in any case is what a file without a record does not tell of its optimizer, and that a
+            class with a `compile` of its own is not compiled, as Keras leaves it.
         verify: Whether to compare what is read with the digests in the record; of a
             file without digests, the checksum of the zip archive is compared.
         random_state: Whether random numbers that are drawn without a seed (by functions of

@@ -7,10 +7,12 @@ from typing import Any
 import keras
 
 from tiedio.errors import LoadError, first_line, listed
+from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.store import Store
 from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.model import renewal, weight_decay
+from tiedio.model.own_state import loads_as_keras
 from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
 from tiedio.model.walk import Walk, walk
@@ -227,6 +229,7 @@ def find_unresumable(
     *,
     then: Record,
     in_other_order: bool,
+    unrecorded: Opened | None,
 ) -> dict[str, LoadError | None]:
     """Finds the optimizers that cannot go on as the file says; nothing is changed.
 
@@ -237,6 +240,7 @@ def find_unresumable(
         everything: All saveables of the model.
         then: The record of the file, with the flags and ties of then.
         in_other_order: Whether its layers are in another order than in the file.
+        unrecorded: The file, if it has no record.
 
     Returns:
         An error for each; `None` for one that was not built when saved, and is now: the file
@@ -282,7 +286,10 @@ def find_unresumable(
             names = [retying.name_of(place, everything, record) for place in trained]
             error = _other_variables(walk.label(inner_path), names, expected, everything)
         else:
-            error = _slots_error(walk.label(inner_path), optimizer, known, store)
+            name = walk.label(inner_path)
+            error = _other_class(name, optimizer, unrecorded) or _slots_error(
+                name, optimizer, known, store, unrecorded
+            )
         if in_other_order and not error:
             order = now or tied(getattr(holder, "trainable_variables", ()))
             if [key for key in order if key in saved] != list(saved):
@@ -335,9 +342,11 @@ def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
     return list(map(id, built)) == list(map(id, variables))
 
 
-def _slots_error(name: str, optimizer: Any, known: list[Any], store: Store) -> LoadError | None:
+def _slots_error(
+    name: str, optimizer: Any, known: list[Any], store: Store, unrecorded: Opened | None
+) -> LoadError | None:
     if _is_built_for(optimizer, known):
-        return slots_error(name, optimizer, store)
+        return slots_error(name, optimizer, store, unrecorded)
     try:
         expected = Rebuilding(optimizer).told(known, _shapes)
     except Exception as error:  # the code of optimizers may raise anything
@@ -347,21 +356,38 @@ def _slots_error(name: str, optimizer: Any, known: list[Any], store: Store) -> L
             f"Received: {type(error).__name__}.\n"
             "Give its class a `build` that can be called again."
         )
-    return _difference(name, expected, store)
+    return _difference(name, expected, store, unrecorded)
 
 
-def slots_error(name: str, saveable: Any, store: Store, listed_by: str = "") -> LoadError | None:
+def _other_class(name: str, optimizer: Any, unrecorded: Opened | None) -> LoadError | None:
+    """The error for the state of another optimizer, which may have slots of the same shapes."""
+    old = unrecorded and unrecorded.old_layout
+    saved = old.optimizer_class if old else ""
+    if saved in ("", type(optimizer).__name__):
+        return None
+    return LoadError(
+        f"Cannot resume `{name}`: the file has the state of another.\n"
+        f"Expected: that of `{type(optimizer).__name__}`. Received: that of `{saved}`.\n"
+        "Compile with the optimizer that was saved."
+    )
+
+
+def slots_error(
+    name: str, saveable: Any, store: Store, unrecorded: Opened | None
+) -> LoadError | None:
     """Compares what an optimizer holds with what is stored, before any of it is changed.
 
     Args:
         name: Its name for messages.
         saveable: The optimizer; what has no slots is fine.
         store: What is stored for it.
-        listed_by: The version of the Keras that listed it by position, if it is.
+        unrecorded: The file, if it has no record.
     """
     if not isinstance(saveable, keras.optimizers.Optimizer):
         return None
-    return _difference(name, _shapes(saveable), store, listed_by)
+    if unrecorded and not loads_as_keras(saveable):  # only its own code knows what it takes
+        return None
+    return _difference(name, _shapes(saveable), store, unrecorded)
 
 
 def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
@@ -369,16 +395,21 @@ def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
 
 
 def _difference(
-    name: str, expected: list[tuple[int, ...]], store: Store, listed_by: str = ""
+    name: str, expected: list[tuple[int, ...]], store: Store, unrecorded: Opened | None
 ) -> LoadError | None:
     received = list(store.shapes().values())
     # Keras 2 had another order, which shapes do not always tell.
+    listed_by = unrecorded.keras_version if unrecorded and unrecorded.is_by_position else ""
     is_ordered = not listed_by or KerasVersion(listed_by).is_of_keras_3
     if received == expected and is_ordered:
         return None
     advice = "Compile with the optimizer that was saved, in the version of then."
-    if listed_by:
-        advice = "It starts anew. The model may have had ties that this format does not keep."
+    if unrecorded and (len(received) < len(expected) or not is_ordered):
+        path = unrecorded.filepath
+        advice = (
+            "It goes on without that state. Variables may have been tied when it was saved: "
+            f"`tiedio plan {path}` says which, and `tiedio migrate {path} NEW` ties them again."
+        )
     return LoadError(
         f"Cannot resume `{name}`: its variables are not those of the file.\n"
         f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from tiedio.errors import LoadError, RecordError, listed
+from tiedio.formats.content import Opened
 from tiedio.keras_versions.layer_outline import configs_of
 from tiedio.model.several import Models
 from tiedio.saving import configs
@@ -128,7 +129,7 @@ class ModelsConfig:
         return bool(compiled) and all(compiled)
 
 
-def as_saved(model: Any, saved: Mapping[str, str], path: str) -> Any:
+def as_saved(model: Any, saved: Mapping[str, str], source: Opened) -> Any:
     """Returns the models that were given in the order of a file; or the one, if it has one.
 
     Raises:
@@ -138,11 +139,11 @@ def as_saved(model: Any, saved: Mapping[str, str], path: str) -> Any:
     if given.keys() == saved.keys():
         return Models({name: given[name] for name in saved}) if saved else model
     expected, received = (listed(names) if names else "one model" for names in (saved, given))
-    advice = "Pass one model, and not by a name"
-    if saved:
-        advice = "Pass these models by their names; `tiedio.load_tied` returns them, to use one"
+    advice = "Pass a dict of these models, by these names" if saved else "Pass one, without a name"
+    if saved and source.config is not None:
+        advice += "; `tiedio.load_tied` returns them, to use one"
     raise LoadError(
-        f"Cannot load `{path}`, which does not hold what was passed.\n"
+        f"Cannot load `{source.filepath}`, which does not hold what was passed.\n"
         f"Expected: {expected}. Received: {received}.\n"
         f"{advice}."
     )

@@ -210,7 +210,7 @@ def load_tied_weights(
         orbax.place(source, given, reports, skipped)
         source.weights.advance = advance
         record = source.read_record(verify)
-        root = several.as_saved(given, record.models if record else {}, source.filepath)
+        root = several.as_saved(given, record.models if record else {}, source)
         loading = Loading(source, deferral, reports, skipped)
         loading.into(root)
         has_lists = source.read_lists is not None
