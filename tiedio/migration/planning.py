@@ -20,10 +20,11 @@ from tiedio.checkpoints.stated_ties import Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import OptionNeededError
 from tiedio.formats import table
-from tiedio.keras_versions import graph_calls, lambdas
+from tiedio.keras_versions import graph_calls, lambdas, layer_outline
 from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.proposals import Plan, Proposal
+from tiedio.record import runs
 from tiedio.storage.locating import at
 from tiedio.storage.progress import bar
 
@@ -206,7 +207,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         return Proposal(owner=owner.name, aliases=tie.names[1:], **facts, **told)
 
     code = checkpoint.translated.code
-    runs = [one for one in code if not one.runs_nowhere]
+    runnable = [one for one in code if not one.runs_nowhere]
     forbidden = tuple(
         proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
         for tie in _gathered(found.forbidden)
@@ -231,19 +232,35 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         },
         notes=(
             *checkpoint.notes,
-            *lambdas.notes(runs),
+            *lambdas.notes(runnable),
             *found.notes,
+            *_notes_on_random_numbers(checkpoint),
             *(f"{' = '.join(tie.names)}: this stays so." for tie in checkpoint.transposed_ties),
         ),
         code={
-            one.name: lambdas.told([one]) for one in code if checkpoint.is_model and one not in runs
+            one.name: lambdas.told([one])
+            for one in code
+            if checkpoint.is_model and one not in runnable
         },
         refused=str(refusal or ""),
         lacks_config=isinstance(refusal, OptionNeededError),
         # None of what is forbidden: a copy of its own may be meant, as of a target network.
-        offers=tuple(lambdas.options([one.name]) for one in runs),
+        offers=tuple(lambdas.options([one.name]) for one in runnable),
         unused=checkpoint.translated.unused,
     )
+
+
+def _notes_on_random_numbers(checkpoint: Checkpoint) -> Iterator[str]:
+    """Names the layers that draw other random numbers once training goes on.
+
+    Of Keras' own files none has their state. Where there is no training, nothing is lost.
+    """
+    slots, record = checkpoint.slots, checkpoint.record
+    is_trained = checkpoint.optimizer is not None and (slots is None or slots.variables)
+    names = layer_outline.random_layers(checkpoint.translated.config)
+    if is_trained and names and not (record and record.random_states):
+        told = ", ".join(runs.told(list(dict.fromkeys(names))))
+        yield f"The file does not hold the state of random numbers, which begin anew: {told}."
 
 
 def _gathered(ties: Sequence[Tie]) -> Iterator[Tie]:
