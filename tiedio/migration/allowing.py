@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from tiedio.checkpoints.stated_ties import Evidence
 from tiedio.errors import MigrationError, OptionNeededError, listed, texts
+from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.lambdas import options
 from tiedio.migration.proposals import Plan, Proposal
 
@@ -20,6 +21,20 @@ def check_rule(reconcile: str) -> None:
             f"Expected: one of {listed(RECONCILE)}. Received: {reconcile!r}.\n"
             "Pass one of these as `--reconcile`."
         )
+
+
+def check_used(translated: Translated, filepath: str) -> None:
+    """Raises `MigrationError` if functions were given for what has none, as if misspelled."""
+    if translated.unused:
+        code = listed({one.name for one in translated.code})
+        error = MigrationError(
+            f"`{filepath}` has no functions at {listed(translated.unused)}.\n"
+            f"Expected: {f'some of {code}' if code else 'no more functions'}. "
+            f"Received: {listed(translated.unused)}.\n"
+            "Give functions by the names that `tiedio plan` lists."
+        )
+        error.unused = translated.unused
+        raise error
 
 
 def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model: bool) -> Plan:

@@ -114,7 +114,7 @@ def migrate(
 
     Raises:
         OptionNeededError: If something has to be allowed first. The option is named.
-        MigrationError: If it cannot be written so.
+        MigrationError: If it cannot be written so, or `lambdas` has names that it does not.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
         TieError: As in `plan`.
@@ -143,6 +143,7 @@ def migrate(
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
         if targets.refusal(checkpoint):
+        allowing.check_used(checkpoint.translated, checkpoint.filepath)
             allowing.check(_planned(checkpoint, pairs))
         destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         if not dry_run:
