@@ -108,6 +108,16 @@ def test_layers_are_named_whose_random_numbers_begin_anew(tmp_path, name):
     assert files.plan(tmp_path / "tied.keras").notes == ()
 
 
+def test_a_file_without_names_is_told_to_take_those_of_layers(tmp_path):
+    model = called(a=1, b=1)
+    model.save_weights(tmp_path / "apart.weights.h5")
+    (note,) = files.plan(tmp_path / "apart.weights.h5").notes
+    assert note.startswith("Nothing names its variables. `--tie LAYER=LAYER` ties two layers")
+    model.layers[2].kernel.assign(model.layers[1].kernel)
+    model.save_weights(tmp_path / "equal.weights.h5")
+    assert files.plan(tmp_path / "equal.weights.h5").notes == ()
+
+
 # A config that is given
 
 
