@@ -110,7 +110,13 @@ class MissingPackageError(TiedioError, ImportError):
 
 
 class MigrationError(TiedioError, ValueError):
-    """A file cannot be migrated as it was asked for."""
+    """A file cannot be migrated as it was asked for.
+
+    Attributes:
+        unused: The names that functions were given for, if the file has none there.
+    """
+
+    unused: tuple[str, ...] = ()
 
 
 class OptionNeededError(MigrationError):

@@ -130,12 +130,22 @@ def test_what_tensorflow_wrote_is_called_so(path, is_a, advice, load):
     assert advice in last
 
 
+CONFIG = {
+    "class_name": "Sequential",
+    "config": {"layers": [{"class_name": "Dense", "config": {"name": "a", "units": 2}}]},
+}
+
+
 @pytest.mark.parametrize("name", ["module", "exported"])
 def test_no_migration_is_promised_that_is_refused(name, tmp_path):
     pytest.importorskip("tensorflow")
     with pytest.raises(errors.MigrationError, match=r"`keras\.layers\.TFSMLayer` runs it") as error:
         files.migrate(OTHERS / f"{name}_savedmodel", tmp_path / "new.keras")
     assert not isinstance(error.value, errors.OptionNeededError)  # no option helps
+    assert "`model.export`" in str(error.value)
+    with pytest.raises(errors.MigrationError) as given:  # nor a config
+        files.migrate(OTHERS / f"{name}_savedmodel", tmp_path / "new.keras", config=CONFIG)
+    assert str(given.value) == str(error.value)
     planned = many.plan(OTHERS / f"{name}_savedmodel")
     assert [(str(one.state), str(one.error)) for one in planned] == [("failed", str(error.value))]
 

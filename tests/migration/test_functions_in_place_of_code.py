@@ -184,6 +184,16 @@ def test_the_command_line_says_what_is_needed(tmp_path):
     assert run("migrate", SIAMESE, new, *given).exit_code == 0
 
 
+def test_a_misspelled_layer_is_an_error_before_anything_is_written(tmp_path):
+    """For one file; of several, each may have functions that the others have not."""
+    given = ("--lambda", "distanze=keras.ops:abs")
+    result = run("migrate", SIAMESE, tmp_path / "new.keras", *given)
+    assert result.exit_code == 1
+    assert "has no functions at `distanze`" in result.output
+    assert "Expected: some of `distance`. Received: `distanze`." in result.output
+    assert not any(tmp_path.iterdir())
+
+
 def test_in_a_folder_functions_are_of_the_files_that_have_such_layers(tmp_path):
     found = many.migrate(str(FOLDER), str(tmp_path), lambdas=GIVEN)
     assert len(found) == len(TRUTH)

@@ -136,6 +136,15 @@ def test_slots_that_leave_it_open_make_a_proposal(tmp_path):
     assert loaded[2].kernel is not loaded[3].kernel
 
 
+@pytest.mark.parametrize("called", ["b", "b/kernel", "layers/dense_1"])
+def test_what_is_accepted_may_be_called_by_its_layer(called, tmp_path):
+    path = saved(three_layers(), tmp_path)
+    done = planning.migrate(path, tmp_path / "x.keras", accept=[called])
+    assert [one.names for one in done.proposals] == [("a/kernel", "b/kernel")]
+    with pytest.raises(errors.MigrationError, match="Nothing is proposed for `c`"):
+        planning.migrate(path, tmp_path / "y.keras", accept=["c"])
+
+
 def of_attention(layer):
     return layer.query_dense
 
@@ -478,9 +487,9 @@ def test_ties_of_variables_that_are_not_there(tmp_path):
         refused(tmp_path, ties=["b/kernel=z/kernel", "y=a/kernel"]),
         errors.TieError,
         "`*model.keras` has no `y`, `z/kernel`.\n"
-        "Expected: some of `a/bias`, `a/kernel`, `b/bias`, `b/kernel`, `c/bias`, `c/kernel`. "
-        "Received: `y`, `z/kernel`.\n"
-        "Name variables as `tiedio plan` prints them, or layers.",
+        "Expected: some of `a/bias` (4,), `a/kernel` (4, 4), `b/bias` (4,), `b/kernel` (4, 4), "
+        "`c/bias` (4,), `c/kernel` (4, 4). Received: `y`, `z/kernel`.\n"
+        "Name variables as in this list, or layers, by name or by their path in the file.",
     )
 
 

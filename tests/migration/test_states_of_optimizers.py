@@ -239,3 +239,87 @@ def test_what_is_not_known_starts_anew_if_not(make, tmp_path):
     assert int(loaded.optimizer.iterations) == 0
     for one, other in zip(model.weights, loaded.weights, strict=True):
         assert np.array_equal(one, other), one.path
+
+
+@keras.saving.register_keras_serializable("tests")
+class Twins(Own):
+    """A model whose config does not say that two layers of one shape share a kernel."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.second = L.Dense(4), L.Dense(4)
+
+    def build(self, input_shape):
+        self.first.build((None, 4))
+        self.second.build((None, 4))
+
+
+def twins(*, are_tied, steps=2):
+    keras.utils.set_random_seed(1)
+    model = Twins()
+    model.build((None, 4))
+    if are_tied:
+        tiedio.tie(model.second, to=model.first, weights=["kernel"])
+    model.compile("adam", "mse")
+    return further(model, steps)
+
+
+def further(model, steps=2):
+    x, y = np.random.RandomState(0).rand(2, 8, 4)
+    for _ in range(steps):
+        model.train_on_batch(x, y)
+    return model
+
+
+def first_tie(filepath):
+    (equal,) = planning.plan(filepath).proposals
+    return f"{equal.aliases[0]}={equal.owner}"
+
+
+@pytest.mark.parametrize("how", ["accepted", "given"])
+def test_a_model_of_unknown_layers_resumes_with_its_ties(how, tmp_path):
+    model = twins(are_tied=True)
+    model.save(stock := tmp_path / "stock.keras")
+    allowed = {"ties": [first_tie(stock)]} if how == "given" else {"accept": ["contents"]}
+    done = planning.migrate(stock, tmp_path / "tied.keras", **allowed)
+    assert not any("optimizer" in note for note in done.notes)
+    loaded = tiedio.load_tied(done.target)
+    check_state(further(model), further(loaded))
+    assert loaded.first.kernel is loaded.second.kernel
+
+
+def test_a_model_of_unknown_layers_starts_anew_with_other_ties(tmp_path):
+    """Each of the two has a state of its own, though they are equal now."""
+    model = twins(are_tied=False)
+    model.second.kernel.assign(model.first.kernel)
+    model.save(stock := tmp_path / "stock.keras")
+    (kernel,) = planning.plan(stock).forbidden
+    tie = f"{kernel.aliases[0]}={kernel.owner}"
+    done = planning.migrate(stock, tmp_path / "tied.keras", ties=[tie])
+    assert any(LEFT_OUT in note for note in done.notes)
+    assert not tiedio.load_tied(done.target).optimizer.built
+
+
+def test_a_tie_that_is_declined_is_told_to_end_the_state(tmp_path):
+    twins(are_tied=True).save(stock := tmp_path / "stock.keras")
+    done = planning.migrate(stock, tmp_path / "apart.keras", accept=["none"])
+    (note,) = (note for note in done.notes if "optimizer" in note)
+    assert note.startswith("The optimizer starts anew if these were tied when saved: dense")
+    assert note.endswith("Of shape (4, 4) it has 1 states, and there are 2 variables now.")
+    with pytest.warns(errors.TiedioWarning, match="Cannot resume `optimizer`"):
+        assert int(tiedio.load_tied(done.target).optimizer.iterations) == 0
+
+
+def test_a_config_without_the_optimizer_keeps_the_state_beside_weights(tmp_path):
+    """As Keras forgets it once it has saved a model as HDF5."""
+    model = trained(chain(4, 4))
+    model.save_weights(tmp_path / "stock.weights.h5")
+    config = keras.saving.serialize_keras_object(model)
+    del config["compile_config"]["optimizer"]
+    for ending, is_kept in ((".weights.h5", True), (".keras", False)):
+        stock, target = tmp_path / "stock.weights.h5", tmp_path / f"tied{ending}"
+        done = planning.migrate(stock, target, config=config, accept=["none"])
+        assert any("optimizer" in note for note in done.notes) is not is_kept
+    again = trained(chain(4, 4), steps=0)
+    tiedio.load_tied_weights(again, tmp_path / "tied.weights.h5")
+    check_state(model, again)

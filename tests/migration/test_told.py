@@ -83,6 +83,41 @@ def test_variables_without_a_state_are_told_of_once(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_layers_are_named_whose_random_numbers_begin_anew(tmp_path, name):
+    """Where there is a training to go on with, and Keras saved it, which does not save these."""
+    given = tensor = keras.Input((5, 4))
+    for layer in (
+        L.Dropout(0.5, name="drop"),
+        L.Dropout(0.0, name="nothing"),
+        L.GaussianNoise(0.5, name="noise"),
+        L.LSTM(4, dropout=0.5, return_sequences=True, name="lstm"),
+        L.GRU(4, return_sequences=True, name="gru"),
+    ):
+        tensor = layer(tensor)
+    tensor = L.MultiHeadAttention(1, 2, dropout=0.5, name="heads")(tensor, tensor)
+    model = keras.Model(given, tensor)
+    model.compile("adam", "mse")
+    told = "The file does not hold the state of random numbers, which begin anew: "
+    model.save(path := tmp_path / name)
+    assert files.plan(path).notes == ()
+    model.train_on_batch(np.ones((1, 5, 4)), np.ones((1, 5, 4)))
+    model.save(path)
+    assert files.plan(path).notes == (f"{told}drop, noise, lstm, heads.",)
+    tiedio.save_tied(model, tmp_path / "tied.keras")
+    assert files.plan(tmp_path / "tied.keras").notes == ()
+
+
+def test_a_file_without_names_is_told_to_take_those_of_layers(tmp_path):
+    model = called(a=1, b=1)
+    model.save_weights(tmp_path / "apart.weights.h5")
+    (note,) = files.plan(tmp_path / "apart.weights.h5").notes
+    assert note.startswith("Nothing names its variables. `--tie LAYER=LAYER` ties two layers")
+    model.layers[2].kernel.assign(model.layers[1].kernel)
+    model.save_weights(tmp_path / "equal.weights.h5")
+    assert files.plan(tmp_path / "equal.weights.h5").notes == ()
+
+
 # A config that is given
 
 

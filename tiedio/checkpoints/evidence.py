@@ -82,10 +82,11 @@ def _check_given(checkpoint: Checkpoint, given: Sequence[tuple[str, str]]) -> No
     by_name = checkpoint.by_name
     unknown = {name for pair in given for name in pair if name not in by_name}
     if unknown:
+        expected = (f"`{one.name}` {one.shape}" for one in checkpoint.variables)
         raise TieError(
             f"`{checkpoint.filepath}` has no {listed(unknown)}.\n"
-            f"Expected: some of {listed(by_name)}. Received: {listed(unknown)}.\n"
-            "Name variables as `tiedio plan` prints them, or layers."
+            f"Expected: some of {', '.join(sorted(expected))}. Received: {listed(unknown)}.\n"
+            "Name variables as in this list, or layers, by name or by their path in the file."
         )
     kinds = {name: f"{one.shape} {one.dtype}" for name, one in by_name.items()}
     differing = {alias: owner for alias, owner in given if kinds[alias] != kinds[owner]}

@@ -1,5 +1,6 @@
-"""Ties that the user states, as `decoder/kernel=encoder/kernel`, by the names of variables."""
+"""Ties that the user states, as `decoder/kernel=encoder/kernel`: what they call variables."""
 
+import posixpath
 from collections.abc import Iterable, Sequence
 
 from tiedio.checkpoints.variables import StoredVariable
@@ -37,13 +38,58 @@ def owner_given(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
+def found(called: str, variables: Sequence[StoredVariable]) -> list[StoredVariable]:
+    """Finds variables by what a person calls them, or their layer.
+
+    That is a name as `plan` prints it, and else a path in the file, where layers go by the
+    attributes of their model: `decoder/out`. Where the file has no names, that of the only
+    variable of a layer is taken as the live model has it: `dense/kernel` for `dense/0`.
+    """
+    layer, _, name = called.rpartition("/")
+    return (
+        [one for one in variables if _is_within(one.name, called)]
+        or [one for one in variables if one.place and _is_within(_path(one), called)]
+        or ([] if name.isdecimal() or not layer else _only_one(found(layer, variables)))
+    )
+
+
 def given_by_name(
     pairs: Iterable[tuple[str, str]], variables: Sequence[StoredVariable]
 ) -> list[tuple[str, str]]:
     """Pairs variables with those that they are tied to; of two layers, those that both have."""
-    names = {one.name for one in variables}
     given: set[tuple[str, str]] = set()
     for pair in pairs:
-        owners = {name: owner_given(name, [pair]) for name in names}
-        given.update({(name, owner) for name, owner in owners.items() if owner in names} or {pair})
+        several = [found(called, variables) for called in pair]
+        is_named = all(
+            _is_within(one.name, called)
+            for called, held in zip(pair, several, strict=True)
+            for one in held
+        )
+        aliases, owners = (
+            {one.name.removeprefix(called): one for one in held} if is_named else _by_path(held)
+            for called, held in zip(pair, several, strict=True)
+        )
+        both = {(one.name, owners[key].name) for key, one in aliases.items() if key in owners}
+        given.update(both or {pair})
     return sorted(given)
+
+
+def _is_within(path: str, around: str) -> bool:
+    return f"{path}/".startswith(f"{around}/")
+
+
+def _path(variable: StoredVariable) -> str:
+    return str(variable.place and variable.place.dataset_path)
+
+
+def _only_one(held: list[StoredVariable]) -> list[StoredVariable]:
+    """The variable of a layer that has one, if the file does not say what that is called."""
+    return held if len(held) == 1 and held[0].name.rpartition("/")[2].isdecimal() else []
+
+
+def _by_path(held: Sequence[StoredVariable]) -> dict[str, StoredVariable]:
+    """Maps paths, below what is around all of these, to variables."""
+    if len(held) == 1:
+        return {"": held[0]}
+    around = posixpath.commonpath([posixpath.dirname(_path(one)) for one in held]) if held else ""
+    return {_path(one).removeprefix(around): one for one in held}

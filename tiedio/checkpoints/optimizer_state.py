@@ -54,14 +54,22 @@ _UNSURE = (Evidence.GIVEN, Evidence.CONTENTS)
 _MOST_UNSURE = 8
 
 
-def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
-    """Tells what becomes of the state of the optimizer when a file is written with these ties."""
+def of(
+    checkpoint: Checkpoint, ties: Sequence[Tie], *, holds_model: bool
+) -> Kept | Lost | Rewritten:
+    """Tells what becomes of the state of the optimizer when a file is written with these ties.
+
+    Args:
+        checkpoint: The file.
+        ties: What is tied.
+        holds_model: Whether a whole model is written, or weights only.
+    """
     slots = checkpoint.slots
     if checkpoint.is_by_position:
         is_stored = checkpoint.old_layout and checkpoint.old_layout.optimizer
         return Lost("weights by position are written without it") if is_stored else Kept()
     if checkpoint.optimizer is None:
-        return _of_unknown(checkpoint, ties)
+        return _of_unknown(checkpoint, ties, holds_model=holds_model)
     recorded = checkpoint.record and checkpoint.record.optimizer_variables.get(OPTIMIZER)
     if recorded and slots and all(one.evidence is Evidence.RECORD for one in ties):
         every = range(len(slots.variables))
@@ -79,10 +87,11 @@ def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
     if having is None:
         # Where the config does not say what is trained, whoever loads it may find that it fits.
         is_known = checkpoint.is_ordered and all(one.trainable is not None for one in trained)
-        if is_known or len(distinct) < len(trained):
+        if is_known or recorded or (ties and not _may_fit(checkpoint, ties, slots)):
             return Lost("it does not tell which variables it is of")
         every = range(len(slots.variables))
-        return Rewritten(optimizer_slots.ordered(slots, every, checkpoint.optimizer), {})
+        values = optimizer_slots.ordered(slots, every, checkpoint.optimizer)
+        return Rewritten(values, {}, [*_notes_on_copies(checkpoint, owners, slots)])
     if checkpoint.is_of_keras_3 and [owners.get(one.name, one.name) for one in having] == [
         *dict.fromkeys(owners.get(one.name, one.name) for one in trained)
     ]:
@@ -112,6 +121,38 @@ def of(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost | Rewritten:
     )
 
 
+def _may_fit(checkpoint: Checkpoint, ties: Sequence[Tie], slots: Slots) -> bool:
+    """Whether slots can be those of the variables that ties leave, whatever their order.
+
+    What was tied when saved is equal, and has slots once. So a model with these ties, and no
+    others, has the variables of then in the order of then.
+    """
+    left = collections.Counter(one.shape for one in _once(checkpoint.variables, joined(ties)))
+    return _shapes(slots) <= left and all(tie.axes or _is_equal(checkpoint, tie) for tie in ties)
+
+
+def _notes_on_copies(
+    checkpoint: Checkpoint, owners: Mapping[str, str], slots: Slots
+) -> Iterator[str]:
+    """Names equal variables that stay apart, where fewer of their shape have slots."""
+    left = _once(checkpoint.variables, owners)
+    held = collections.Counter(one.shape for one in left)
+    states = _shapes(slots)
+    for group in checkpoint.values.equal_ones(left):
+        shape = group[0].shape
+        if held[shape] > states[shape] and checkpoint.values.are_telling(group[0]):
+            yield (
+                "The optimizer starts anew if these were tied when saved: "
+                f"{' = '.join(one.name for one in group)}. Of shape {shape} it has "
+                f"{states[shape]} states, and there are {held[shape]} variables now."
+            )
+
+
+def _shapes(slots: Slots) -> collections.Counter[tuple[int, ...]]:
+    """Counts the shapes of the variables that an optimizer has slots of."""
+    return collections.Counter(next(iter(kinds.values())).shape for kinds in slots.variables)
+
+
 def _notes_on_frozen(
     trained: Sequence[StoredVariable], owners: Mapping[str, str], having: Collection[str]
 ) -> Iterator[str]:
@@ -132,13 +173,15 @@ def _notes_on_frozen(
         )
 
 
-def _of_unknown(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Kept | Lost:
+def _of_unknown(checkpoint: Checkpoint, ties: Sequence[Tie], *, holds_model: bool) -> Kept | Lost:
     """Tells the same where no config says which optimizer it was.
 
-    Keras 3 forgets the optimizer of a model once it has saved it as HDF5.
+    Keras 3 forgets the optimizer of a model once it has saved it as HDF5. Weights load into a
+    model that has its own.
     """
     is_stored = any(path.startswith(f"{OPTIMIZER}/") for path in checkpoint.others)
-    if is_stored and checkpoint.config and checkpoint.config.get("compile_config"):
+    config = checkpoint.config if holds_model else None
+    if is_stored and config and config.get("compile_config"):
         return Lost("the config does not say which optimizer it was")
     if is_stored and not all(_is_equal(checkpoint, one) for one in ties):
         return Lost("nothing says which optimizer it was")

@@ -50,7 +50,7 @@ def content(
     record = checkpoint.record or Record()
     notes: list[str] = []
     values, trained = None, record.optimizer_variables
-    match optimizer_state.of(checkpoint, ties):
+    match optimizer_state.of(checkpoint, ties, holds_model=holds_model):
         case Lost(why):
             values, trained = (), NOT_BUILT
             notes.append(f"The state of the optimizer is left out, and it starts anew: {why}.")

@@ -13,7 +13,7 @@ from tiedio.checkpoints.stated_ties import Evidence, Tie
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.formats.content import Weight
 
-_TRANSPOSED = "equal contents, transposed, and none of them in the optimizer's state"
+_TRANSPOSED = "equal contents, transposed, and no state of its own in the optimizer"
 
 # Whether equal variables were tied (`None`: that may be), and why.
 _Verdict = tuple[bool | None, str]
@@ -144,8 +144,8 @@ class SlotDeficit:
             if len(mine) == len(trained) - 1 and not is_constant:
                 return True, "equal contents, and the optimizer's state names one of them"
         if self._values.are_telling(trained[0]):
-            why = f"equal contents; of {possible} such copies the optimizer's state lacks {copies}"
-            return None, why
+            many = f"{copies} variables of this shape have" if copies > 1 else "1 of this shape has"
+            return None, f"equal contents, and {many} no state in the optimizer"
         return None
 
     def _told_by_names(self, groups: Sequence[Sequence[StoredVariable]]) -> set[str] | None:

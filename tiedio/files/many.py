@@ -251,17 +251,24 @@ def migrate(
             outcome = dataclasses.replace(outcome, result=done)
         return outcome
 
-    def migrated(file: File, wanted: str) -> tuple[Outcome, str]:
+    def migrated(file: File, wanted: str, unused: Sequence[str] = ()) -> tuple[Outcome, str]:
         """Migrates a file; tells also where it is written, or would be if that were free."""
+        lambdas = {k: v for k, v in (given.get("lambdas") or {}).items() if k not in unused}
+        own = {**given, "lambdas": lambdas} if unused else given
         try:
-            done = files.migrate(file.path, wanted, dry_run=dry_run, **given)
+            done = files.migrate(file.path, wanted, dry_run=dry_run, **own)
         except TargetExistsError as error:
             if skip_existing:
                 return Outcome(file.path, skipped=error.target), error.target
             return Outcome(file.path, error=error), error.target
         except OptionNeededError as error:
-            return Outcome(file.path, error.plan, error), ""
-        return Outcome(file.path, done), done.target
+            planned = error.plan and dataclasses.replace(error.plan, unused=tuple(unused))
+            return Outcome(file.path, planned, error), ""
+        except MigrationError as error:
+            if not (is_many and error.unused):
+                raise
+            return migrated(file, wanted, error.unused)  # functions may be of other files
+        return Outcome(file.path, dataclasses.replace(done, unused=tuple(unused))), done.target
 
     return _each(found, one, "Planning" if dry_run else "Migrating", progress, told)
 

@@ -125,7 +125,7 @@ def of_members(filepath: str, names: Collection[str]) -> FileFormatError | None:
 def of_json(filepath: str, content: Mapping[str, Any]) -> FileFormatError | None:
     """The error for a JSON that names no shards; `None` if it does."""
     if "class_name" in content and "config" in content:
-        advice = "It has no weights. Pass it as `--config`, with the file of these."
+        advice = "Pass the file of the weights; `--config` takes this one."
         return _error(filepath, "the config of a model", advice)
     if "weight_map" not in content:
         received = f"JSON with {json.dumps(sorted(content)[:3])}"

@@ -42,6 +42,9 @@ _WIDTHS = {
     "LSTMCell": ("units", 4),
 }
 
+# What of the config says how much of something else than its input a layer drops.
+_RATES = ("dropout", "recurrent_dropout")
+
 # Layers that are made of a cell, and the class of that.
 _CELLS = {
     "SimpleRNN": "SimpleRNNCell",
@@ -53,12 +56,14 @@ _CELLS = {
 _ATTENTION = ("query", "key", "value", "output")
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization", "Wrapper")
 
+# Built-in layers that draw random numbers.
+_RANDOM = r"(Spatial|Gaussian|Alpha)?Dropout(\dD)?|GaussianNoise|Random\w+"
 # Built-in layers without variables. Of what is in no list here, only the file can tell.
 _BARE = re.compile(
+    f"{_RANDOM}|"
     "InputLayer|Activation|ReLU|LeakyReLU|ELU|Softmax|ThresholdedReLU|Flatten|Reshape|Permute|"
     "RepeatVector|Masking|Lambda|Add|Subtract|Multiply|Average|Maximum|Minimum|Concatenate|Dot|"
-    "Rescaling|Resizing|Identity|UnitNormalization|ActivityRegularization|"
-    r"(Spatial|Gaussian|Alpha)?Dropout(\dD)?|GaussianNoise|Random\w+|CenterCrop|"
+    "Rescaling|Resizing|Identity|UnitNormalization|ActivityRegularization|CenterCrop|"
     r"(Global)?(Max|Average)Pool(ing)?\dD|(UpSampling|ZeroPadding|Cropping)\dD"
 )
 
@@ -87,6 +92,13 @@ class Part:
     def layer(self) -> str:
         """The name of the layer itself."""
         return self.name.rpartition("/")[2]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it draws random numbers while it is trained, as far as its config tells."""
+        if re.fullmatch(_RANDOM, self.class_name):
+            return self.config.get("rate") != 0
+        return any(self.config.get(rate) for rate in _RATES)
 
     @property
     def width(self) -> int | None:
@@ -118,6 +130,11 @@ def layers(config: Mapping[str, Any]) -> dict[str, list[Part]]:
     return found
 
 
+def random_layers(config: Mapping[str, Any]) -> list[str]:
+    """Names the layers of a model that draw random numbers while they are trained."""
+    return [part.name for held in layers(config).values() for part in held if part.is_random]
+
+
 def snake_case(class_name: str) -> str:
     """Spells the name of a class as Keras does in paths."""
     name = re.sub(r"\W+", "", class_name)
@@ -147,10 +164,11 @@ def _parts(layer: Mapping[str, Any], inner_path: str, name: str, trainable: bool
         yield from within("forward_layer", forward, "forward")
         yield from within("backward_layer", config.get("backward_layer") or forward, "backward")
     elif class_name == "MultiHeadAttention":
-        dense = {**config, "bias_axes": config.get("use_bias", True)}
+        dense = {**config, "bias_axes": config.get("use_bias", True), "dropout": 0}
         for called in _ATTENTION:
             part = {"class_name": "EinsumDense", "config": dense}
             yield from within(f"{called}_dense", part, called)
+        yield Part(inner_path, name, class_name, config, variables=())
     elif class_name in _WRAPPERS:
         yield from within("layer", config.get("layer"))
         if class_name == "SpectralNormalization":

@@ -1,10 +1,13 @@
 """Tell what has to be allowed before a plan is carried out, and whether it was."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from tiedio.checkpoints.given_ties import found
 from tiedio.checkpoints.stated_ties import Evidence
+from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import MigrationError, OptionNeededError, listed, texts
+from tiedio.keras_versions.config_translation import Translated
 from tiedio.keras_versions.lambdas import options
 from tiedio.migration.proposals import Plan, Proposal
 
@@ -22,13 +25,35 @@ def check_rule(reconcile: str) -> None:
         )
 
 
-def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model: bool) -> Plan:
+def check_used(translated: Translated, filepath: str) -> None:
+    """Raises `MigrationError` if functions were given for what has none, as if misspelled."""
+    if translated.unused:
+        code = listed({one.name for one in translated.code})
+        error = MigrationError(
+            f"`{filepath}` has no functions at {listed(translated.unused)}.\n"
+            f"Expected: {f'some of {code}' if code else 'no more functions'}. "
+            f"Received: {listed(translated.unused)}.\n"
+            "Give functions by the names that `tiedio plan` lists."
+        )
+        error.unused = translated.unused
+        raise error
+
+
+def narrowed(
+    planned: Plan,
+    accept: Collection[str],
+    reconcile: str,
+    *,
+    variables: Sequence[StoredVariable],
+    as_model: bool,
+) -> Plan:
     """Returns a plan without what was not accepted; the rest needs only what was not given.
 
     Args:
         planned: The plan.
         accept: As in `migrate`.
         reconcile: As in `migrate`.
+        variables: Those of the file.
         as_model: Whether a model is written, and not weights only, which need no functions.
 
     Raises:
@@ -36,17 +61,22 @@ def narrowed(planned: Plan, accept: Collection[str], reconcile: str, *, as_model
     """
     accept = texts("accept", accept, "`contents`, `none` or names", "Pass a list of these.")
     names = {name for one in planned.proposals for name in one.names}
-    if unknown := set(accept) - names - {"contents", "none"}:
+    called = {*accept} - {"contents", "none"}
+    chosen = {text: names & {one.name for one in found(text, variables)} for text in called}
+    if unknown := [text for text, held in chosen.items() if not held]:
         raise MigrationError(
             f"Nothing is proposed for {listed(unknown)}.\n"
             f"Expected: `contents`, `none`, or some of {listed(names) or 'no variables'}. "
             f"Received: {listed(unknown)}.\n"
             "`tiedio plan` lists what is proposed; `--tie` ties other variables."
         )
+    accepted = set[str]().union(*chosen.values())
 
     def is_chosen(one: Proposal) -> bool:
         is_weak = one.evidence is Evidence.CONTENTS
-        return not (is_weak and accept) or "contents" in accept or bool(set(one.names) & {*accept})
+        return (
+            not (is_weak and accept) or "contents" in accept or not accepted.isdisjoint(one.names)
+        )
 
     given = {ACCEPT_CONTENTS: bool(accept), RECONCILE_OWNER: reconcile != "error"}
     return dataclasses.replace(

@@ -14,16 +14,17 @@ import numpy as np
 
 from tiedio.checkpoints import opening, rewriting
 from tiedio.checkpoints.checkpoint import Checkpoint
-from tiedio.checkpoints.evidence import find
+from tiedio.checkpoints.evidence import Findings, find
 from tiedio.checkpoints.given_ties import given_by_name, parsed
 from tiedio.checkpoints.stated_ties import RECORDED, Evidence, Tie, joined
 from tiedio.checkpoints.variables import StoredVariable
 from tiedio.errors import OptionNeededError
 from tiedio.formats import table
-from tiedio.keras_versions import graph_calls, lambdas
+from tiedio.keras_versions import graph_calls, lambdas, layer_outline
 from tiedio.migration import allowing, targets
 from tiedio.migration.destination import check_ending, check_free
 from tiedio.migration.proposals import Plan, Proposal
+from tiedio.record import runs
 from tiedio.storage.locating import at
 from tiedio.storage.progress import bar
 
@@ -40,7 +41,8 @@ def plan(
     Args:
         filepath: A file that any version of Keras from 2.0 on wrote, whatever it is called.
         ties: What you know to be tied: `"decoder/kernel=encoder/kernel"`, or `"decoder=encoder"`
-            for all variables of two layers.
+            for all variables of two layers. A name is one that the plan has, or a path in the file,
+            in which layers go by the attributes of their model.
         config: The config of the model, for a file that has none, as `model.to_json()` gives it.
         lambdas: Functions to put in the place of those of `Lambda` layers, which the file has as
             code: `{"distance": "module:function"}`, or the name that it is registered by. What
@@ -98,7 +100,7 @@ def migrate(
         target: What to write: a path ending in `.keras`, or `.weights.h5` for weights only.
         ties: As in `plan`.
         accept: Which weak evidence to go by: `"contents"` for all equal contents, names of
-            variables for those they are in, `"none"` to leave the others as they are.
+            variables or layers for those they are in, `"none"` to leave the others as they are.
         reconcile: What becomes of copies that have different values by now: `"owner"` takes the
             owner's, `"mean"` their mean; `"error"` refuses.
         config: As in `plan`.
@@ -113,7 +115,7 @@ def migrate(
 
     Raises:
         OptionNeededError: If something has to be allowed first. The option is named.
-        MigrationError: If it cannot be written so.
+        MigrationError: If it cannot be written so, or `lambdas` has names that it does not.
         MissingFileError: If there is no such file.
         FileFormatError: If it is not one of Keras, or damaged.
         TieError: As in `plan`.
@@ -141,13 +143,18 @@ def migrate(
         check_free(wanted)
     pairs = parsed(ties)
     with opening.reading(filepath, config, pairs, lambdas) as checkpoint:
+        allowing.check_used(checkpoint.translated, checkpoint.filepath)
         if targets.refusal(checkpoint):
             allowing.check(_planned(checkpoint, pairs))
         destination, holds_model, notes = targets.chosen(wanted, checkpoint, at(filepath))
         if not dry_run:
             checkpoint.verify()  # what is damaged would get digests that say it is not
         planned = allowing.narrowed(
-            _planned(checkpoint, pairs), accept, reconcile, as_model=holds_model
+            _planned(checkpoint, pairs),
+            accept,
+            reconcile,
+            variables=checkpoint.variables,
+            as_model=holds_model,
         )
         allowing.check(planned)
         with (
@@ -205,7 +212,7 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         )
 
     code = checkpoint.translated.code
-    runs = [one for one in code if not one.runs_nowhere]
+    runnable = [one for one in code if not one.runs_nowhere]
     forbidden = tuple(
         proposal(tie, f'--tie "{tie.names[1]}={tie.names[0]}"')
         for tie in _gathered(found.forbidden)
@@ -230,16 +237,20 @@ def _planned(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> Plan:
         },
         notes=(
             *checkpoint.notes,
-            *lambdas.notes(runs),
+            *lambdas.notes(runnable),
             *found.notes,
+            *_notes_on_random_numbers(checkpoint),
+            *_notes_on_names(checkpoint, found),
         ),
         code={
-            one.name: lambdas.told([one]) for one in code if checkpoint.is_model and one not in runs
+            one.name: lambdas.told([one])
+            for one in code
+            if checkpoint.is_model and one not in runnable
         },
         refused=str(refusal or ""),
         lacks_config=isinstance(refusal, OptionNeededError),
         # None of what is forbidden: a copy of its own may be meant, as of a target network.
-        offers=tuple(lambdas.options([one.name]) for one in runs),
+        offers=tuple(lambdas.options([one.name]) for one in runnable),
         unused=checkpoint.translated.unused,
     )
 
@@ -269,6 +280,30 @@ def _transposed(checkpoint: Checkpoint, found: Sequence[Tie]) -> Iterator[Propos
             dtype=checkpoint.by_name[owner].dtype.name,
             bytes_saved=0,
             axes=tie.axes,
+        )
+
+
+def _notes_on_random_numbers(checkpoint: Checkpoint) -> Iterator[str]:
+    """Names the layers that draw other random numbers once training goes on.
+
+    Of Keras' own files none has their state. Where there is no training, nothing is lost.
+    """
+    slots, record = checkpoint.slots, checkpoint.record
+    is_trained = checkpoint.optimizer is not None and (slots is None or slots.variables)
+    names = layer_outline.random_layers(checkpoint.translated.config)
+    if is_trained and names and not (record and record.random_states):
+        told = ", ".join(runs.told(list(dict.fromkeys(names))))
+        yield f"The file does not hold the state of random numbers, which begin anew: {told}."
+
+
+def _notes_on_names(checkpoint: Checkpoint, found: Findings) -> Iterator[str]:
+    """Says how to tie layers of which nothing tells whether they are alike."""
+    names = [one.name.rpartition("/")[2] for one in checkpoint.variables]
+    is_told = found.ties or found.forbidden or checkpoint.transposed_ties
+    if len(names) > 1 and all(map(str.isdecimal, names)) and not is_told:
+        yield (
+            "Nothing names its variables. `--tie LAYER=LAYER` ties two layers that you know to "
+            "share theirs."
         )
 
 

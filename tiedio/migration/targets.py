@@ -49,14 +49,24 @@ def refusal(checkpoint: Checkpoint) -> MigrationError | None:
     unplaced = [one.name for one in checkpoint.variables if one.place is None]
     if not unplaced or checkpoint.old_layout:  # in which they can be written
         return None
+    name = checkpoint.filepath
+    if not checkpoint.is_of_keras:
+        return MigrationError(
+            f"Cannot migrate `{name}`: it was written to be run, as `model.export` does.\n"
+            "Expected: what `model.save` or `save_weights` wrote. "
+            "Received: a SavedModel without layers.\n"
+            f"{NOT_OF_KERAS}"
+        )
     has_config = checkpoint.config is not None
-    lacks_config = checkpoint.is_of_keras and not has_config
-    advice = "Restore it by TensorFlow." if checkpoint.is_of_keras else NOT_OF_KERAS
-    return (OptionNeededError if lacks_config else MigrationError)(
-        f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{checkpoint.filepath}`.\n"
+    return (MigrationError if has_config else OptionNeededError)(
+        f"Cannot tell how Keras 3 would store {listed(unplaced)} of `{name}`.\n"
         "Expected: the config of the model, made of layers of Keras. "
         f"Received: {'one of other layers' if has_config else 'none'}.\n"
-        + ("Pass the config of the model as `--config`." if lacks_config else advice)
+        + (
+            "Restore it by TensorFlow."
+            if has_config
+            else "Pass the config of the model as `--config`."
+        )
     )
 
 
