@@ -242,6 +242,7 @@ def test_what_files_say(tmp_path):
         tiedio.save_tied(model, tmp_path / name, stock_readable=has_copy)
         found = files.inspect(tmp_path / name)
         (group,) = found.tie_groups
+        assert found.variables == 4
         assert group.names == ("encoder/kernel", "decoder/kernel transposed")
         assert group.nbytes == found.bytes_shared == (0 if has_copy else 6 * 3 * 4)
         plan = files.plan(tmp_path / name)

@@ -19,7 +19,7 @@ from tiedio.record import runs
 from tiedio.record.json_fields import Written
 from tiedio.record.notebook import Reported
 from tiedio.record.report import Report, Table, bytes_of, notes
-from tiedio.record.ties import VERSION
+from tiedio.record.ties import VERSION, TransposedTie
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +172,7 @@ def inspect(filepath: Any) -> Inspection:
         sizes = _sizes(checkpoint)
         each = sum(one.nbytes for one in checkpoint.variables)
         once = sum(one.nbytes for one in checkpoint.values.distinct(checkpoint.variables))
+        not_stored = sum(map(_without_copy, checkpoint.transposed_ties))
         transposed = tuple(_transposed(checkpoint))
         return Inspection(
             filepath=checkpoint.filepath,
@@ -179,7 +180,7 @@ def inspect(filepath: Any) -> Inspection:
             keras_version=checkpoint.keras_version,
             date_saved=str(checkpoint.metadata.get("date_saved", "")),
             record_version=None if checkpoint.record is None else VERSION,
-            variables=len(checkpoint.variables),
+            variables=len(checkpoint.variables) + not_stored,
             tie_groups=(*_tie_groups(checkpoint), *transposed),
             shared_layers=_shared_layers(checkpoint),
             models=tuple(checkpoint.record.models if checkpoint.record else ()),
@@ -243,15 +244,19 @@ def _transposed(checkpoint: Checkpoint) -> Iterator[Group]:
     """Yields what layers show transposed; a copy of it, as stock Keras reads it, saves nothing."""
     sizes = {one.source: one.nbytes for one in checkpoint.variables}
     for tie in checkpoint.transposed_ties:
-        without_copy = sum(place.dataset_path is None for place in tie.aliases)
         yield Group(
             names=tie.names,
             shape=tie.shape,
             dtype=tie.dtype,
             evidence=(Evidence.RECORD.value,),
-            nbytes=without_copy * sizes.get(tie.owner.dataset_path or "", 0),
+            nbytes=_without_copy(tie) * sizes.get(tie.owner.dataset_path or "", 0),
             trainable=tie.trainable,
         )
+
+
+def _without_copy(tie: TransposedTie) -> int:
+    """Counts the places that show a variable, and of which the file stores nothing."""
+    return sum(place.dataset_path is None for place in tie.aliases)
 
 
 def _copies(checkpoint: Checkpoint) -> Iterator[Group]:
