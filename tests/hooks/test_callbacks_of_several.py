@@ -1,5 +1,6 @@
 """Callbacks that save several models, and go on with them, in the place of the fitted one."""
 
+import contextlib
 import functools
 import sys
 
@@ -69,7 +70,9 @@ def test_all_models_go_on_as_if_nothing_was_interrupted(tmp_path, train, damaged
     newest.write_bytes(newest.read_bytes()[: -99 if damaged else None])
     models = build(tie=False)
     backup = backup_of(dict(reversed(models.items())), tmp_path, double_checkpoint=True)
-    assert train(models, [*stopping(), backup]) == epochs
+    warned = pytest.warns(tiedio.TiedioWarning, match="backup before it is taken")
+    with warned if damaged else contextlib.nullcontext():
+        assert train(models, [*stopping(), backup]) == epochs
     assert is_whole(models)
     assert bit_equal(state_of(models), uninterrupted(train))
     assert not (tmp_path / "backup").exists()
