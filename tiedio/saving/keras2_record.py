@@ -163,7 +163,7 @@ def in_use(record: Record, walk: Walk, old: OldLayout) -> Record:
         return record
     listed_here = itertools.chain(old.top_level or (), *old.layers.values())
     number = {weight.dataset_path: count for count, weight in enumerate(listed_here)}
-    read = sorted(record.exact_values, key=lambda place: number[place.dataset_path])
+    read = sorted(record.exact_values, key=lambda place: number[str(place.dataset_path)])
     trainable = {id(variable) for variable in walk.layers[""].trainable_variables}
     trained = [place for place in read if id(walk.places[place].item) in trainable]
     order = dict.fromkeys(record.owners.get(place, place) for place in trained)
