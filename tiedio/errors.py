@@ -32,6 +32,9 @@ from typing import Any
 
 # What to do with a file that is damaged.
 RESTORE = "Restore it from a copy, or save the model again."
+# What to do with one that does not fit a model: that of the file, or one that was built before.
+SAME_CLASSES = "Load the file with the same classes, in the version it was saved with."
+BUILD_IT = "Build the model as it was when saved."
 # What Keras says where a layer's own code fails. Why is in bold, and may be inside of more words.
 _FAILED_CALL = re.compile(
     r"Exception encountered when calling (?P<call>\S+)\.\n\n\x1b\[1m"
@@ -39,6 +42,9 @@ _FAILED_CALL = re.compile(
     r"(?P<why>.*?)\x1b\[0m",
     re.DOTALL,
 )
+
+# How Keras shows a variable in a message, with its values.
+_VALUES = re.compile(r"(<Variable path=[^>]*?), value=[^>]*(>|$)")
 
 BACKENDS = ("tensorflow", "jax", "torch")
 # Code of these is not the caller's.
@@ -188,13 +194,13 @@ def listed(names: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """Returns what a message of Keras opens with, and of a call that failed why it did.
 
-    The rest may be pages of configs.
+    The rest may be pages of configs, or of values.
     """
     message = str(error).strip() or type(error).__name__
     if failed := _FAILED_CALL.match(message):
         layer = f" of `{failed['layer']}`" if failed["layer"] else ""
         return f"`{failed['call']}`{layer} failed: {' '.join(failed['why'].split())}"
-    return message.splitlines()[0]
+    return _VALUES.sub(r"\1>", message.splitlines()[0])
 
 
 def unfit(given: Mapping[str, Any], expected: str, advice: str) -> ArgumentError:

@@ -107,6 +107,37 @@ def test_warnings_point_at_the_line_that_called(saved, act):
     assert first < warning.lineno <= first + 6  # inside `act`, and not who called that
 
 
+@keras.saving.register_keras_serializable("tiedio_tests")
+class BuiltInPart(keras.Model):
+    """A class that leaves a layer to be built by its first call."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.second = keras.layers.Dense(4), keras.layers.Dense(4, name="second")
+
+    def build(self, input_shape):
+        self.first.build(input_shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+@pytest.mark.parametrize("save", [tiedio.save_tied, keras.Model.save])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_class_that_leaves_layers_unbuilt(tmp_path, save, strict):
+    made = BuiltInPart()
+    made(ONE)
+    save(made, tmp_path / "model.keras")
+    with pytest.raises(tiedio.errors.LoadError) as error:
+        tiedio.load_tied(tmp_path / "model.keras", strict=strict)
+    assert str(error.value) == (
+        "Cannot load the weights of `second`: they are not built.\n"
+        "Received: `second`: expected no variables, received 2 variables.\n"
+        "Let the `build` of the class that has them build all of its layers."
+    )
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_garbage_is_looked_for_as_before(tmp_path, enabled):
     before = gc.isenabled()

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from tiedio.errors import (
+    SAME_CLASSES,
     CustomObjectsError,
     LoadError,
     NoModelError,
@@ -200,9 +201,9 @@ def _advice(config: Any, path: str) -> str:
     if code := lambdas.found(config):
         told = "Code may lack what stood beside it. Put functions of your own in its place"
         return f"{told}: `{_replacing(code, path)}`."
-    advice = "oad the file with the same classes, in the version it was saved with."
     named = lambdas.named(config)
-    return f"Check the functions of {listed(named)}, or l{advice}" if named else f"L{advice}"
+    check = f"Check the functions of {listed(named)}, or l" if named else "L"
+    return f"{check}{SAME_CLASSES[1:]}"
 
 
 def _of_other_pythons(code: Sequence[Code], path: str) -> LoadError:

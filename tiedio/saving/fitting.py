@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio.errors import LoadError, RecordError, TiedioError, listed
+from tiedio.errors import BUILD_IT, LoadError, RecordError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model.keras_internals import has_value
@@ -126,9 +126,15 @@ def has_all(source: Opened, walk: Walk) -> bool:
     )
 
 
-def misfit(walk: Walk, record: Record) -> RecordError | None:
-    """The error for what the record describes, and the model has not; nothing is changed."""
-    return retying.error_of(retying.find_problems(walk, record) | dict(_lacking(walk, record)))
+def misfit(walk: Walk, record: Record, told: Iterable[str]) -> RecordError | None:
+    """The error for what the record describes, and the model has not; nothing is changed.
+
+    It leaves out the layers that are told of otherwise.
+    """
+    problems = retying.find_problems(walk, record) | dict(_lacking(walk, record))
+    others = tuple(f"{layer}/" for layer in told)
+    left = {name: why for name, why in problems.items() if not name.startswith(others)}
+    return retying.error_of(left, exists=True)
 
 
 def _lacking(walk: Walk, record: Record) -> Iterator[tuple[str, str]]:
@@ -175,14 +181,6 @@ def without_state(
         "It stays as it is. To restore it, build the model for the batch size of then."
     )
     return dataclasses.replace(record, exact_values=tuple(kept)), error
-
-
-def mismatch(walk: Walk, record: Record, source: Opened) -> TiedioError | None:
-    """The error for values of other shapes than the model needs; nothing is changed."""
-    error = unfit(walk, record, source.weights)
-    if error or source.is_by_position:
-        return error
-    return _other_shapes(walk, record, source.weights)
 
 
 def conflict(record: Record, weights: WeightsFile, walk: Walk) -> LoadError | None:
@@ -277,7 +275,9 @@ def conflict_error(
     )
 
 
-def unfit(walk: Walk, record: Record, weights: WeightsFile) -> RecordError | None:
+def unfit(
+    walk: Walk, record: Record, weights: WeightsFile, exists: bool = False
+) -> RecordError | None:
     """The error for exact values that the file has not, or the model has no room for."""
     problems = {}
     for place in _exact_values(walk, record):
@@ -290,7 +290,7 @@ def unfit(walk: Walk, record: Record, weights: WeightsFile) -> RecordError | Non
             continue
         elif not _fits(weights.shape(place.dataset_path), held.item.shape):
             problems[retying.name_of(place, walk, record)] = "another shape"
-    return retying.error_of(problems)
+    return retying.error_of(problems, exists)
 
 
 def _exact_values(walk: Walk, record: Record) -> list[Place]:
@@ -304,8 +304,10 @@ def _fits(stored: tuple[int, ...], shape: Any) -> bool:
     return stored == shape
 
 
-def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError | None:
-    """Compares the shapes of what is stored with those of what is to be loaded."""
+def other_shapes(walk: Walk, record: Record, source: Opened) -> dict[str, str]:
+    """Tells by layer which shapes it needs, where the file has others."""
+    if source.is_by_position:  # whose lists were compared already
+        return {}
     left_out = read_by_record(record, walk) | find_unbuilt(walk)
     differing = {}
     for visit in walk.parts:
@@ -314,11 +316,11 @@ def _other_shapes(walk: Walk, record: Record, weights: WeightsFile) -> LoadError
         if path not in walk.stored or path in left_out or not loads_as_keras(visit.saveable):
             continue
         expected = {name: one.shape for name, one in as_saved(record, walk, path).items()}
-        received = weights.store(path).shapes()
+        received = source.store(path).shapes()
         if received != expected and (received or not expected):  # else an error of its own
             shapes = list(expected.values()), list(received.values())
             differing[walk.label(path)] = f"{shapes[0]}, received {shapes[1]}"
-    return unloadable(differing, ": their shapes must match the model")
+    return differing
 
 
 def find_unbuilt(walk: Walk) -> set[str]:
@@ -330,14 +332,21 @@ def find_unbuilt(walk: Walk) -> set[str]:
     }
 
 
-def unbuilt(walk: Walk, record: Record, source: Opened) -> LoadError | None:
-    """The error for layers that are not built, and stored in a file whose record says nothing."""
+def unbuilt(walk: Walk, record: Record, source: Opened, exists: bool) -> LoadError | None:
+    """The error for layers that are not built, and read what is stored for them."""
+    if source.is_by_position:
+        return None
+    # Of a model that exists, `misfit` names those that the record describes.
+    others = record.layers if exists else read_by_record(record, walk)
     stored = {
         walk.label(path): f"no variables, received {count} variables"
-        for path in find_unbuilt(walk).difference(record.layers)
+        for path in find_unbuilt(walk).difference(others)
         if (count := len(source.store(path)))
     }
-    return unloadable(stored, ": they are not built", "Build all layers of the model.")
+    advice = "Build all layers of the model."
+    if not exists:
+        advice = "Let the `build` of the class that has them build all of its layers."
+    return unloadable(stored, ": they are not built", advice)
 
 
 def nothing_stored(walk: Walk, record: Record, source: Opened) -> LoadError | None:
@@ -370,7 +379,7 @@ def without_value(walk: Walk) -> LoadError | None:
 def unloadable(
     expected: Mapping[str, str],
     why: str,
-    advice: str = "Build the model as it was when saved.",
+    advice: str = BUILD_IT,
 ) -> LoadError | None:
     """The error for layers of which something else is expected than the file has, if any are."""
     if not expected:

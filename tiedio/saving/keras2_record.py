@@ -152,31 +152,23 @@ def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: Weig
     return fitted(lists, walk)
 
 
-def in_use(record: Record, walk: Walk, old: OldLayout, weights: WeightsFile) -> Record:
+def in_use(record: Record, walk: Walk, old: OldLayout) -> Record:
     """Returns what a record says of a model whose layers keep their order.
 
     Optimizers may know variables by that. The order in the file is that of the slots there. Where
-    training had not begun, or some that is trained is not read, how it goes on is not told.
+    some of what is trained is not read, how it goes on is not told.
     """
     record = dataclasses.replace(record, layers={})
     if not old.optimizer:
         return record
     listed_here = itertools.chain(old.top_level or (), *old.layers.values())
     number = {weight.dataset_path: count for count, weight in enumerate(listed_here)}
-    read = sorted(record.exact_values, key=lambda place: number[place.dataset_path])
+    read = sorted(record.exact_values, key=lambda place: number[str(place.dataset_path)])
     trainable = {id(variable) for variable in walk.layers[""].trainable_variables}
     trained = [place for place in read if id(walk.places[place].item) in trainable]
-    is_told = len(trained) == len(trainable) and _has_begun(old, weights)
     order = dict.fromkeys(record.owners.get(place, place) for place in trained)
-    told = {"optimizer": tuple(order) if is_told else None}
+    told = {"optimizer": tuple(order) if len(trained) == len(trainable) else None}
     return dataclasses.replace(record, optimizer_variables=told)
-
-
-def _has_begun(old: OldLayout, weights: WeightsFile) -> bool:
-    """Whether an optimizer was built, or has counted steps: one that is not built has scalars."""
-    paths = [weight.dataset_path for weight in old.optimizer]
-    counts = (path for path in paths if weights.dtype(path).kind in "iu")
-    return any(map(weights.shape, paths)) or any(int(weights.read(path)) for path in counts)
 
 
 def _reordered(

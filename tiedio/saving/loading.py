@@ -144,7 +144,7 @@ class Loading:
         self._reports.warnings += map(str, left_out)
         self._record = keras2_record.recorded(found, old, matches, self._weights)
         if self._exists:
-            self._record = keras2_record.in_use(self._record, found, old, self._weights)
+            self._record = keras2_record.in_use(self._record, found, old)
 
     def fit(self) -> None:
         """Fits the record to a model that exists, and checks it; nothing is changed."""
@@ -165,9 +165,13 @@ class Loading:
             self._record, error = fitting.without_lora(self._record, weights, self._walk)
             self._reports.described(error)
         self._reports.mismatch(fitting.nothing_stored(self._walk, self._record, self._source))
-        self._reports.described(fitting.misfit(self._walk, self._record))
-        self._reports.described(fitting.unbuilt(self._walk, self._record, self._source))
-        self._reports.mismatch(fitting.mismatch(self._walk, self._record, self._source))
+        differing = fitting.other_shapes(self._walk, self._record, self._source)
+        self._reports.mismatching.update(differing)
+        self._reports.described(fitting.misfit(self._walk, self._record, differing))
+        self._reports.described(fitting.unbuilt(self._walk, self._record, self._source, True))
+        self._reports.mismatch(fitting.unfit(self._walk, self._record, weights, exists=True))
+        shapes_must_match = ": their shapes must match the model"
+        self._reports.mismatch(fitting.unloadable(differing, shapes_must_match))
         self._reports.unresumed(retying.generators_error(self._walk, self._record))
         self._check_values(described)
         if not by_position and (error := fitting.conflict(self._record, weights, self._walk)):
@@ -214,6 +218,10 @@ class Loading:
         self._deferral.forget(retied.replaced)
         self._reports.warnings += retied.warnings
         if not self._exists:  # `fit` has told what does not fit, but for what only LoRA has
+            if retied.error:  # the cause of which may be this
+                self._reports.mismatch(
+                    fitting.unbuilt(self._look(), self._record, self._source, False)
+                )
             self._reports.described(retied.error)
 
     def read(self, assets: Path | None = None) -> None:
@@ -226,6 +234,7 @@ class Loading:
         by_position = self._source.is_by_position
         if not self._exists:
             self._check_values(record)
+            self._reports.mismatch(fitting.unbuilt(found, record, self._source, False))
             self._reports.mismatch(fitting.nothing_stored(found, record, self._source))
             self._reports.described(unreached_error(found, LoadError, "load"))
             self._reports.mismatch(fitting.unfit(found, record, self._weights))
@@ -351,6 +360,8 @@ class Loading:
             store = store if reordered is None else reordered
             name, unrecorded = self._walk.label(path), None if self._written else self._source
             error = optimizers.slots_error(name, visit.saveable, store, unrecorded)
+            if error and unrecorded and not optimizers.has_begun(store):
+                return
         if error and not (self._written and self._written.tells_of(path)):
             self._reports.note(error)  # as it is no fault of the file's that it does not tell
         elif error:

@@ -267,6 +267,9 @@ def find_unresumable(
             found[inner_path] = None
         if trained is None or not len(store):
             continue
+        if unrecorded and not has_begun(store):
+            found[inner_path] = None
+            continue
         saved = tied(places[place].item for place in trained if place in places)
         now = tied(optimizer_variables(optimizer) or ())
         holder: Any = by_path.get(inner_path.rpartition("/")[0])
@@ -370,6 +373,12 @@ def _other_class(name: str, optimizer: Any, unrecorded: Opened | None) -> LoadEr
         f"Expected: that of `{type(optimizer).__name__}`. Received: that of `{saved}`.\n"
         "Compile with the optimizer that was saved."
     )
+
+
+def has_begun(store: Store) -> bool:
+    """Whether an optimizer has slots, or has counted steps: one that is not built has scalars."""
+    counts = (one for one in store.values() if one.dtype.kind in "iu")
+    return any(store.shapes().values()) or any(one.any() for one in counts)
 
 
 def slots_error(

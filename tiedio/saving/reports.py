@@ -3,7 +3,16 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 
-from tiedio.errors import FileFormatError, LoadError, TiedioError, first_line, listed, warn
+from tiedio.errors import (
+    BUILD_IT,
+    SAME_CLASSES,
+    FileFormatError,
+    LoadError,
+    TiedioError,
+    first_line,
+    listed,
+    warn,
+)
 from tiedio.formats import damage
 from tiedio.formats.hdf5_reader import WeightsFile
 
@@ -20,6 +29,7 @@ class Reports:
         strict: Whether it is an error, as passed, and nothing may be left out.
         warnings: What was given up, where it is no error.
         unreadable: The error for what is damaged, if something is.
+        mismatching: The layers of which is told already that values do not fit.
     """
 
     def __init__(self, *, strict: bool, skip_mismatch: bool = False, exists: bool = False):
@@ -29,6 +39,7 @@ class Reports:
         self._exists = exists
         self._skip_mismatch = skip_mismatch
         self._failed: dict[str, Exception | None] = {}
+        self.mismatching: set[str] = set()
         self._failed_to_resume: dict[str, Exception | None] = {}
         self._unresumed: list[TiedioError | None] = []
 
@@ -69,6 +80,8 @@ class Reports:
             raise
         except Exception as error:  # the code of layers may raise anything
             failed = self._failed_to_resume if training else self._failed
+            if name in self.mismatching:
+                return
             failed[name] = None if failed else error  # whose frames hold what was read
 
     def finish(self, weights: WeightsFile) -> None:
@@ -82,8 +95,8 @@ class Reports:
             if self.unreadable and len(names) < 2:
                 raise self.unreadable
             raise damage.error_at(weights.filepath, names, "others") from self.unreadable
-        self.mismatch(_failure(self._failed))
-        unresumed = [e for e in (*self._unresumed, _failure(self._failed_to_resume)) if e]
+        self.mismatch(self._failure(self._failed))
+        unresumed = [e for e in (*self._unresumed, self._failure(self._failed_to_resume)) if e]
         for error in unresumed:
             self.note(error) if self._exists else self.described(error)
 
@@ -91,16 +104,15 @@ class Reports:
         """Warns of all that was given up, once."""
         warn(["\n".join(self.warnings)] if self.warnings else [])
 
-
-def _failure(failed: Mapping[str, Exception | None]) -> LoadError | None:
-    """The error for what code of layers or optimizers raised, the first of which is kept."""
-    first, cause = next(iter(failed.items()), ("", None))
-    if cause is None:
-        return None
-    error = LoadError(
-        f"Cannot load the state of {listed(failed)}.\n"
-        f"Received, for `{first}`: {first_line(cause)}\n"
-        "Load the file with the same classes, in the version it was saved with."
-    )
-    error.__cause__ = cause
-    return error
+    def _failure(self, failed: Mapping[str, Exception | None]) -> LoadError | None:
+        """The error for what code of layers or optimizers raised, the first of which is kept."""
+        first, cause = next(iter(failed.items()), ("", None))
+        if cause is None:
+            return None
+        error = LoadError(
+            f"Cannot load the state of {listed(failed)}.\n"
+            f"Received, for `{first}`: {first_line(cause)}\n"
+            f"{BUILD_IT if self._exists else SAME_CLASSES}"
+        )
+        error.__cause__ = cause
+        return error

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import keras
 
-from tiedio.errors import FileFormatError, RecordError, listed
+from tiedio.errors import BUILD_IT, SAME_CLASSES, FileFormatError, RecordError, listed
 from tiedio.formats import damage
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model import renewal, substitution, tie_memory
@@ -122,14 +122,14 @@ def _using(substitutions: Sequence[Substitution]) -> list[keras.Model]:
     return renewal.models_with(layers, live_layers()) if layers else []
 
 
-def error_of(problems: Problems) -> RecordError | None:
-    """The error for what does not fit a model, if there is anything."""
+def error_of(problems: Problems, exists: bool = False) -> RecordError | None:
+    """The error for what does not fit a model, which may be the caller's, if there is anything."""
     if not problems:
         return None
     return RecordError(
         f"Cannot restore {listed(problems)}: the model is not the one that was saved.\n"
         f"Received: {'; '.join(f'`{name}`: {problems[name]}' for name in sorted(problems))}.\n"
-        "Load the file with the same classes, in the version it was saved with."
+        f"{BUILD_IT if exists else SAME_CLASSES}"
     )
 
 
@@ -168,7 +168,8 @@ def generators_error(walk: Walk, record: Record) -> RecordError | None:
         dataclasses.replace(state, places=tuple(p for p in state.places if p in walk.generators))
         for state in record.random_states
     )
-    return error_of(dict(_check_generators(walk, dataclasses.replace(record, random_states=here))))
+    found = _check_generators(walk, dataclasses.replace(record, random_states=here))
+    return error_of(dict(found), exists=True)
 
 
 def name_of(place: Place, walk: Walk, record: Record) -> str:
