@@ -620,7 +620,7 @@ UNKNOWN = '{"module": "x", "class_name": "X", "config": {"x": %s}}'
 ARCHIVES = {
     "a config 900 lists deep": (
         instead("config.json", f'{{"config": {DEEP}}}'),
-        "RecursionError|NoneType",
+        "RecursionError|NoneType|Received: dict",
     ),
     "a class nobody knows, 400 lists deep": (
         instead(
