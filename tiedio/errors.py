@@ -35,6 +35,7 @@ RESTORE = "Restore it from a copy, or save the model again."
 # What to do with one that does not fit a model: that of the file, or one that was built before.
 SAME_CLASSES = "Load the file with the same classes, in the version it was saved with."
 BUILD_IT = "Build the model as it was when saved."
+BUILD_PARTS = "Let the `build` of the class that has them build all of its layers."
 # What Keras says where a layer's own code fails. Why is in bold, and may be inside of more words.
 _FAILED_CALL = re.compile(
     r"Exception encountered when calling (?P<call>\S+)\.\n\n\x1b\[1m"

@@ -827,6 +827,17 @@ def test_a_model_that_exists_resumes_in_its_own_order(tmp_path):
     )
 
 
+def test_a_model_that_exists_does_not_take_slots_in_the_order_of_keras_2(tmp_path):
+    saved, model = scenarios.compiled(equal_pair()), scenarios.compiled(equal_pair())
+    scenarios.train(saved)
+    with h5py.File(stock(saved, tmp_path / "model.h5"), "r+") as file:
+        file["model_weights"].attrs["keras_version"] = "2.15.0"
+    with pytest.warns(errors.TiedioWarning, match="`tiedio migrate .* NEW` puts in the order"):
+        tiedio.load_tied_weights(model, tmp_path / "model.h5")
+    assert bytes_of(model.weights) == bytes_of(saved.weights)
+    assert int(model.optimizer.iterations) == 0
+
+
 @pytest.mark.parametrize("name", ["rmsprop", "sgd"])
 def test_a_model_with_another_optimizer_keeps_that(tmp_path, name):
     saved, model = scenarios.compiled(equal_pair()), equal_pair()

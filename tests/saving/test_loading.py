@@ -129,13 +129,9 @@ def test_a_class_that_leaves_layers_unbuilt(tmp_path, save, strict):
     made = BuiltInPart()
     made(ONE)
     save(made, tmp_path / "model.keras")
-    with pytest.raises(tiedio.errors.LoadError) as error:
+    advice = r"Let the `build` of the class that has them build all of its layers\.$"
+    with pytest.raises(tiedio.errors.LoadError, match=f"Cannot load .* `second`.*\n.*\n{advice}"):
         tiedio.load_tied(tmp_path / "model.keras", strict=strict)
-    assert str(error.value) == (
-        "Cannot load the weights of `second`: they are not built.\n"
-        "Received: `second`: expected no variables, received 2 variables.\n"
-        "Let the `build` of the class that has them build all of its layers."
-    )
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tiedio.errors import BUILD_IT, LoadError, RecordError, listed
+from tiedio.errors import BUILD_IT, BUILD_PARTS, LoadError, RecordError, listed
 from tiedio.formats.content import Opened
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.model.keras_internals import has_value
@@ -332,20 +332,25 @@ def find_unbuilt(walk: Walk) -> set[str]:
     }
 
 
-def unbuilt(walk: Walk, record: Record, source: Opened, exists: bool) -> LoadError | None:
-    """The error for layers that are not built, and read what is stored for them."""
-    if source.is_by_position:
-        return None
-    # Of a model that exists, `misfit` names those that the record describes.
-    others = record.layers if exists else read_by_record(record, walk)
+def unbuilt(walk: Walk, record: Record, source: Opened) -> LoadError | None:
+    """The error for layers that are not built, and stored in a file whose record says nothing."""
+    paths = find_unbuilt(walk).difference(record.layers)
+    return _unbuilt(paths, walk, source, "Build all layers of the model.")
+
+
+def left_unbuilt(walk: Walk, record: Record, source: Opened) -> LoadError | None:
+    """The error for layers of a model of the file that its classes leave unbuilt."""
+    described = {path for path, layer in record.layers.items() if layer.variables}
+    paths = find_unbuilt(walk).intersection(described) - read_by_record(record, walk)
+    return _unbuilt(paths, walk, source, BUILD_PARTS)
+
+
+def _unbuilt(paths: Iterable[str], walk: Walk, source: Opened, advice: str) -> LoadError | None:
     stored = {
         walk.label(path): f"no variables, received {count} variables"
-        for path in find_unbuilt(walk).difference(others)
+        for path in paths
         if (count := len(source.store(path)))
     }
-    advice = "Build all layers of the model."
-    if not exists:
-        advice = "Let the `build` of the class that has them build all of its layers."
     return unloadable(stored, ": they are not built", advice)
 
 

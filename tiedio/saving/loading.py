@@ -168,7 +168,7 @@ class Loading:
         differing = fitting.other_shapes(self._walk, self._record, self._source)
         self._reports.mismatching.update(differing)
         self._reports.described(fitting.misfit(self._walk, self._record, differing))
-        self._reports.described(fitting.unbuilt(self._walk, self._record, self._source, True))
+        self._reports.described(fitting.unbuilt(self._walk, self._record, self._source))
         self._reports.mismatch(fitting.unfit(self._walk, self._record, weights, exists=True))
         shapes_must_match = ": their shapes must match the model"
         self._reports.mismatch(fitting.unloadable(differing, shapes_must_match))
@@ -220,7 +220,7 @@ class Loading:
         if not self._exists:  # `fit` has told what does not fit, but for what only LoRA has
             if retied.error:  # the cause of which may be this
                 self._reports.mismatch(
-                    fitting.unbuilt(self._look(), self._record, self._source, False)
+                    fitting.left_unbuilt(self._look(), self._record, self._source)
                 )
             self._reports.described(retied.error)
 
@@ -234,7 +234,6 @@ class Loading:
         by_position = self._source.is_by_position
         if not self._exists:
             self._check_values(record)
-            self._reports.mismatch(fitting.unbuilt(found, record, self._source, False))
             self._reports.mismatch(fitting.nothing_stored(found, record, self._source))
             self._reports.described(unreached_error(found, LoadError, "load"))
             self._reports.mismatch(fitting.unfit(found, record, self._weights))

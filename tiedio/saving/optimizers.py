@@ -290,9 +290,7 @@ def find_unresumable(
             error = _other_variables(walk.label(inner_path), names, expected, everything)
         else:
             name = walk.label(inner_path)
-            error = _other_class(name, optimizer, unrecorded) or _slots_error(
-                name, optimizer, known, store, unrecorded
-            )
+            error = _slots_error(name, optimizer, known, store, unrecorded=unrecorded)
         if in_other_order and not error:
             order = now or tied(getattr(holder, "trainable_variables", ()))
             if [key for key in order if key in saved] != list(saved):
@@ -346,8 +344,10 @@ def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
 
 
 def _slots_error(
-    name: str, optimizer: Any, known: list[Any], store: Store, unrecorded: Opened | None
+    name: str, optimizer: Any, known: list[Any], store: Store, *, unrecorded: Opened | None
 ) -> LoadError | None:
+    if error := _other_class(name, optimizer, unrecorded):
+        return error
     if _is_built_for(optimizer, known):
         return slots_error(name, optimizer, store, unrecorded)
     try:
@@ -392,9 +392,8 @@ def slots_error(
         store: What is stored for it.
         unrecorded: The file, if it has no record.
     """
-    if not isinstance(saveable, keras.optimizers.Optimizer):
-        return None
-    if unrecorded and not loads_as_keras(saveable):  # only its own code knows what it takes
+    is_optimizer = isinstance(saveable, keras.optimizers.Optimizer)
+    if not is_optimizer or (unrecorded and not loads_as_keras(saveable)):  # its code knows better
         return None
     return _difference(name, _shapes(saveable), store, unrecorded)
 
@@ -413,8 +412,13 @@ def _difference(
     if received == expected and is_ordered:
         return None
     advice = "Compile with the optimizer that was saved, in the version of then."
-    if unrecorded and (len(received) < len(expected) or not is_ordered):
-        path = unrecorded.filepath
+    path = unrecorded.filepath if unrecorded else ""
+    if not is_ordered:
+        advice = (
+            f"It goes on without that state, which `tiedio migrate {path} NEW` puts in the order "
+            "of Keras 3 if it knows all layers."
+        )
+    elif unrecorded and len(received) < len(expected):
         advice = (
             "It goes on without that state. Variables may have been tied when it was saved: "
             f"`tiedio plan {path}` says which, and `tiedio migrate {path} NEW` ties them again."

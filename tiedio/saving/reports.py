@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from tiedio.errors import (
     BUILD_IT,
+    BUILD_PARTS,
     SAME_CLASSES,
     FileFormatError,
     LoadError,
@@ -109,10 +110,11 @@ class Reports:
         first, cause = next(iter(failed.items()), ("", None))
         if cause is None:
             return None
+        advice = BUILD_PARTS if "was never built" in str(cause) else SAME_CLASSES
         error = LoadError(
             f"Cannot load the state of {listed(failed)}.\n"
             f"Received, for `{first}`: {first_line(cause)}\n"
-            f"{BUILD_IT if self._exists else SAME_CLASSES}"
+            f"{BUILD_IT if self._exists else advice}"
         )
         error.__cause__ = cause
         return error
