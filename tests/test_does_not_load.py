@@ -122,7 +122,7 @@ SYMPTOMS = {
         saved(between=[Mine(2)]), custom_objects={"Mine": Renamed}
     ),
     "Cannot restore `…`: the model is not the one that was saved.": lambda: weights(
-        model(4, 3), saved("a.weights.h5")
+        model(4, names=["encoder"]), saved("a.weights.h5")
     ),
     "Cannot load the weights of `…`": lambda: weights(
         model(4, 4, 4, names=THREE), saved("a.weights.h5")
@@ -137,7 +137,7 @@ SYMPTOMS = {
     "'dict' object has no attribute '…'": lambda: load(several()).fit,
     "Cannot read the record of this file.": lambda: load(newer()),
     "`…` is of a scheme that fsspec does not know.": lambda: load("gopher://host/a.keras"),
-    "Skipping variable loading for optimizer '…'": lambda: load(stock()),
+    "Cannot resume `…`: its variables are not those of the file.": lambda: load(stock()),
     "Cannot resume `…`:": lambda: weights(model(optimizer="sgd"), saved("a.weights.h5")),
     "The optimizer has no state of `…`": lambda: load(frozen()),
 }
