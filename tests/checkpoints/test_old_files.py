@@ -344,7 +344,9 @@ def test_what_was_loaded_and_saved_again_loads(fixture, tmp_path):
     saved_again(fixture.path, path)
     model = tiedio.load_tied(migrated(fixture, tmp_path, accept=["none"]).target)
     for options in ({}, {"by_name": True}):
-        tiedio.load_tied_weights(model, path, **options)
+        with warnings.catch_warnings():  # Keras 2 had slots in another order
+            warnings.filterwarnings("ignore", "Cannot resume `optimizer`")
+            tiedio.load_tied_weights(model, path, **options)
         fixture.check_values(model)
     done = planning.migrate(path, tmp_path / "loaded.keras", accept=["none"])
     fixture.check_values(tiedio.load_tied(done.target))

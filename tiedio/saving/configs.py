@@ -66,7 +66,8 @@ def write(models: Sequence[Any]) -> list[dict[str, Any]]:
     for model, config in zip(models, written, strict=True):
         compiled = config.get("compile_config") or {}
         # Saving to `.h5`, Keras takes the optimizer out of its own config of how it compiled.
-        is_of_keras = type(model).get_compile_config is keras.Model.get_compile_config
+        written_by = getattr(type(model), "get_compile_config", None)
+        is_of_keras = written_by is keras.Model.get_compile_config
         if compiled.get("optimizer") or (compiled and is_of_keras and model.optimizer):
             # Not the one given to `compile`: Keras wraps that for loss scaling, and wraps it again
             # only where the policy in force is the same. In a scope of its own, as Keras would
