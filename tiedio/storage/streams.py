@@ -83,6 +83,15 @@ class Threads(ThreadPoolExecutor):
             return done
 
 
+def _result(future: Future[T]) -> T:
+    """Waits for a future. Interrupted, Python's own wait may raise a `RuntimeError` of its lock."""
+    is_done = threading.Lock()
+    is_done.acquire()
+    future.add_done_callback(lambda _: is_done.release())
+    is_done.acquire()
+    return future.result()
+
+
 class WriteBehind(io.BufferedIOBase):
     """A file that is written in another thread, while others make the next parts.
 
@@ -140,7 +149,7 @@ class WriteBehind(io.BufferedIOBase):
 
     def _settle(self, rest: int = 0) -> None:
         while len(self._written) > rest:
-            self._written.popleft().result()
+            _result(self._written.popleft())
 
     def seekable(self) -> bool:
         return not hasattr(self._file, "seekable") or self._file.seekable()
