@@ -51,6 +51,10 @@ LAYERS = [("decoder/dense/0", "dense_4/0"), ("decoder/dense/1", "dense_4/1")]
         # Of two variables, it is not told which one that is.
         ("dense_4/kernel=decoder/dense/kernel", [("dense_4/kernel", "decoder/dense/kernel")]),
         ("embedding_1/1=embedding/0", [("embedding_1/1", "embedding/0")]),
+        # A layer with one variable has no bias, and those in a layer are none of its own.
+        ("embedding_1/bias=embedding/bias", [("embedding_1/bias", "embedding/bias")]),
+        ("gru_1/kernel=gru/kernel", [("gru_1/kernel", "gru/kernel")]),
+        ("embedding_1/x/y=embedding/0", [("embedding_1/x/y", "embedding/0")]),
         ("x=embedding", [("x", "embedding")]),
     ],
 )

@@ -76,6 +76,17 @@ def test_an_entry_in_the_comment_of_the_one_before(content, tmp_path, swallowed)
         read(bytes(changed), tmp_path)
 
 
+def test_an_end_that_leaves_all_numbers_to_the_longer_one(content, tmp_path):
+    """As some writers do it, however few members there are."""
+    at = content.rindex(b"PK\5\6")
+    count, size, start = struct.unpack_from("<HLL", content, at + 10)
+    longer = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, at, 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
+    expected = read(content, tmp_path / "as it was")
+    assert read(content[:at] + longer + locator + end, tmp_path / "other") == expected
+
+
 @pytest.mark.parametrize("name", ASSETS)
 def test_a_flipped_bit_of_an_asset_is_told(members, content, tmp_path, name):
     changed = bytearray(content)

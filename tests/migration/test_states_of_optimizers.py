@@ -288,6 +288,30 @@ def test_a_model_of_unknown_layers_resumes_with_its_ties(how, tmp_path):
     assert loaded.first.kernel is loaded.second.kernel
 
 
+@keras.saving.register_keras_serializable("tests")
+class Triplets(Twins):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.third = L.Dense(4)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.third.build((None, 4))
+
+
+def test_a_tie_that_decides_whose_the_state_is(tmp_path):
+    """Two states of three that are alike are of two that are tied, or one has none: it is told."""
+    model = Triplets()
+    model.build((None, 4))
+    model.third.trainable = False
+    model.compile("adam", "mse")
+    further(model).second.kernel.assign(model.first.kernel)
+    model.save(stock := tmp_path / "stock.keras")
+    tie = f"{model.second.name}/0={model.first.name}/0"
+    done = planning.migrate(stock, tmp_path / "tied.keras", ties=[tie])
+    assert any("right only if these were tied when saved" in note for note in done.notes)
+
+
 def test_a_model_of_unknown_layers_starts_anew_with_other_ties(tmp_path):
     """Each of the two has a state of its own, though they are equal now."""
     model = twins(are_tied=False)

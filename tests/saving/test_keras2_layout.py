@@ -838,6 +838,29 @@ def test_a_model_that_exists_does_not_take_slots_in_the_order_of_keras_2(tmp_pat
     assert int(model.optimizer.iterations) == 0
 
 
+@pytest.mark.parametrize("is_frozen_now", [False, True])
+def test_a_model_that_exists_does_not_take_slots_of_what_it_does_not_train(tmp_path, is_frozen_now):
+    saved, model = equal_pair(), equal_pair()
+    saved.layers[1].trainable = False
+    model.layers[0].trainable = not is_frozen_now
+    scenarios.train(scenarios.compiled(saved))
+    with pytest.warns(errors.TiedioWarning, match="Cannot resume `optimizer`: in the file"):
+        tiedio.load_tied_weights(scenarios.compiled(model), stock(saved, tmp_path / "model.h5"))
+    assert bytes_of(model.weights) == bytes_of(saved.weights)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_an_optimizer_that_is_registered_by_another_name_resumes(tmp_path):
+    @keras.saving.register_keras_serializable("tiedio_tests", name="Other")
+    class Mine(keras.optimizers.Adam):
+        pass
+
+    saved, model = (scenarios.compiled(equal_pair(), Mine()) for _ in range(2))
+    scenarios.train(saved)
+    tiedio.load_tied_weights(model, stock(saved, tmp_path / "model.h5"))
+    assert weights_and_slots(model) == weights_and_slots(saved)
+
+
 @pytest.mark.parametrize("name", ["rmsprop", "sgd"])
 def test_a_model_with_another_optimizer_keeps_that(tmp_path, name):
     saved, model = scenarios.compiled(equal_pair()), equal_pair()

@@ -49,7 +49,7 @@ def found(called: str, variables: Sequence[StoredVariable]) -> list[StoredVariab
     return (
         [one for one in variables if _is_within(one.name, called)]
         or [one for one in variables if one.place and _is_within(_path(one), called)]
-        or ([] if name.isdecimal() or not layer else _only_one(found(layer, variables)))
+        or _only_one(layer, name, variables)
     )
 
 
@@ -82,9 +82,19 @@ def _path(variable: StoredVariable) -> str:
     return str(variable.place and variable.place.dataset_path)
 
 
-def _only_one(held: list[StoredVariable]) -> list[StoredVariable]:
-    """The variable of a layer that has one, if the file does not say what that is called."""
+def _only_one(layer: str, name: str, variables: Sequence[StoredVariable]) -> list[StoredVariable]:
+    """The variable of a layer that has one, if the file does not say what that is called.
+
+    A layer with one variable has no bias.
+    """
+    if name == "bias" or name.isdecimal():
+        return []
+    held = [one for one in variables if layer in (_layer(one.name), _layer(_path(one), "/vars"))]
     return held if len(held) == 1 and held[0].name.rpartition("/")[2].isdecimal() else []
+
+
+def _layer(path: str, ending: str = "") -> str:
+    return path.rpartition("/")[0].removesuffix(ending)
 
 
 def _by_path(held: Sequence[StoredVariable]) -> dict[str, StoredVariable]:

@@ -91,7 +91,9 @@ def of(
             return Lost("it does not tell which variables it is of")
         every = range(len(slots.variables))
         values = optimizer_slots.ordered(slots, every, checkpoint.optimizer)
-        return Rewritten(values, {}, [*_notes_on_copies(checkpoint, owners, slots)])
+        notes = [*_notes_on_likeness(checkpoint, ties)]
+        notes += _notes_on_copies(checkpoint, owners, slots)
+        return Rewritten(values, {}, notes)
     if checkpoint.is_of_keras_3 and [owners.get(one.name, one.name) for one in having] == [
         *dict.fromkeys(owners.get(one.name, one.name) for one in trained)
     ]:
@@ -129,6 +131,18 @@ def _may_fit(checkpoint: Checkpoint, ties: Sequence[Tie], slots: Slots) -> bool:
     """
     left = collections.Counter(one.shape for one in _once(checkpoint.variables, joined(ties)))
     return _shapes(slots) <= left and all(tie.axes or _is_equal(checkpoint, tie) for tie in ties)
+
+
+def _notes_on_likeness(checkpoint: Checkpoint, ties: Sequence[Tie]) -> Iterator[str]:
+    """Says which ties decide whose the slots are, as other variables have the same shape."""
+    shapes = [checkpoint.by_name[tie.names[0]].shape for tie in ties]
+    left = collections.Counter(one.shape for one in _once(checkpoint.variables, joined(ties)))
+    alike = [t for t, shape in zip(ties, shapes, strict=True) if left[shape] > shapes.count(shape)]
+    if alike:
+        yield (
+            "The state of the optimizer is right only if these were tied when saved, and all "
+            f"others of their shape were trained: {'; '.join(' = '.join(t.names) for t in alike)}."
+        )
 
 
 def _notes_on_copies(

@@ -58,7 +58,8 @@ _IN_UTF_8 = 1 << 11  # among the flags
 # The end of the directory: signature, how many members there are (4.3.16). A comment follows.
 _END = struct.Struct("<4s6xH10x")
 _END_SIGNATURE = b"PK\5\6"
-_LONGEST_COMMENT = _MANY = 0xFFFF  # so many members, or more
+_LONGEST_COMMENT = 0xFFFF
+_UNTOLD = 0xFFFF  # how many there are, a longer record says
 
 _log = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ class _Zip:
         return self._file.tell() + extra
 
     def _count(self) -> int:
-        """Returns how many members there are, up to `_MANY`, as the end of the archive says."""
+        """Returns how many members there are, or `_UNTOLD`, as the end of the archive says."""
         length = self._file.seek(0, io.SEEK_END)
         self._file.seek(max(0, length - _END.size - _LONGEST_COMMENT))
         end = self._file.read()
@@ -238,7 +239,7 @@ class _Zip:
     def _check(self) -> None:
         """Refuses what readers would take differently, or would fill the disk or the memory."""
         members = self._archive.infolist()
-        if (count := self._count()) != min(len(members), _MANY):
+        if (count := self._count()) not in (len(members), _UNTOLD):
             raise damaged(self.filepath, f"{len(members)} of {count} members in its directory")
         length = self._file.seek(0, io.SEEK_END)
         names = collections.Counter(info.filename for info in members)

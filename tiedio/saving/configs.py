@@ -177,13 +177,14 @@ def explained(config: Any, path: str) -> Iterator[None]:
         missing = _unregistered(config) if unknown else set()
         if missing:
             names = sorted(name.replace("\n", " ") for name in missing)
-            custom_objects = ", ".join(f'"{name}": {name.rpartition(">")[2]}' for name in names)
+            classes = {name: name.rpartition(">")[2] for name in names}
+            objects = ", ".join(f'"{n}": {c}' for n, c in classes.items() if c.isidentifier())
             raise CustomObjectsError(
                 f"`{path}` needs classes or functions that are not registered: "
                 f"{listed(names)}.\n"
                 "Expected: all of them in `custom_objects`. Received: not these.\n"
                 "Import the module that registers them, pass "
-                f"`custom_objects={{{custom_objects}}}`, or register them with "
+                f"`custom_objects={{{objects}}}`, or register them with "
                 "`keras.saving.register_keras_serializable`."
             ) from error
         if "safe_mode=False" in str(error) and (code := lambdas.found(config)):

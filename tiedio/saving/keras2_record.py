@@ -155,19 +155,28 @@ def recorded(walk: Walk, old: OldLayout, matches: Sequence[Match], weights: Weig
 def in_use(record: Record, walk: Walk, old: OldLayout) -> Record:
     """Returns what a record says of a model whose layers keep their order.
 
-    Optimizers may know variables by that. The order in the file is that of the slots there. Where
-    some of what is trained is not read, how it goes on is not told.
+    Optimizers may know variables by that. The order in the file is that of the slots there, and
+    the names of slots tell which variables were trained. Where some that is trained now is not
+    read, how it goes on is not told.
     """
     record = dataclasses.replace(record, layers={})
     if not old.optimizer:
         return record
-    listed_here = itertools.chain(old.top_level or (), *old.layers.values())
+    listed_here = [*(old.top_level or ()), *itertools.chain(*old.layers.values())]
     number = {weight.dataset_path: count for count, weight in enumerate(listed_here)}
     read = sorted(record.exact_values, key=lambda place: number[str(place.dataset_path)])
     trainable = {id(variable) for variable in walk.layers[""].trainable_variables}
     trained = [place for place in read if id(walk.places[place].item) in trainable]
-    order = dict.fromkeys(record.owners.get(place, place) for place in trained)
-    told = {"optimizer": tuple(order) if len(trained) == len(trainable) else None}
+    is_told = len(trained) == len(trainable)
+    slots = [weight.name.rpartition("/")[2] for weight in old.optimizer]
+    names = [listed_here[number[str(place.dataset_path)]].name.replace("/", "_") for place in read]
+    named = [
+        place
+        for place, name in zip(read, names, strict=True)
+        if any(slot.startswith(f"{name}_") for slot in slots)
+    ]
+    order = dict.fromkeys(record.owners.get(place, place) for place in named or trained)
+    told = {"optimizer": tuple(order) if is_told else None}
     return dataclasses.replace(record, optimizer_variables=told)
 
 

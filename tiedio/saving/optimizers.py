@@ -365,13 +365,13 @@ def _slots_error(
 def _other_class(name: str, optimizer: Any, unrecorded: Opened | None) -> LoadError | None:
     """The error for the state of another optimizer, which may have slots of the same shapes."""
     old = unrecorded and unrecorded.old_layout
-    saved = old.optimizer_class if old else ""
-    if saved in ("", type(optimizer).__name__):
+    registered = keras.saving.get_registered_name(type(optimizer)).rpartition(">")[2]
+    if not old or old.optimizer_class in ("", type(optimizer).__name__, registered):
         return None
     return LoadError(
         f"Cannot resume `{name}`: the file has the state of another.\n"
-        f"Expected: that of `{type(optimizer).__name__}`. Received: that of `{saved}`.\n"
-        "Compile with the optimizer that was saved."
+        f"Expected: that of `{type(optimizer).__name__}`. Received: that of "
+        f"`{old.optimizer_class}`.\nCompile with the optimizer that was saved."
     )
 
 
