@@ -143,10 +143,8 @@ SYMPTOMS = {
 }
 
 
-@pytest.mark.parametrize("message", quoted())
+@pytest.mark.parametrize("message", [one for one in quoted() if one not in ELSEWHERE])
 def test_the_message_is_said(message, tmp_path, monkeypatch):
-    if message in ELSEWHERE:
-        return
     monkeypatch.chdir(tmp_path)
     pattern = ".+?".join(map(re.escape, message.split("…")))
     assert any(re.match(pattern, words, re.DOTALL) for words in said(SYMPTOMS[message]))

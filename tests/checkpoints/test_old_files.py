@@ -402,7 +402,7 @@ def state_of(model):
     }
 
 
-# All layers, and one: each in its turn, in eight days.
+# All layers, and one: each in its turn.
 OF_TODAY = TODAY % 8
 
 

@@ -222,7 +222,7 @@ def test_a_mutated_file_is_refused_or_loads_right(loader, name, mutate):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mutate"), CASES)
 def test_many_mutated_files_are_refused_or_load_right(loader, name, mutate):
-    """A tenth of them, another one each day: all of them take ten minutes."""
+    """A tenth of them, in turn: all of them take ten minutes."""
     seeds = range(FUZZED[name][3], FUZZED[name][4])[TODAY % 10 :: 10]
     assert not failures(loader, name, mutate, seeds)
 
