@@ -162,19 +162,16 @@ def in_use(record: Record, walk: Walk, old: OldLayout) -> Record:
     record = dataclasses.replace(record, layers={})
     if not old.optimizer:
         return record
-    listed_here = [*(old.top_level or ()), *itertools.chain(*old.layers.values())]
-    number = {weight.dataset_path: count for count, weight in enumerate(listed_here)}
-    read = sorted(record.exact_values, key=lambda place: number[str(place.dataset_path)])
+    places = {place.dataset_path: place for place in record.exact_values}
+    listed_here = itertools.chain(old.top_level or (), *old.layers.values())
+    read = {places[one.dataset_path]: one for one in listed_here if one.dataset_path in places}
     trainable = {id(variable) for variable in walk.layers[""].trainable_variables}
     trained = [place for place in read if id(walk.places[place].item) in trainable]
     is_told = len(trained) == len(trainable)
+    # A slot has the name of its variable, and what it is to that: `dense_kernel_velocity_hat`.
     slots = [weight.name.rpartition("/")[2] for weight in old.optimizer]
-    names = [listed_here[number[str(place.dataset_path)]].name.replace("/", "_") for place in read]
-    named = [
-        place
-        for place, name in zip(read, names, strict=True)
-        if any(slot.startswith(f"{name}_") for slot in slots)
-    ]
+    having = {slot.rsplit("_", words)[0] for slot in slots for words in (1, 2, 3)}
+    named = [place for place, one in read.items() if one.name.replace("/", "_") in having]
     order = dict.fromkeys(record.owners.get(place, place) for place in named or trained)
     told = {"optimizer": tuple(order) if is_told else None}
     return dataclasses.replace(record, optimizer_variables=told)
