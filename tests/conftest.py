@@ -1,5 +1,6 @@
 """What all tests run in."""
 
+import collections
 import gc
 
 import by_day
@@ -11,15 +12,15 @@ import pytest
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# Folders where training only makes something to save. Whether what TensorFlow traced goes on with
-# old variables, `model`, `hooks` and `journeys` ask.
-UNTRACED = ("checkpoints", "formats", "keras_versions", "migration", "saving", "storage")
+# Folders that ask whether what TensorFlow traced goes on with old variables. In all others training
+# only makes something to save.
+TRACED = ("hooks", "journeys", "model")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def steps_run_eagerly(request):
-    """Trains without tracing in `UNTRACED`: a few steps take a tenth of the time."""
-    if keras.backend.backend() != "tensorflow" or request.path.parent.name not in UNTRACED:
+    """Trains without tracing but in `TRACED`: a few steps take a tenth of the time."""
+    if keras.backend.backend() != "tensorflow" or request.path.parent.name in TRACED:
         yield
         return
     import tensorflow as tf
@@ -43,6 +44,19 @@ def nothing_left_over():
     keras.utils.clear_session()
     gc.collect()
     gc.freeze()
+
+
+_cases = pytest.StashKey[collections.Counter]()
+
+
+def pytest_itemcollected(item):
+    """Marks all cases of a test as slow but the first ones, where it is marked as `often(n)`."""
+    often = item.get_closest_marker("often")
+    if often:
+        cases = item.parent.stash.setdefault(_cases, collections.Counter())
+        cases[item.originalname] += 1
+        if cases[item.originalname] > often.args[0]:
+            item.add_marker("slow")
 
 
 def pytest_addoption(parser):

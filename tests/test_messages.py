@@ -7,6 +7,7 @@ import messages
 import pytest
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize("message", messages.MESSAGES)
 def test_stock_keras_says_it_and_the_cure_cures(message, tmp_path, monkeypatch):
     version = tuple(map(int, keras.__version__.split(".")[:2]))

@@ -282,6 +282,7 @@ def test_weights_alone_say_nothing_wrong(fixture):
         assert found
 
 
+@pytest.mark.often(5)
 @pytest.mark.parametrize("fixture", marked(WHOLE, days=2))
 def test_what_was_tied_is_one_again(fixture, tmp_path):
     accept = ["none"] if fixture.name.startswith("frozen") else []
@@ -516,6 +517,7 @@ def test_spare_slots_have_no_shape_of_a_variable(tmp_path):
     assert int(model.optimizer.iterations) == 5
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize("fixture", marked(WHOLE))
 def test_stock_keras_opens_it(fixture, tmp_path):
     done = migrated(fixture, tmp_path, accept=["contents"])
@@ -559,6 +561,7 @@ def needs_no_migration(fixture):
     return fixture.writer.startswith("keras_3") and fixture.name.endswith(".keras")
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize("fixture", marked([o for o in WHOLE if not needs_no_migration(o)]))
 def test_loading_does_what_migrating_does(fixture, tmp_path):
     """Also where Keras itself can build nothing of the file."""
@@ -601,6 +604,7 @@ def of_each_writer():
         yield next(o for o in WHOLE[::-1] if o.writer == writer and o.name.startswith(stem))
 
 
+@pytest.mark.often(5)
 @pytest.mark.parametrize("fixture", of_each_writer(), ids=str)
 def test_training_goes_on_as_in_the_version_that_wrote_it(fixture, tmp_path):
     """Here one file of each; the others are trained on where they are migrated."""

@@ -100,6 +100,7 @@ def test_a_saved_model_tells_its_ties(path, said):
         assert not checkpoint.is_by_position
 
 
+@pytest.mark.often(5)
 @needs_tensorflow
 @each(MODELS)
 def test_a_saved_model_is_migrated_whole(path, said, tmp_path):
@@ -137,6 +138,7 @@ def test_a_checkpoint_tells_its_ties_by_names_of_its_own(path, said):
         assert checkpoint.is_by_position
 
 
+@pytest.mark.often(5)
 @needs_tensorflow
 @each(CHECKPOINTS)
 def test_a_checkpoint_is_migrated_with_a_config(path, said, tmp_path):

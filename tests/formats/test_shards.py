@@ -220,8 +220,9 @@ def test_the_set_of_stock_keras_is_replaced(tmp_path, model):
     assert_loads(filepath, model)
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("stock", [False, True])
-@pytest.mark.parametrize("at", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
+@pytest.mark.parametrize("at", [1, 2, 5])
 def test_a_crash_between_shards_leaves_the_old_set(tmp_path, model, monkeypatch, stock, at):
     filepath = tmp_path / "model.weights.json"
     if stock:

@@ -114,6 +114,7 @@ def of_tiedio(warned):
     return [str(one.message) for one in warned if one.category is tiedio.TiedioWarning]
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("place", [0, 2, 5])
 def test_callbacks_go_on_as_if_nothing_was_interrupted(train, tmp_path, place):
     def callbacks():

@@ -98,10 +98,8 @@ def from_the_middle(epoch, batch):
 # Resuming in one process
 
 
-@pytest.mark.parametrize(
-    ("tie", "epochs_before"),
-    [(False, 0), (False, 1), pytest.param(True, 0, marks=pytest.mark.slow)],
-)
+@pytest.mark.often(1)
+@pytest.mark.parametrize(("tie", "epochs_before"), [(False, 0), (False, 1), (True, 0)])
 def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path, backup, tie, epochs_before):
     """Also with a model that was trained before, untied: its compiled functions, which `fit` has
     at hand when the backup is loaded, know variables that are gone then.
@@ -111,7 +109,8 @@ def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path, backup, tie, epoc
     assert bit_equal(scenarios.state_of(model), uninterrupted())
 
 
-@pytest.mark.parametrize("save_freq", [4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("save_freq", [4, 7])
 def test_by_batches_the_epoch_begins_again_with_the_weights_of_its_middle(tmp_path, save_freq):
     """As Keras does it: its backup says which batch it was, and Keras does not ask."""
     interrupted(tmp_path, 2, 4, save_freq=save_freq)
@@ -292,9 +291,8 @@ def tied_kernel_in(filepath):
     return keras.ops.convert_to_numpy(model.layers[0].kernel).tobytes()
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param("cut short", marks=pytest.mark.slow), "a flipped value", "a changed state"]
-)
+@pytest.mark.often(2)
+@pytest.mark.parametrize("how", ["a flipped value", "a changed state", "cut short"])
 def test_the_backup_before_is_taken_if_the_newest_is_damaged(tmp_path, backup, how):
     damage(newest := backup / "latest.weights.h5", how)
     with pytest.warns(tiedio.TiedioWarning) as warned:
@@ -426,6 +424,7 @@ CHECKPOINTS = {
 OFTEN = ("pattern of batches", "best", "weights")
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize(
     ("name", "compiled"),
     [(name, EAGERLY) for name in OFTEN]
@@ -475,6 +474,7 @@ def test_backups_are_those_of_keras(tmp_path, capsys, name):
     assert len(set(said)) <= 1
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     ("filepath", "options"),
     [

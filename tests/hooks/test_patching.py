@@ -425,6 +425,7 @@ def test_a_model_with_the_optimizer_of_a_larger_one_is_saved(tmp_path):
         assert np.array_equal(loaded.layers[0].kernel, first.kernel)
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("ending", ["keras", "h5", "weights.h5", "pickle"])
 def test_a_tied_model_that_cannot_resume_is_saved_without_its_optimizer(tmp_path, ending):
     model, path = coder(tie=False), tmp_path / f"x.{ending}"

@@ -63,6 +63,7 @@ def shared(model):
     return sorted(map(str, tiedio.find_ties(model)))
 
 
+@pytest.mark.often(1)
 @QUANTIZE
 @pytest.mark.parametrize("kind", KINDS)
 def test_ties_stay_and_a_file_has_them_once(tmp_path, quantize, kind):

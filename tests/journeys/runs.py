@@ -14,6 +14,7 @@ import pytest
 import scenarios
 
 PROCESSES = 2
+WORTH_A_PROCESS = 10  # scenarios; a process imports for as long as it runs so many
 
 # In a process that ran other models before, TensorFlow now and then adds up large convolutions
 # in another order, also when it is not interrupted (1 run of 5; alone 0 of 12).
@@ -102,7 +103,8 @@ class Runs:
                 self._tell_containers()
             names = self.names(part)
             together = [name for name in names if name not in ALONE]
-            self._run_at_once(part, *(together[core::PROCESSES] for core in range(PROCESSES)))
+            cores = min(PROCESSES, 1 + len(together) // WORTH_A_PROCESS)
+            self._run_at_once(part, *(together[core::cores] for core in range(cores)))
             for name in names:
                 if name in ALONE:
                     self._run_at_once(part, [name])

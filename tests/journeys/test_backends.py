@@ -122,6 +122,7 @@ def test_optimizers_are_named_as_every_backend_has_them(tmp_path, ending):
     assert config_in(filepath).count(PUBLIC) == 1
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize(
     ("name", "ending"),
     # Stock Keras writes a module in HDF5 only where one optimizer is in another.

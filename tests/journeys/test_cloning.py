@@ -163,6 +163,7 @@ def assert_is_clone(clone, model):
     assert outputs_of(model) == before
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     ("build", "clone_tied"),
     [
@@ -289,6 +290,7 @@ def test_a_copy_by_keras_loses_ties(duplicate):
     assert_loses_ties(duplicate(model), model)
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     ("build", "duplicate"),
     [*((build, copy.deepcopy) for build in (*TIED, one_layer_in_two_models)), (nested, unpickled)],

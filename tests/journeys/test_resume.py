@@ -56,6 +56,7 @@ def test_an_optimizer_that_was_never_built_comes_back_unbuilt(tmp_path):
     assert float(loaded.optimizer.learning_rate) == 0.125
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "folder"])
 def test_the_optimizer_may_be_left_out(tmp_path, name):
     model = scenarios.two_paddings()

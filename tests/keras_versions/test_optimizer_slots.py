@@ -141,6 +141,7 @@ def of_keras_3(class_name, config, shapes):
     return made
 
 
+@pytest.mark.often(3)
 @pytest.mark.parametrize("case", CASES)
 def test_order_is_that_of_the_variables_of_the_optimizer(case):
     model, ways = saved(case)
@@ -152,6 +153,7 @@ def test_order_is_that_of_the_variables_of_the_optimizer(case):
         assert shapes in ([], [variable.shape for variable in model.trainable_variables])
 
 
+@pytest.mark.often(3)
 @pytest.mark.parametrize("case", [case for case in CASES if case != "sgd"])
 def test_any_order_is_what_keras_builds_for_it(case):
     model, (one, *_) = saved(case)

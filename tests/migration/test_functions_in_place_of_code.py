@@ -44,6 +44,7 @@ def run(*arguments):
     return CliRunner().invoke(main, [*map(str, arguments)])
 
 
+@pytest.mark.often(3)
 @pytest.mark.parametrize("name", TRUTH)
 def test_named_functions_take_the_place_of_code(name, tmp_path):
     of = [one for one in GIVEN if (one == "distance") == name.startswith("siamese")]

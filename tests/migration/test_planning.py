@@ -275,13 +275,8 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        pytest.param(name, marks=[] if name in ("by name", "schedule") else [pytest.mark.slow])
-        for name in OPTIMIZERS
-    ],
-)
+@pytest.mark.often(1)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_resumes_as_if_it_had_not_been_saved(optimizer, tmp_path):
     """By stock Keras, which loses the sharing, and the optimizer's state as it loads."""
     model = three_layers()
@@ -354,6 +349,7 @@ def stored_ties(model):
     return [paths for paths in held.values() if len(paths) > 1]
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize(
     "name",
     [

@@ -134,6 +134,7 @@ def trained_by(optimizer, model):
     return [number[id(one)] for one in optimizer._trainable_variables]
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize("ending", [".keras", ".h5"])
 @pytest.mark.parametrize("case", CASES)
 def test_what_shapes_or_names_tell_resumes(case, ending, tmp_path):
@@ -143,6 +144,7 @@ def test_what_shapes_or_names_tell_resumes(case, ending, tmp_path):
     check_state(model, loaded)
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize("case", CASES)
 def test_names_tell_what_no_shapes_do(case, tmp_path):
     model = CASES[case](4, 4, 4)
@@ -157,6 +159,7 @@ def test_what_nothing_tells_is_left_out(case, tmp_path):
     assert not loaded.optimizer.built
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize("case", CASES)
 def test_weights_alone_load_into_the_model(case, tmp_path):
     model = CASES[case](5, 6, 3)
@@ -169,6 +172,7 @@ def test_weights_alone_load_into_the_model(case, tmp_path):
     check_state(model, again)
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_record_tells_is_kept(case, tmp_path):
     model = CASES[case](4, 4, 4)

@@ -138,6 +138,7 @@ def test_untied_from_another_name_it_is_regularised_as_its_own():
     assert isinstance(dense.kernel.regularizer, keras.regularizers.L2)
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
 def test_ties_by_other_names_are_saved_and_resumed(tmp_path, name):
     build = scenarios.SCENARIOS["by_other_names"]
@@ -263,6 +264,7 @@ def test_weights_into_a_part_of_a_frozen_model(frozen_pair, tmp_path):
     assert predicts_as_it_computes(whole)
 
 
+@pytest.mark.slow
 def test_models_that_were_made_and_frozen_before_tiedio_was_used():
     assert start(frozen_models).wait() == 0
 

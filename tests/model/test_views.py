@@ -96,9 +96,8 @@ def language_model(tied):
     return model
 
 
-@pytest.mark.parametrize(
-    "kind", ["dense", pytest.param("convolutional", marks=pytest.mark.slow), "language model"]
-)
+@pytest.mark.often(1)
+@pytest.mark.parametrize("kind", ["language model", "dense", "convolutional"])
 def test_trains_as_a_layer_written_by_hand(kind):
     shape = {"dense": (16, 6), "convolutional": (16, 5, 5, 2), "language model": (16, 5)}[kind]
     inputs = np.random.default_rng(0).random(shape, "float32")

@@ -87,6 +87,7 @@ SAVES = {
 }
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("name", SAVES)
 def test_a_file_holds_the_values_of_the_call(tmp_path, model, gate, name):
     save, options = SAVES[name]
@@ -208,6 +209,7 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("name", ["model.keras", "folder", "model.weights.json"])
 def test_an_error_is_raised_once_and_the_old_file_stays(tmp_path, model, full_disk, name):
     save, options = SAVES[name]

@@ -104,6 +104,7 @@ def test_an_attribute_of_one_text_many_times(bounds, tmp_path, name, entry):
     assert came == "fine" or "attribute" in told, told
 
 
+@pytest.mark.slow
 def test_honest_attributes_are_read(tmp_path):
     """Keras 3 writes lists of texts of any length, the configs as one text."""
     filepath = tmp_path / "model.h5"
@@ -348,6 +349,7 @@ def inside(group, names):
     return group
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("what", ["assets", "layers", "members"])
 @every()
 def test_groups_inside_each_other(bounds, tmp_path, what, entry):
@@ -431,14 +433,9 @@ def test_archives_of_every_compression_are_read(tmp_path, compression):
         tiedio.load_tied(filepath)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", UNBOUNDED)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "config.json",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("model.weights.h5", "assets/words")),
-    ],
-)
+@pytest.mark.parametrize("name", ["config.json", "model.weights.h5", "assets/words"])
 @every("load_tied", "verify", "migrate")
 def test_a_member_that_grows(bounds, tmp_path, compression, name, entry):
     """To as many bytes as its directory says, or to more."""

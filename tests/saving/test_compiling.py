@@ -78,25 +78,9 @@ def given(kind, **options):
     return model
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (Task, "x.keras"),
-        (Terse, "folder"),
-        (Obedient, "x.h5"),
-        *(
-            pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in (
-                (Task, "folder"),
-                (Task, "x.h5"),
-                (Terse, "x.keras"),
-                (Terse, "x.h5"),
-                (Obedient, "x.keras"),
-                (Obedient, "folder"),
-            )
-        ),
-    ],
-)
+@pytest.mark.often(1)
+@pytest.mark.parametrize("name", ["x.keras", "folder", "x.h5"])
+@pytest.mark.parametrize("kind", [Task, Terse, Obedient])
 def test_a_model_that_compiles_itself_is_compiled_as_it_was(tmp_path, kind, name):
     model = given(kind)
     scenarios.train(model)

@@ -120,6 +120,7 @@ def variables_of(model):
     return [*model.variables, *model.optimizer.variables]
 
 
+@pytest.mark.often(3)
 @pytest.mark.parametrize("kind", [*WITHOUT_VALUES, *WITH_VALUES], ids=lambda kind: kind.__name__)
 def test_every_layer_loads_exactly(kind, tmp_path, caplog):
     keras.utils.clear_session()

@@ -214,6 +214,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mutate"), CASES)
 def test_a_mutated_file_is_refused_or_loads_right(loader, name, mutate):
     assert not failures(loader, name, mutate, range(FUZZED[name][3]))
@@ -534,6 +535,7 @@ RECORDS |= {
 }
 
 
+@pytest.mark.often(12)
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_hostile_record_is_refused_by_name(loader, name):
     edit, message = RECORDS[name]
@@ -675,6 +677,7 @@ ARCHIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_hostile_archive_is_refused_or_loads_right(loader, name):
@@ -799,6 +802,7 @@ HDF5 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 @pytest.mark.parametrize("name", HDF5)
 def test_hostile_weights_are_refused_or_load_right(loader, name, digests):

@@ -84,9 +84,7 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", mostly_slow(WRITTEN, "two_paddings", "gamma_by_hand", "tied_inside_one_layer")
-)
+@pytest.mark.parametrize("name", mostly_slow(WRITTEN, "two_paddings"))
 def test_stock_keras_opens_it(name, tmp_path):
     """Also where it cannot open what it writes itself: nested ties, replaced and LoRA kernels."""
     model = trained(name)
@@ -478,6 +476,7 @@ def my_loss(target, output):
     return keras.ops.mean(keras.ops.square(target - output), axis=-1)
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     "loss",
     ["mse", "mean_squared_error", ["MSE"], keras.losses.MeanSquaredError(), my_loss, "bce"],
@@ -798,6 +797,7 @@ def test_a_model_that_exists_keeps_the_order_of_its_weights(tmp_path):
     assert np.array_equal(model.layers[0].kernel, saved.layers[0].kernel)
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_a_model_that_exists_resumes(tmp_path, is_trained):
     saved, model = scenarios.compiled(tied_pair()), scenarios.compiled(equal_pair())

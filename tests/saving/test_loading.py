@@ -88,6 +88,7 @@ def shards_by_another_name(made, folder):
     tiedio.save_tied_weights(made, folder / "some.weights.h5", max_shard_size=1)
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     "act",
     [

@@ -143,6 +143,7 @@ def assert_same(model, other):
         assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.often(6)
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("made", OPTIMIZERS)
 def test_the_optimizer_of_the_script_goes_on(tmp_path, made, trained):
@@ -166,6 +167,7 @@ def test_the_optimizer_of_the_script_goes_on(tmp_path, made, trained):
     assert optimizer._tracker.stored_ids["variables"] == ids
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize("made", OPTIMIZERS)
 def test_tie_starts_the_optimizer_anew_and_keeps_it(made):
     model = compiled(False, made)
@@ -199,6 +201,7 @@ def test_untie_and_the_exclusion_of_a_variable():
     assert optimizer._exclude_from_weight_decay == keys
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     "made", sorted({"a pattern", "variables", "loss scaling", "a map"} & OPTIMIZERS.keys())
 )
@@ -308,6 +311,7 @@ def parts(held, tie=True):
     return model
 
 
+@pytest.mark.often(4)
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("held", ["list", "dict", "layer"])

@@ -75,6 +75,7 @@ def assert_equal(model, other):
         assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
 def test_training_resumes_with_the_random_numbers_of_the_process(tmp_path, noise, name):
     model = build(noise)

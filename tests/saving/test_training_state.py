@@ -89,6 +89,7 @@ def inner(model):
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize("was_scaled", [True, False])
 def test_loss_scaling_then_or_now(tmp_path, load, was_scaled):
     first, second = (scaled(), "adamw") if was_scaled else ("adamw", scaled())

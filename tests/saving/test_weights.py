@@ -77,15 +77,16 @@ def values(model):
     return [array.tobytes() for array in scenarios.arrays_of(held)]
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize(
     ("tie", "trained"),
     [
         (None, False),
         (("kernel",), True),
-        pytest.param(None, True, marks=pytest.mark.slow),
-        pytest.param(("kernel",), False, marks=pytest.mark.slow),
-        pytest.param(("kernel", "bias"), False, marks=pytest.mark.slow),
-        pytest.param(("kernel", "bias"), True, marks=pytest.mark.slow),
+        (None, True),
+        (("kernel",), False),
+        (("kernel", "bias"), False),
+        (("kernel", "bias"), True),
     ],
 )
 def test_a_tied_file(tied, tmp_path, form, tie, trained):
@@ -287,6 +288,7 @@ def test_skip_mismatch_is_as_in_keras(tied, tmp_path):
 
 
 # Keras itself loads weights neither from folders nor, in the layout of Keras 3, from `.h5`.
+@pytest.mark.often(1)
 @pytest.mark.parametrize("form", ["one file", "shards", "whole model"])
 def test_stock_keras_loads_the_weights(tied, tmp_path, form):
     filepath = save(tied, tmp_path, form)

@@ -113,7 +113,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Skipping variable loading for op
 # URLs
 
 
-@pytest.mark.parametrize("name", ["model.keras", "a folder/ü.keras", "model.h5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a folder/ü.keras",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("m.keras", "m.h5")),
+    ],
+)
 def test_a_model_behind_a_url(place, name, tmp_path):
     files, url = place
     files.makedirs(f"{url}/a folder", exist_ok=True)
@@ -128,6 +134,7 @@ def test_a_model_behind_a_url(place, name, tmp_path):
     assert [path.rpartition("/")[2] for path in written] == [name.rpartition("/")[2]]
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize("name", ["w.weights.h5", "w.weights.json"])
 def test_weights_behind_a_url(place, name):
     files, url = place
@@ -243,6 +250,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_what_goes_up_is_not_held_in_memory(s3):
     _, url = s3
     peak = int(run("measure_upload", f"{url}/model.keras", 48).stdout)
@@ -254,6 +262,7 @@ def uploads(s3):
     return files.call_s3("list_multipart_uploads", Bucket=url[5:]).get("Uploads") or []
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_an_upload_leaves_the_old_object(s3):
     files, url = s3
     generations.save(f"{url}/model.keras", 1)
@@ -268,15 +277,8 @@ class OtherError(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    ("tensors", "there"),
-    [
-        (24, True),
-        pytest.param(1, True, marks=pytest.mark.slow),
-        pytest.param(1, False, marks=pytest.mark.slow),
-        pytest.param(24, False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.often(1)
+@pytest.mark.parametrize(("tensors", "there"), [(24, True), (1, True), (1, False), (24, False)])
 def test_an_exception_in_the_middle_of_an_upload_leaves_the_old_object(
     place, request, tensors, there
 ):
@@ -406,6 +408,7 @@ FILES = {
 }
 
 
+@pytest.mark.often(2)
 @pytest.mark.parametrize("name", FILES)
 def test_an_open_file(name, tmp_path):
     model = trained()
