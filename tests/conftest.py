@@ -14,13 +14,14 @@ hypothesis.settings.load_profile("untimed")
 
 # Folders that ask whether what TensorFlow traced goes on with old variables. In all others training
 # only makes something to save.
-TRACED = ("hooks", "journeys", "model")
+TRACED = {"hooks", "journeys", "model", "test_messages.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def steps_run_eagerly(request):
     """Trains without tracing but in `TRACED`: a few steps take a tenth of the time."""
-    if keras.backend.backend() != "tensorflow" or request.path.parent.name in TRACED:
+    where = {request.path.name, request.path.parent.name}
+    if keras.backend.backend() != "tensorflow" or where & TRACED:
         yield
         return
     import tensorflow as tf

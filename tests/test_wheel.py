@@ -6,7 +6,6 @@ import sys
 import zipfile
 
 import pytest
-from by_day import slow_and_of_today
 from checkout import ROOT
 
 import tiedio
@@ -38,7 +37,7 @@ def wheel(tmp_path_factory):
     return built
 
 
-@slow_and_of_today
+@pytest.mark.slow
 def test_the_wheel_is_whole(wheel):
     listed = output_of("git", "ls-files", "tiedio", cwd=ROOT).splitlines()
     names = [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("tiedio/")]
@@ -46,7 +45,7 @@ def test_the_wheel_is_whole(wheel):
     assert "tiedio/py.typed" in names  # which says that the annotations are for others too
 
 
-@slow_and_of_today
+@pytest.mark.slow
 def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
     installed = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", installed]

@@ -17,7 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from by_day import TODAY, of_today
+from by_day import TODAY
 from checkout import FIXTURES
 
 import tiedio
@@ -62,6 +62,7 @@ NOT_ALIKE = (
 NO_ITERATIONS = ("keras_2_0_8", "keras_2_2_4")
 # The rest of what migrates, loads and trains on is run with the slow tests.
 ALWAYS = ("tf_2_8",)
+STEMS = ("nested", "shared_table", "two_paddings")
 
 _spec = importlib.util.spec_from_file_location("models", FIXTURES / "writers" / "models.py")
 models = importlib.util.module_from_spec(_spec)
@@ -213,15 +214,16 @@ EVERY = list(all_fixtures())
 assert EVERY
 
 
-def marked(fixtures, stems=("",), days=3):
-    """Marks most as slow: all but those of a writer whose names begin so.
-
-    In so many days, each of the slow ones is run on one of them.
-    """
-    fixtures = list(fixtures)
-    every = [one for one in fixtures if one.writer in ALWAYS and one.name.startswith(stems)]
-    others = [one for one in fixtures if one not in every]
-    return [pytest.param(one, id=str(one)) for one in every] + of_today(days, others, str)
+def marked(fixtures, stems=STEMS):
+    """Marks most as slow: all but those of a writer whose names begin so."""
+    return [
+        pytest.param(
+            one,
+            id=str(one),
+            marks=[] if one.writer in ALWAYS and one.name.startswith(stems) else [pytest.mark.slow],
+        )
+        for one in fixtures
+    ]
 
 
 def migrated(fixture, tmp_path, **options):
@@ -282,8 +284,7 @@ def test_weights_alone_say_nothing_wrong(fixture):
         assert found
 
 
-@pytest.mark.often(5)
-@pytest.mark.parametrize("fixture", marked(WHOLE, days=2))
+@pytest.mark.parametrize("fixture", marked(WHOLE))
 def test_what_was_tied_is_one_again(fixture, tmp_path):
     accept = ["none"] if fixture.name.startswith("frozen") else []
     done = migrated(fixture, tmp_path, accept=accept)
@@ -296,7 +297,7 @@ def test_what_was_tied_is_one_again(fixture, tmp_path):
         fixture.check_continued(model)
 
 
-@pytest.mark.parametrize("fixture", marked(EVERY, ("nested", "two_paddings."), days=4))
+@pytest.mark.parametrize("fixture", marked(EVERY, ("nested", "two_paddings.")))
 def test_weights_alone_load_into_the_model(fixture, tmp_path):
     """A file of a whole model may become one of weights; others have a whole one beside them."""
     model = tiedio.load_tied(migrated(whole_of(fixture), tmp_path, accept=["none"]).target)
@@ -337,7 +338,6 @@ LISTED_ANYHOW = ("twins", "sequential")
     marked(
         (o for o in WHOLE if o.name.endswith(".h5") and not o.name.startswith(LISTED_ANYHOW)),
         ("nested", "two_paddings"),
-        days=4,
     ),
 )
 def test_what_was_loaded_and_saved_again_loads(fixture, tmp_path):
@@ -517,7 +517,6 @@ def test_spare_slots_have_no_shape_of_a_variable(tmp_path):
     assert int(model.optimizer.iterations) == 5
 
 
-@pytest.mark.often(4)
 @pytest.mark.parametrize("fixture", marked(WHOLE))
 def test_stock_keras_opens_it(fixture, tmp_path):
     done = migrated(fixture, tmp_path, accept=["contents"])
@@ -561,7 +560,6 @@ def needs_no_migration(fixture):
     return fixture.writer.startswith("keras_3") and fixture.name.endswith(".keras")
 
 
-@pytest.mark.often(4)
 @pytest.mark.parametrize("fixture", marked([o for o in WHOLE if not needs_no_migration(o)]))
 def test_loading_does_what_migrating_does(fixture, tmp_path):
     """Also where Keras itself can build nothing of the file."""

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import scenarios
 from backed_up import EPOCHS, STEPS, build, fit, is_tied
-from by_day import of_today
 from checkout import start
 
 import tiedio
@@ -167,17 +166,15 @@ KILLS = {
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tie", "kill"),
-    of_today(
-        2,
-        [
-            (False, "in the middle of an epoch"),
-            (True, "in the middle of an epoch"),
-            (False, "in the middle of a save"),
-            (True, "in the middle of the first save"),
-        ],
-    ),
+    [
+        (False, "in the middle of an epoch"),
+        (True, "in the middle of an epoch"),
+        (False, "in the middle of a save"),
+        (True, "in the middle of the first save"),
+    ],
 )
 def test_a_killed_run_goes_on_as_if_it_was_not(training, tie, kill):
     kill, epoch = KILLS[kill]
@@ -189,9 +186,9 @@ def test_a_killed_run_goes_on_as_if_it_was_not(training, tie, kill):
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kill", "epoch", "batch"),
-    of_today(2, [({"step": (2, 4)}, 2, 3), ({"save": (4, "writing")}, 1, 5)]),
+    ("kill", "epoch", "batch"), [({"step": (2, 4)}, 2, 3), ({"save": (4, "writing")}, 1, 5)]
 )
 def test_a_run_that_is_backed_up_by_batches_is_killed(training, kill, epoch, batch):
     assert training(**kill, backup={"save_freq": 4}) == -9
@@ -215,12 +212,10 @@ def test_a_kill_before_keras_wrote_the_epoch(training):
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint", "step", "epochs"),
-    of_today(
-        3,
-        [("model.keras", "writing", 1), ("model.keras", "renamed", 2), ("model.h5", "writing", 1)],
-    ),
+    [("model.keras", "writing", 1), ("model.keras", "renamed", 2), ("model.h5", "writing", 1)],
 )
 def test_a_kill_leaves_the_old_checkpoint_or_the_new_one(training, checkpoint, step, epochs):
     assert training(save=(2, step), checkpoint=checkpoint) == -9
@@ -248,20 +243,18 @@ def left_by(folder):
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "place", "epochs"),
-    of_today(
-        3,
-        [
-            # With the best weights two epochs before.
-            ({"step": (3, 3)}, 0, [3, 4, 5]),
-            ({"step": (5, 3)}, 2, [5]),  # in the last one
-            # The log has the epoch, the backup does not; best.keras was the second save.
-            ({"save": (6, "writing")}, 5, [3, 4, 5]),
-            ({"save": (6, "renamed")}, 0, [4, 5]),
-            ({"end": True}, 3, []),  # when it had been stopped
-        ],
-    ),
+    [
+        # With the best weights two epochs before.
+        ({"step": (3, 3)}, 0, [3, 4, 5]),
+        ({"step": (5, 3)}, 2, [5]),  # in the last one
+        # The log has the epoch, the backup does not; best.keras was the second save.
+        ({"save": (6, "writing")}, 5, [3, 4, 5]),
+        ({"save": (6, "renamed")}, 0, [4, 5]),
+        ({"end": True}, 3, []),  # when it had been stopped
+    ],
 )
 def test_a_killed_run_goes_on_with_its_callbacks(training, judged, kill, place, epochs):
     options = {**OTHERS, "others": place}
@@ -398,11 +391,11 @@ def tied_files_in(folder):
 
 
 CHECKPOINTS = {
+    "pattern of batches": ("{epoch}-{batch}.keras", {"save_freq": 5, "verbose": 1}),
     "default": ("model.keras", {}),
     "made folders": ("made/by/it/model.keras", {"verbose": 1}),
     "pattern": ("{epoch:02d}-{loss:.2f}.keras", {"verbose": 1}),
     "pattern of validation": ("{epoch}-{val_mae:.3f}.keras", {}),
-    "pattern of batches": ("{epoch}-{batch}.keras", {"save_freq": 5, "verbose": 1}),
     "best": ("{epoch}.keras", {"save_best_only": True, "verbose": 1}),
     "best of metric": (
         "{epoch}.keras",
@@ -420,17 +413,14 @@ CHECKPOINTS = {
     "weights by batches": ("model.weights.h5", {"save_weights_only": True, "save_freq": 3}),
     "hdf5": ("model.h5", {"verbose": 1}),
 }
-# The others are much like these.
-OFTEN = ("pattern of batches", "best", "weights")
 
 
 @pytest.mark.often(1)
 @pytest.mark.parametrize(
     ("name", "compiled"),
-    [(name, EAGERLY) for name in OFTEN]
-    + of_today(2, [(name, EAGERLY) for name in CHECKPOINTS if name not in OFTEN])
+    [(name, EAGERLY) for name in CHECKPOINTS]
     + [
-        pytest.param(name, BY_TWO_STEPS, marks=[not_on_torch, pytest.mark.slow])
+        pytest.param(name, BY_TWO_STEPS, marks=not_on_torch)
         for name in ("pattern of batches", "weights by batches")
     ],
 )

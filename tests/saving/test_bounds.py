@@ -17,7 +17,6 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from by_day import of_today
 
 import tiedio
 import tiedio.files
@@ -36,9 +35,10 @@ def bounds():
 
 
 def every(*entries, quick="load_tied"):
-    """Takes one entry, and behind `slow` two of the others each day."""
+    """Takes one entry, and the others behind `slow`."""
     others = [one for one in entries or bounded.ENTRIES if one != quick]
-    return pytest.mark.parametrize("entry", [quick, *of_today(max(1, len(others) // 2), others)])
+    slow = [pytest.param(one, marks=pytest.mark.slow) for one in others]
+    return pytest.mark.parametrize("entry", [quick, *slow])
 
 
 def members_of(filepath):

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from by_day import of_today
 
 import tiedio
 
@@ -94,7 +93,6 @@ OPTIMIZERS = {
     "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     "accumulated": lambda: keras.optimizers.Adam(gradient_accumulation_steps=3),
 }
-SLOW = ("sgd", "muon", "accumulated", "adafactor", "loss scaling", "moving averages")
 IN_VAIN = {
     "muon": not hasattr(keras.optimizers, "Muon"),
     # Keras cannot go on after `fit` there, saved or not.
@@ -102,17 +100,12 @@ IN_VAIN = {
 }
 
 
+@pytest.mark.often(1)
 @pytest.mark.parametrize(
     ("name", "tied", "is_built"),
     [
-        *((name, True, True) for name in OPTIMIZERS if name not in SLOW),
-        *of_today(
-            3,
-            [
-                *(("adam", *how) for how in [(False, False), (True, False), (False, True)]),
-                *((name, True, True) for name in SLOW if not IN_VAIN.get(name)),
-            ],
-        ),
+        *((name, True, True) for name in OPTIMIZERS if not IN_VAIN.get(name)),
+        *(("adam", *how) for how in [(False, False), (True, False), (False, True)]),
     ],
 )
 def test_training_resumes_where_layers_have_another_order(tmp_path, name, tied, is_built):
