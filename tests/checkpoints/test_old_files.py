@@ -17,7 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from by_day import TODAY
+from by_day import ROUND
 from checkout import FIXTURES
 
 import tiedio
@@ -404,10 +404,10 @@ def state_of(model):
 
 
 # All layers, and one: each in its turn.
-OF_TODAY = TODAY % 8
+ONE = pytest.param(ROUND % 8, marks=pytest.mark.slow, id="one")
 
 
-@pytest.mark.parametrize("which", [None, pytest.param(OF_TODAY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", [None, ONE])
 @pytest.mark.parametrize(
     "fixture",
     marked(

@@ -2,7 +2,8 @@
 
 Run as `python exchange.py save FOLDER` under each version, then as `python exchange.py load
 FOLDER` under each: all files that the others saved are loaded, whole models and weights, those
-of stock Keras too, and what they hold is compared with what was saved.
+of stock Keras too, and what they hold is compared with what was saved. `0/3` as another argument
+takes the first of three shares of the scenarios.
 """
 
 import json
@@ -50,8 +51,8 @@ def containers_for(name):
     return [one for one in kept if not one.startswith("stock") or name.endswith("untied")]
 
 
-def save(folder):
-    for name in NAMES:
+def save(folder, names):
+    for name in names:
         keras.utils.set_random_seed(1)
         model = scenarios.SCENARIOS[name]()
         scenarios.train(model)
@@ -91,9 +92,9 @@ def differences(folder, name, container):
                 break
 
 
-def load(folder):
+def load(folder, names):
     passed, failed = 0, 0
-    for name in NAMES:
+    for name in names:
         for container in containers_for(name):
             try:
                 found = list(differences(folder, name, container))
@@ -107,13 +108,15 @@ def load(folder):
 
 if __name__ == "__main__":
     action, root = sys.argv[1], Path(sys.argv[2]).absolute()
+    share, shares = map(int, (*sys.argv[3:], "0/1")[0].split("/"))
+    names = NAMES[share::shares]
     mine = root / f"keras-{keras.__version__}"
     if action == "save":
         mine.mkdir(parents=True)
-        save(mine)
+        save(mine, names)
     else:
         others = sorted(path for path in root.iterdir() if path != mine)
-        counts = [load(folder) for folder in others]
+        counts = [load(folder, names) for folder in others]
         passed, failed = (sum(column) for column in zip(*counts, strict=True))
         print(f"Keras {keras.__version__} reads {', '.join(path.name for path in others)}:")
         print(f"{passed} passed, {failed} failed")

@@ -4,6 +4,9 @@ import datetime
 import zlib
 
 TODAY = datetime.date.today().toordinal()
+ROUND = (
+    TODAY // 6
+)  # of CI, which runs a sixth of the slow tests a day: the next cases in the next one
 
 
 def of_other_shares(items, share, shares):
