@@ -88,7 +88,7 @@ OPTIMIZERS = {
     "adam": "adam",
     "sgd": "sgd",
     "adafactor": "adafactor",
-    "muon": "muon",
+    "muon": lambda: keras.optimizers.Muon(),
     "moving averages": lambda: keras.optimizers.RMSprop(use_ema=True, ema_overwrite_frequency=3),
     "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     "accumulated": lambda: keras.optimizers.Adam(gradient_accumulation_steps=3),

@@ -1,11 +1,12 @@
 """Random generators that belong to the process: what is drawn without a seed comes from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from tiedio.errors import listed
 from tiedio.model import keras_internals
 from tiedio.model.walk import Held, Walk
 
@@ -32,6 +33,48 @@ def states(walk: Walk) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def go_on(
+    models: Iterable[keras.Model],
+    walk: Walk,
+    saved: Mapping[str, tuple[int, ...]],
+    wanted: bool | None,
+    *,
+    filepath: object,
+    call: str,
+) -> Iterator[str]:
+    """Lets the generators of the process go on as when saved, and yields a warning if they do not.
+
+    Args:
+        models: What was loaded.
+        walk: A walk of them.
+        saved: What `states` had returned.
+        wanted: Whether they go on so; `None` to warn if that would change anything.
+        filepath: Where the file is, for messages.
+        call: What loads it.
+    """
+    if wanted:
+        for model in models:
+            _hold_while_looking(model)
+        if missing := restore(saved):
+            yield (
+                f"Random numbers of {listed(missing)} do not go on as when `{filepath}` was saved: "
+                "this process has no such generator."
+            )
+    elif (
+        saved
+        and wanted is None
+        and any(int(optimizer.iterations) > 0 for optimizer in walk.optimizers.values())
+        and saved != states(walk)
+    ):
+        yield (
+            "Training does not resume exactly: random numbers that are drawn without a seed do not "
+            f"go on as when `{filepath}` was saved.\n"
+            f"Expected: the state of {listed(saved)} there. Received: that of this process.\n"
+            f"`{call}` takes that of the file with `random_state=True`, and does without with "
+            "`random_state=False`."
+        )
+
+
 def restore(states: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Gives the generators of this process these states; names those that it does not have."""
     devices = dict(_devices())
@@ -48,7 +91,7 @@ def restore(states: Mapping[str, tuple[int, ...]]) -> list[str]:
     return missing
 
 
-def hold_while_looking(model: keras.Model) -> None:
+def _hold_while_looking(model: keras.Model) -> None:
     """Lets the first `fit` of a model draw no more from torch than those that go on do.
 
     Keras then looks at a batch, if the model was just compiled, for which torch draws a seed.

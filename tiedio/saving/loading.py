@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tiedio.errors import FileFormatError, LoadError, NoModelError, listed
+from tiedio.errors import FileFormatError, LoadError, NoModelError
 from tiedio.formats import damage
 from tiedio.formats.content import Opened
 from tiedio.formats.store import Store
@@ -36,6 +36,7 @@ from tiedio.saving import (
     retying,
     shared_objects,
     stored_places,
+    unresumable,
 )
 from tiedio.saving.capture import unreached_error
 from tiedio.saving.configs import Config
@@ -185,19 +186,18 @@ class Loading:
 
     def _leave_unresumable(self, then: Record) -> None:
         """Leaves optimizers as they are that cannot go on as the file says."""
-        unresumable = optimizers.find_unresumable(
+        found = unresumable.find(
             self._record,
             self._stored,
             self._walk,
             self._everything,
             then=then,
             in_other_order=self._in_other_order,
-            unrecorded=None if self._written else self._source,
         )
-        self._reports.unresumed(*unresumable.values())
-        self._unresumable = tuple(f"{path}/" for path in unresumable)
+        self._reports.unresumed(*found.values())
+        self._unresumable = tuple(f"{path}/" for path in found)
         trained = self._record.optimizer_variables.items()
-        resumable = {path: places for path, places in trained if path not in unresumable}
+        resumable = {path: places for path, places in trained if path not in found}
         self._record = dataclasses.replace(self._record, optimizer_variables=resumable)
 
     def _check_values(self, record: Record) -> None:
@@ -318,8 +318,9 @@ class Loading:
                 optimizers.exclude_from_weight_decay(self._walk, self._record)
         reordered = {}
         if self._in_other_order:
-            everything, stored = self._everything, self._stored
-            reordered = optimizers.reordered(self._walk, self._record, everything, stored)
+            reordered = optimizers.reordered(
+                self._walk, self._record, self._everything, lambda path: self._stored(path).store
+            )
         for visit in self._walk.optimizer_parts:
             with self._reports.reading(self._walk.label(visit.inner_path), training=True):
                 self._resume(visit, reordered.get(visit.inner_path))
@@ -341,31 +342,33 @@ class Loading:
     def _in_other_order(self) -> bool:
         return bool(self._moved) or (self._exists and self._source.is_by_position)
 
-    def _stored(self, inner_path: str) -> Store:
+    def _stored(self, inner_path: str) -> unresumable.Stored:
         """Returns what the file has for an optimizer."""
-        return self._source.store(self._stored_at.get(inner_path, inner_path))
+        store = self._source.store(self._stored_at.get(inner_path, inner_path))
+        unrecorded = None if self._written else self._source
+        return unresumable.Stored(self._walk.label(inner_path), store, unrecorded)
 
     def _resume(self, visit: Visit, reordered: Store | LoadError | None) -> None:
-        path, store = visit.inner_path, self._stored(visit.inner_path)
+        path, stored = visit.inner_path, self._stored(visit.inner_path)
         by_position = self._source.is_by_position
         starts_anew = self._record.optimizer_variables.get(path, ()) is None
-        is_left = self._exists or by_position or starts_anew or path in self._stored_at
+        may_lack = self._exists or by_position or starts_anew or path in self._stored_at
+        is_left = may_lack and not len(stored.store)
         is_untold = by_position and starts_anew
-        if f"{path}/".startswith(self._unresumable) or is_untold or (is_left and not len(store)):
+        if f"{path}/".startswith(self._unresumable) or is_untold or is_left:
             return
         if isinstance(reordered, LoadError):
             error = reordered
         else:
-            store = store if reordered is None else reordered
-            name, unrecorded = self._walk.label(path), None if self._written else self._source
-            error = optimizers.slots_error(name, visit.saveable, store, unrecorded)
-            if error and unrecorded and not optimizers.has_begun(store):
+            stored = stored if reordered is None else dataclasses.replace(stored, store=reordered)
+            error = stored.error_for(visit.saveable)
+            if error and stored.unrecorded and not stored.has_begun:
                 return
         if error and not (self._written and self._written.tells_of(path)):
             self._reports.note(error)  # as it is no fault of the file's that it does not tell
         elif error:
             self._reports.unresumed(error)
-        self._load(visit, None if error else store)
+        self._load(visit, None if error else stored.store)
 
     def _load(self, visit: Visit, store: Store | None) -> None:
         """Lets a saveable load what is stored for it, if that is asked for, and its assets."""
@@ -392,28 +395,14 @@ class Loading:
 
     def go_on_drawing(self, random_state: bool | None) -> None:
         """Lets the generators of the process go on as when saved, or tells that they do not."""
-        states = self._written.process_random_states if self._written else {}
-        if random_state:
-            for model in several.each(self.model):
-                process_random.hold_while_looking(model)
-            if missing := process_random.restore(states):
-                self._reports.warnings.append(
-                    f"Random numbers of {listed(missing)} do not go on as when "
-                    f"`{self._source.filepath}` was saved: this process has no such generator."
-                )
-        elif (
-            states
-            and random_state is None
-            and any(int(optimizer.iterations) > 0 for optimizer in self._walk.optimizers.values())
-            and states != process_random.states(self._walk)
-        ):
-            self._reports.warnings.append(
-                "Training does not resume exactly: random numbers that are drawn without a seed "
-                f"do not go on as when `{self._source.filepath}` was saved.\n"
-                f"Expected: the state of {listed(states)} there. Received: that of this process.\n"
-                f"`tiedio.load_tied{'_weights' * self._exists}` takes that of the file with "
-                "`random_state=True`, and does without with `random_state=False`."
-            )
+        self._reports.warnings += process_random.go_on(
+            several.each(self.model),
+            self._walk,
+            self._written.process_random_states if self._written else {},
+            random_state,
+            filepath=self._source.filepath,
+            call=f"tiedio.load_tied{'_weights' * self._exists}",
+        )
 
 
 def _assign(item: Any, value: np.ndarray) -> None:

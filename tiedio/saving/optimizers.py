@@ -1,24 +1,19 @@
-"""Let every optimizer of a model be built for the variables of the record, or say why not."""
+"""Let every optimizer of a model be built for the variables of the record, in their order."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from tiedio.errors import LoadError, first_line, listed
-from tiedio.formats.content import Opened
+from tiedio.errors import LoadError, listed
 from tiedio.formats.hdf5_reader import WeightsFile
 from tiedio.formats.store import Store
-from tiedio.keras_versions.keras_version import KerasVersion
 from tiedio.model import renewal, weight_decay
-from tiedio.model.own_state import loads_as_keras
 from tiedio.model.places import members
 from tiedio.model.rebuilding import Rebuilding, optimizer_variables
 from tiedio.model.walk import Walk, walk
-from tiedio.record.record import LayerState, Record
-from tiedio.record.ties import Place
-from tiedio.saving import retying
+from tiedio.record.record import Record
 from tiedio.saving.deferral import Deferral
 
 # What a file has for an optimizer, by its inner_path.
@@ -63,7 +58,7 @@ def match_optimizers(
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             missing += [inner_path] if trained else []
             continue
-        if not _is_built_for(optimizer, trained):
+        if not is_built_for(optimizer, trained):
             rebuilt |= optimizer.built
             build(optimizer, trained, deferral)
     if not missing:
@@ -85,6 +80,12 @@ def build(optimizer: Any, trained: list[Any], deferral: Deferral) -> None:
         rebuilding.unbuild()
     if was_built:
         rebuilding.restart()
+
+
+def is_built_for(optimizer: Any, variables: list[Any]) -> bool:
+    """Whether an optimizer is built for these variables, in this order."""
+    built = optimizer_variables(optimizer) or []
+    return list(map(id, built)) == list(map(id, variables))
 
 
 def exclude_from_weight_decay(walk: Walk, record: Record) -> None:
@@ -163,7 +164,7 @@ def _reordered(path: str, saved: list[Any], now: list[Any], store: Store) -> Sto
     return _unordered(path, saved, len(stored))
 
 
-def _order_error(
+def order_error(
     inner_path: str, optimizer: Any, known: list[Any], stores: Stores
 ) -> LoadError | None:
     """The error for an optimizer whose slots cannot be told apart, and so not be reordered."""
@@ -219,212 +220,3 @@ def stored_at(walk: Walk, weights: WeightsFile) -> dict[str, str]:
         elif was_scaled and not hasattr(optimizer, "inner_optimizer"):
             found[path] = inner
     return found
-
-
-def find_unresumable(
-    record: Record,
-    stores: Stores,
-    walk: Walk,
-    everything: Walk,
-    *,
-    then: Record,
-    in_other_order: bool,
-    unrecorded: Opened | None,
-) -> dict[str, LoadError | None]:
-    """Finds the optimizers that cannot go on as the file says; nothing is changed.
-
-    Args:
-        record: The record of the file, fitted to the model.
-        stores: What the file has for each optimizer.
-        walk: The saveables to be loaded.
-        everything: All saveables of the model.
-        then: The record of the file, with the flags and ties of then.
-        in_other_order: Whether its layers are in another order than in the file.
-        unrecorded: The file, if it has no record.
-
-    Returns:
-        An error for each; `None` for one that was not built when saved, and is now: the file
-        says nothing of how it goes on.
-    """
-    found: dict[str, LoadError | None] = {}
-    places = everything.places
-    by_path = {visit.inner_path: visit.saveable for visit in walk.visits}
-    owner_of = {
-        id(places[place].item): places[owner].item
-        for place, owner in {**record.shown_transposed, **record.owners}.items()
-        if place in places and owner in places
-    }
-
-    def tied(variables: Iterable[Any]) -> dict[int, Any]:
-        """Maps ids to what will be in the places of these, each once."""
-        instead = (owner_of.get(id(one), one) for one in variables)
-        return {id(one): one for one in instead}
-
-    as_then = _as_then(then, everything)
-    for inner_path, optimizer in walk.optimizers.items():
-        store, trained = stores(inner_path), record.optimizer_variables.get(inner_path)
-        if trained is None and inner_path in record.optimizer_variables and optimizer.built:
-            found[inner_path] = None
-        if trained is None or not len(store):
-            continue
-        if unrecorded and not has_begun(store):
-            found[inner_path] = None
-            continue
-        saved = tied(places[place].item for place in trained if place in places)
-        now = tied(optimizer_variables(optimizer) or ())
-        holder: Any = by_path.get(inner_path.rpartition("/")[0])
-        trains = [now] if optimizer.built else []
-        is_its_own = getattr(holder, "optimizer", None) is optimizer
-        if is_its_own and renewal.compiles_as_keras(holder):
-            trainable = tied(holder.trainable_variables)
-            trains.append({key: one for key, one in trainable.items() if one.trainable})
-        known = list(saved.values())
-        *_, expected = trains = trains or [saved]
-        is_lacking = any(place not in places for place in trained)
-        fits = any(saved.keys() == one.keys() for one in trains)
-        # What `fit` trains, its optimizer must know.
-        is_short = is_its_own and renewal.trains_as_keras(holder) and expected.keys() - saved
-        is_as_then = not is_short and as_then.issuperset({**saved, **expected})
-        if is_lacking or not (fits or is_as_then):
-            names = [retying.name_of(place, everything, record) for place in trained]
-            error = _other_variables(walk.label(inner_path), names, expected, everything)
-        else:
-            name = walk.label(inner_path)
-            error = _slots_error(name, optimizer, known, store, unrecorded=unrecorded)
-        if in_other_order and not error:
-            order = now or tied(getattr(holder, "trainable_variables", ()))
-            if [key for key in order if key in saved] != list(saved):
-                error = _order_error(inner_path, optimizer, known, stores)
-        if error:
-            found[inner_path] = error
-    return found
-
-
-def _as_then(record: Record, everything: Walk) -> set[int]:
-    """Finds the variables that are trainable if they were when saved, by their `id()`.
-
-    An optimizer of these trains what it did: it may leave some to another one, or train what its
-    model has frozen for another one.
-    """
-    places = everything.places
-    now = _flags(everything.layer_states)
-    return {
-        id(places[place].item)
-        for place, flag in _flags(record.layers).items()
-        if now.get(place) == flag and record.owners.get(place, place) == place
-    }
-
-
-def _flags(layers: Mapping[str, LayerState]) -> dict[Place, bool]:
-    return {
-        Place(inner_path, held.attribute): held.listed_trainable and held.trainable
-        for inner_path, layer in layers.items()
-        for held in layer.variables
-    }
-
-
-def _other_variables(
-    name: str, trained: Iterable[str], now: Mapping[int, Any], everything: Walk
-) -> LoadError:
-    """The error for an optimizer that trained other variables when saved than it does now."""
-    saved = set(trained)
-    expected = {str(everything.places_of[key][0]) for key in now if key in everything.places_of}
-    told = [f"does not train {listed(expected - saved)}"] if expected - saved else []
-    told += [f"trains {listed(saved - expected)}"] if saved - expected else []
-    return LoadError(
-        f"Cannot resume `{name}`: in the file it {', and it '.join(told)}.\n"
-        f"Expected: {len(expected)} variables, as in the model. Received: {len(saved)}.\n"
-        "It keeps the state that it has here. To resume, let it train what it trained, and no more."
-    )
-
-
-def _is_built_for(optimizer: Any, variables: list[Any]) -> bool:
-    built = optimizer_variables(optimizer) or []
-    return list(map(id, built)) == list(map(id, variables))
-
-
-def _slots_error(
-    name: str, optimizer: Any, known: list[Any], store: Store, *, unrecorded: Opened | None
-) -> LoadError | None:
-    if error := _other_class(name, optimizer, unrecorded):
-        return error
-    if _is_built_for(optimizer, known):
-        return slots_error(name, optimizer, store, unrecorded)
-    try:
-        expected = Rebuilding(optimizer).told(known, _shapes)
-    except Exception as error:  # the code of optimizers may raise anything
-        return LoadError(
-            f"Cannot resume `{name}`: {first_line(error)}\n"
-            "Expected: an optimizer that can be built for other variables. "
-            f"Received: {type(error).__name__}.\n"
-            "Give its class a `build` that can be called again."
-        )
-    return _difference(name, expected, store, unrecorded)
-
-
-def _other_class(name: str, optimizer: Any, unrecorded: Opened | None) -> LoadError | None:
-    """The error for the state of another optimizer, which may have slots of the same shapes."""
-    old = unrecorded and unrecorded.old_layout
-    registered = keras.saving.get_registered_name(type(optimizer)).rpartition(">")[2]
-    if not old or old.optimizer_class in ("", type(optimizer).__name__, registered):
-        return None
-    return LoadError(
-        f"Cannot resume `{name}`: the file has the state of another.\n"
-        f"Expected: that of `{type(optimizer).__name__}`. Received: that of "
-        f"`{old.optimizer_class}`.\nCompile with the optimizer that was saved."
-    )
-
-
-def has_begun(store: Store) -> bool:
-    """Whether an optimizer has slots, or has counted steps: one that is not built has scalars."""
-    counts = (one for one in store.values() if one.dtype.kind in "iu")
-    return any(store.shapes().values()) or any(one.any() for one in counts)
-
-
-def slots_error(
-    name: str, saveable: Any, store: Store, unrecorded: Opened | None
-) -> LoadError | None:
-    """Compares what an optimizer holds with what is stored, before any of it is changed.
-
-    Args:
-        name: Its name for messages.
-        saveable: The optimizer; what has no slots is fine.
-        store: What is stored for it.
-        unrecorded: The file, if it has no record.
-    """
-    is_optimizer = isinstance(saveable, keras.optimizers.Optimizer)
-    if not is_optimizer or (unrecorded and not loads_as_keras(saveable)):  # its code knows better
-        return None
-    return _difference(name, _shapes(saveable), store, unrecorded)
-
-
-def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
-    return [tuple(variable.shape) for variable in optimizer.variables]
-
-
-def _difference(
-    name: str, expected: list[tuple[int, ...]], store: Store, unrecorded: Opened | None
-) -> LoadError | None:
-    received = list(store.shapes().values())
-    # Keras 2 had another order, which shapes do not always tell.
-    listed_by = unrecorded.keras_version if unrecorded and unrecorded.is_by_position else ""
-    is_ordered = not listed_by or KerasVersion(listed_by).is_of_keras_3
-    if received == expected and is_ordered:
-        return None
-    advice = "Compile with the optimizer that was saved, in the version of then."
-    path = unrecorded.filepath if unrecorded else ""
-    if not is_ordered:
-        advice = (
-            f"It goes on without that state, which `tiedio migrate {path} NEW` puts in the order "
-            "of Keras 3 if it knows all layers."
-        )
-    elif unrecorded and len(received) < len(expected):
-        advice = (
-            "It goes on without that state. Variables may have been tied when it was saved: "
-            f"`tiedio plan {path}` says which, and `tiedio migrate {path} NEW` ties them again."
-        )
-    return LoadError(
-        f"Cannot resume `{name}`: its variables are not those of the file.\n"
-        f"Expected: {len(expected)} of shapes {sorted(set(expected))}. "
-        f"Received: {len(received)} of shapes {sorted(set(received))}.\n{advice}"
-    )
