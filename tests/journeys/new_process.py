@@ -1,11 +1,12 @@
 """The processes of the resume tests: one trains, saves and trains on, a later one resumes.
 
-Run as `python new_process.py CORE PART SAVED SEEN SCENARIO...`, where the part is `start`,
-`resume`, `never_retied`, `stock` or a container. Each saves to, or loads from, the folder `SAVED`,
-and writes what it saw to the folder `SEEN`; `start`, `resume` and the containers what the models
-held when saved (loaded), and after further training.
+Run as `python new_process.py CORE SAVED SEEN PART/SCENARIO...`, where a part is `start`, `resume`,
+`never_retied`, `stock` or a container. Each saves to, or loads from, the folder `SAVED`, and writes
+what it saw to the folder `SEEN/PART`; `start`, `resume` and the containers what the models held
+when saved (loaded), and after further training.
 """
 
+import functools
 import json
 import os
 import sys
@@ -28,9 +29,8 @@ from tiedio.model.rebuilding import optimizer_variables
 from tiedio.model.walk import walk
 from tiedio.saving import retying
 
-PART = sys.argv[2]
-SAVED, SEEN = map(Path, sys.argv[3:5])
-NAMES = sys.argv[5:]
+SAVED, SEEN = map(Path, sys.argv[2:4])
+TASKS = sys.argv[4:]
 
 
 def optimizers_of(found):
@@ -67,13 +67,14 @@ def random_states(model):
     }
 
 
-def report(model, name):
+def report(model, name, part):
     """Trains on, and writes what the model held before and after."""
+    seen = SEEN / part
     facts = facts_of(model)
     moments = {"before": scenarios.state_of(model)}
-    if PART == "resume":
-        tiedio.save_tied(model, SEEN / f"{name}.keras")
-        again = tiedio.load_tied(SEEN / f"{name}.keras")
+    if part == "resume":
+        tiedio.save_tied(model, seen / f"{name}.keras")
+        again = tiedio.load_tied(seen / f"{name}.keras")
         moments["second_trip"] = scenarios.state_of(again)
         facts["second_trip"] = facts_of(again)
     scenarios.train(model)
@@ -81,7 +82,7 @@ def report(model, name):
     facts["drawn"] = random_states(model)
     arrays = {f"{m}_{i}": a for m, state in moments.items() for i, a in enumerate(state)}
     # NumPy's own files know no bfloat16; float64 holds it, and every other number here, exactly.
-    np.savez(SEEN / f"{name}.npz", **{key: a.astype("float64") for key, a in arrays.items()})
+    np.savez(seen / f"{name}.npz", **{key: a.astype("float64") for key, a in arrays.items()})
     return facts
 
 
@@ -97,19 +98,22 @@ def start(name):
         if name in names:
             save, _ = scenarios.CONTAINERS[container]
             save(model, str(SAVED / f"{name}.{container}"))
-    return {"state": [v.path for v in scenarios.variables_of(model)], **report(model, name)}
+    return {
+        "state": [v.path for v in scenarios.variables_of(model)],
+        **report(model, name, "start"),
+    }
 
 
 def resume(name):
     # Other automatic names than in the process that saved must not matter.
     keras.layers.Dense(1), keras.layers.Conv2D(1, 1)
-    return report(tiedio.load_tied(SAVED / f"{name}.keras"), name)
+    return report(tiedio.load_tied(SAVED / f"{name}.keras"), name, "resume")
 
 
-def contained(name):
+def contained(container, name):
     """Resumes from another container than `.keras`."""
-    _, load = scenarios.CONTAINERS[PART]
-    return report(load(str(SAVED / f"{name}.{PART}")), name)
+    _, load = scenarios.CONTAINERS[container]
+    return report(load(str(SAVED / f"{name}.{container}")), name, container)
 
 
 def never_retied(name):
@@ -167,13 +171,13 @@ def without_seeds(model):
 
 
 PARTS = {part.__name__: part for part in (start, resume, never_retied, stock)}
-PARTS |= dict.fromkeys(scenarios.CONTAINERS, contained)
+PARTS |= {one: functools.partial(contained, one) for one in scenarios.CONTAINERS}
 
 if __name__ == "__main__":
-    SEEN.mkdir(parents=True, exist_ok=True)
-    for name in NAMES:
+    for task in TASKS:
+        part, name = task.split("/")
         try:
-            facts = PARTS[PART](name)
+            facts = PARTS[part](name)
         except Exception:  # of one scenario; the others go on
             facts = {"error": traceback.format_exc()}
-        (SEEN / f"{name}.json").write_text(json.dumps(facts))
+        (SEEN / f"{task}.json").write_text(json.dumps(facts))

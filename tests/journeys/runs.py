@@ -14,7 +14,8 @@ import pytest
 import scenarios
 
 PROCESSES = 2
-WORTH_A_PROCESS = 10  # scenarios; a process imports for as long as it runs so many
+WORTH_A_PROCESS = 10  # tasks; a process imports for as long as it runs so many
+RESUMED = ("resume", *scenarios.CONTAINERS)  # parts that one process can run one after another
 
 # In a process that ran other models before, TensorFlow now and then adds up large convolutions
 # in another order, also when it is not interrupted (1 run of 5; alone 0 of 12).
@@ -98,16 +99,18 @@ class Runs:
         """Runs a part once for all scenarios that are asked for; returns what it wrote."""
         seen = self._seen(part)
         if not seen.exists():
-            seen.mkdir(parents=True)
+            parts = RESUMED if part in RESUMED else [part]
+            for one in parts:
+                self._seen(one).mkdir(parents=True)
             if part == "start":
                 self._tell_containers()
-            names = self.names(part)
-            together = [name for name in names if name not in ALONE]
+            tasks = [(one, name) for one in parts for name in self.names(one)]
+            together = [task for task in tasks if task[1] not in ALONE]
             cores = min(PROCESSES, 1 + len(together) // WORTH_A_PROCESS)
             self._run_at_once(part, *(together[core::cores] for core in range(cores)))
-            for name in names:
-                if name in ALONE:
-                    self._run_at_once(part, [name])
+            for task in tasks:
+                if task[1] in ALONE:
+                    self._run_at_once(part, [task])
         return seen
 
     def _seen(self, part):
@@ -120,17 +123,18 @@ class Runs:
                 contained[container].append(name)
         (self.saved / "contained.json").write_text(json.dumps(contained))
 
-    def _run_at_once(self, part, *names_by_core):
+    def _run_at_once(self, part, *tasks_by_core):
         backend = self.writer if part == "start" else self.reader
-        script = _HERE / "new_process.py"
+        folders = self.saved, self._seen(part).parent
         processes = [
             subprocess.Popen(
-                [sys.executable, script, str(core), part, self.saved, self._seen(part), *names],
+                [sys.executable, _HERE / "new_process.py", str(core), *folders]
+                + ["/".join(task) for task in tasks],
                 cwd=self.saved,
                 env={**os.environ, "KERAS_BACKEND": backend.name},
             )
-            for core, names in enumerate(names_by_core)
-            if names
+            for core, tasks in enumerate(tasks_by_core)
+            if tasks
         ]
         assert {process.wait() for process in processes} <= {0}
 
