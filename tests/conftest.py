@@ -1,6 +1,5 @@
 """What all tests run in."""
 
-import collections
 import gc
 
 import by_day
@@ -12,8 +11,8 @@ import pytest
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# Folders that ask whether what TensorFlow traced goes on with old variables. In all others training
-# only makes something to save.
+# Folders that ask whether what TensorFlow traced goes on with old variables, and a file that asks
+# what Keras says. In all others training only makes something to save.
 TRACED = {"hooks", "journeys", "model", "test_messages.py"}
 
 
@@ -47,17 +46,8 @@ def nothing_left_over():
     gc.freeze()
 
 
-_cases = pytest.StashKey[collections.Counter]()
-
-
 def pytest_itemcollected(item):
-    """Marks all cases of a test as slow but the first ones, where it is marked as `often(n)`."""
-    often = item.get_closest_marker("often")
-    if often:
-        cases = item.parent.stash.setdefault(_cases, collections.Counter())
-        cases[item.originalname] += 1
-        if cases[item.originalname] > often.args[0]:
-            item.add_marker("slow")
+    by_day.mark(item)
 
 
 def pytest_addoption(parser):

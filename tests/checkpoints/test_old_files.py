@@ -533,7 +533,9 @@ def test_migrating_again_changes_nothing(fixture, tmp_path):
     assert content_of(again.target) == content_of(done.target)
 
 
-@pytest.mark.parametrize("fixture", marked(one for one in EVERY if "was_tied" in one.truth))
+@pytest.mark.parametrize(
+    "fixture", marked((one for one in EVERY if "was_tied" in one.truth), ("diverged",))
+)
 def test_copies_that_are_two_by_now_are_tied_on_request(fixture, tmp_path):
     """Saved by a model without sharing, and perhaps trained since, nothing tells of it."""
     options = {"ties": fixture.was_tied}

@@ -319,7 +319,7 @@ def blocks(count, tied_to):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 def test_blocks_that_share_fit_on_a_screen():
     one, pairs = blocks(60, lambda number: number % 2), blocks(60, lambda number: number // 2 * 2)
     for model in (one, pairs):

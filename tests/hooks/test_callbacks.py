@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path, backup, tie, epoc
     assert bit_equal(scenarios.state_of(model), uninterrupted())
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 @pytest.mark.parametrize("save_freq", [4, 7])
 def test_by_batches_the_epoch_begins_again_with_the_weights_of_its_middle(tmp_path, save_freq):
     """As Keras does it: its backup says which batch it was, and Keras does not ask."""

@@ -2,8 +2,8 @@
 
 Run as `python new_process.py CORE SAVED SEEN PART/SCENARIO...`, where a part is `start`, `resume`,
 `never_retied`, `stock` or a container. Each saves to, or loads from, the folder `SAVED`, and writes
-what it saw to the folder `SEEN/PART`; `start`, `resume` and the containers what the models held
-when saved (loaded), and after further training.
+what it saw to the folder `SEEN/PART`, which is there; `start`, `resume` and the containers what the
+models held when saved (loaded), and after further training.
 """
 
 import functools

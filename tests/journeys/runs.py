@@ -86,12 +86,9 @@ class Runs:
         if part == "start":
             wanted = {name for writer, _, name, _ in self.asked if writer == self.writer}
         else:
-            contained = part in scenarios.CONTAINERS
+            container = part if part in scenarios.CONTAINERS else None
             wanted = {
-                name
-                for writer, reader, name, container in self.asked
-                if (writer, reader) == (self.writer, self.reader)
-                and (not contained or container == part)
+                one[2] for one in self.asked if one == (self.writer, self.reader, one[2], container)
             }
         return [name for name in self.writer.scenarios if name in wanted]
 

@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc):
             rows.append(row(writer, reader, name, slow=slow))
             continue
         fit = [c for c in scenarios.CONTAINERS if name not in scenarios.NOT_CONTAINED.get(c, ())]
-        if len(asked) == 1:  # another one each time
+        if len(asked) == 1:  # another one in each round
             fit = [fit[(ROUND + list(names).index(name)) % len(fit)]]
         for container in fit:
             slow = len(asked) == 1 or name not in CONTAINED

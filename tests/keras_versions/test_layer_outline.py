@@ -163,7 +163,7 @@ def test_it_sees_what_keras_builds_of_other_inputs(make):
     check(make())
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 @settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from(sorted(SEQUENCES)), st.integers(0, 2)), max_size=4))
 def test_it_sees_what_keras_builds_of_models_in_models(parts):

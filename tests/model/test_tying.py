@@ -264,7 +264,7 @@ def test_weights_into_a_part_of_a_frozen_model(frozen_pair, tmp_path):
     assert predicts_as_it_computes(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 def test_models_that_were_made_and_frozen_before_tiedio_was_used():
     assert start(frozen_models).wait() == 0
 

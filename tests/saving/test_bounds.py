@@ -104,7 +104,7 @@ def test_an_attribute_of_one_text_many_times(bounds, tmp_path, name, entry):
     assert came == "fine" or "attribute" in told, told
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 def test_honest_attributes_are_read(tmp_path):
     """Keras 3 writes lists of texts of any length, the configs as one text."""
     filepath = tmp_path / "model.h5"

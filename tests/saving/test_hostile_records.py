@@ -165,8 +165,8 @@ def edited(chance, content):
 STRANGE = (None, True, -1, 0, 10**30, float("nan"), "", "../..", "__class__", "\ud800", [], {})
 MUTATIONS = (flipped, truncated, zeroed, filled, swapped, inserted, deleted)
 
-# What is mutated; how it is loaded; what may come of it; how many cases in every run, and in
-# slow ones. A record is no secret of tiedio's: who edits it may name, flag, tie and seed otherwise,
+# What is mutated; how it is loaded; what may come of it; how many cases at first, and in
+# all. A record is no secret of tiedio's: who edits it may name, flag, tie and seed otherwise,
 # but every value that is loaded is that of the file. Who edits a config gets another model.
 ANYTHING = {"refused", "same", "reshared", "other"}
 FUZZED = {
@@ -202,19 +202,14 @@ def failures(loader, name, mutate, seeds):
 
 
 CASES = [
-    pytest.param(
-        name,
-        mutate,
-        id=f"{name}-{mutate.__name__}",
-        marks=[] if mutate in (MUTATIONS[0], edited) else [pytest.mark.slow],
-    )
+    pytest.param(name, mutate, id=f"{name}-{mutate.__name__}")
     for name, (member, *_) in FUZZED.items()
     for mutate in (*MUTATIONS, edited)
     if mutate is not edited or (member or "").endswith(".json")
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.often(2)
 @pytest.mark.parametrize(("name", "mutate"), CASES)
 def test_a_mutated_file_is_refused_or_loads_right(loader, name, mutate):
     assert not failures(loader, name, mutate, range(FUZZED[name][3]))
@@ -677,7 +672,7 @@ ARCHIVES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.often(2)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_hostile_archive_is_refused_or_loads_right(loader, name):
@@ -802,7 +797,7 @@ HDF5 = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.often(4)
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 @pytest.mark.parametrize("name", HDF5)
 def test_hostile_weights_are_refused_or_load_right(loader, name, digests):

@@ -88,13 +88,14 @@ OPTIMIZERS = {
     "adam": "adam",
     "sgd": "sgd",
     "adafactor": "adafactor",
-    "muon": lambda: keras.optimizers.Muon(),
+    "muon": "muon",
     "moving averages": lambda: keras.optimizers.RMSprop(use_ema=True, ema_overwrite_frequency=3),
     "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     "accumulated": lambda: keras.optimizers.Adam(gradient_accumulation_steps=3),
 }
 IN_VAIN = {
-    "muon": not hasattr(keras.optimizers, "Muon"),
+    # It is not there, or cannot train.
+    "muon": tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14),
     # Keras cannot go on after `fit` there, saved or not.
     "moving averages": keras.backend.backend() == "jax",
 }

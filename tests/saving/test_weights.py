@@ -77,16 +77,15 @@ def values(model):
     return [array.tobytes() for array in scenarios.arrays_of(held)]
 
 
-@pytest.mark.often(2)
 @pytest.mark.parametrize(
     ("tie", "trained"),
     [
         (None, False),
         (("kernel",), True),
-        (None, True),
-        (("kernel",), False),
-        (("kernel", "bias"), False),
-        (("kernel", "bias"), True),
+        pytest.param(None, True, marks=pytest.mark.seldom),
+        pytest.param(("kernel",), False, marks=pytest.mark.seldom),
+        pytest.param(("kernel", "bias"), False, marks=pytest.mark.seldom),
+        pytest.param(("kernel", "bias"), True, marks=pytest.mark.seldom),
     ],
 )
 def test_a_tied_file(tied, tmp_path, form, tie, trained):

@@ -117,7 +117,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Skipping variable loading for op
     "name",
     [
         "a folder/ü.keras",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("m.keras", "m.h5")),
+        *(pytest.param(one, marks=pytest.mark.seldom) for one in ("m.keras", "m.h5")),
     ],
 )
 def test_a_model_behind_a_url(place, name, tmp_path):
@@ -134,7 +134,6 @@ def test_a_model_behind_a_url(place, name, tmp_path):
     assert [path.rpartition("/")[2] for path in written] == [name.rpartition("/")[2]]
 
 
-@pytest.mark.often(2)
 @pytest.mark.parametrize("name", ["w.weights.h5", "w.weights.json"])
 def test_weights_behind_a_url(place, name):
     files, url = place
@@ -250,7 +249,7 @@ def run(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 def test_what_goes_up_is_not_held_in_memory(s3):
     _, url = s3
     peak = int(run("measure_upload", f"{url}/model.keras", 48).stdout)
@@ -262,7 +261,7 @@ def uploads(s3):
     return files.call_s3("list_multipart_uploads", Bucket=url[5:]).get("Uploads") or []
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 def test_a_kill_in_the_middle_of_an_upload_leaves_the_old_object(s3):
     files, url = s3
     generations.save(f"{url}/model.keras", 1)
@@ -277,8 +276,16 @@ class OtherError(Exception):
     pass
 
 
-@pytest.mark.often(1)
-@pytest.mark.parametrize(("tensors", "there"), [(24, True), (1, True), (1, False), (24, False)])
+@pytest.mark.parametrize(
+    ("tensors", "there"),
+    [
+        (24, True),
+        *(
+            pytest.param(*one, marks=pytest.mark.seldom)
+            for one in [(1, True), (1, False), (24, False)]
+        ),
+    ],
+)
 def test_an_exception_in_the_middle_of_an_upload_leaves_the_old_object(
     place, request, tensors, there
 ):

@@ -342,11 +342,11 @@ class Loading:
     def _in_other_order(self) -> bool:
         return bool(self._moved) or (self._exists and self._source.is_by_position)
 
-    def _stored(self, inner_path: str) -> unresumable.Stored:
+    def _stored(self, inner_path: str) -> unresumable.StoredState:
         """Returns what the file has for an optimizer."""
         store = self._source.store(self._stored_at.get(inner_path, inner_path))
         unrecorded = None if self._written else self._source
-        return unresumable.Stored(self._walk.label(inner_path), store, unrecorded)
+        return unresumable.StoredState(self._walk.label(inner_path), store, unrecorded)
 
     def _resume(self, visit: Visit, reordered: Store | LoadError | None) -> None:
         path, stored = visit.inner_path, self._stored(visit.inner_path)

@@ -20,7 +20,7 @@ from tiedio.saving import optimizers, retying
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredState:
     """What a file has for an optimizer, compared before anything is changed.
 
     Attributes:
@@ -110,7 +110,7 @@ def _shapes(optimizer: Any) -> list[tuple[int, ...]]:
 
 def find(
     record: Record,
-    stored_of: Callable[[str], Stored],
+    stored_of: Callable[[str], StoredState],
     walk: Walk,
     everything: Walk,
     *,
@@ -161,12 +161,12 @@ def find(
         holder: Any = by_path.get(inner_path.rpartition("/")[0])
         is_its_own = getattr(holder, "optimizer", None) is optimizer
         # What it may train from now on: the last one is what it will, unless it stays as it is.
-        now = [built_for] if optimizer.built else []
+        candidates = [built_for] if optimizer.built else []
         if is_its_own and renewal.compiles_as_keras(holder):
             trainable = tied(holder.trainable_variables)
-            now.append({key: one for key, one in trainable.items() if one.trainable})
-        expected = now[-1] if now else saved
-        fits = not now or any(saved.keys() == one.keys() for one in now)
+            candidates.append({key: one for key, one in trainable.items() if one.trainable})
+        expected = candidates[-1] if candidates else saved
+        fits = not candidates or any(saved.keys() == one.keys() for one in candidates)
         # What `fit` trains, its optimizer must know.
         is_short = is_its_own and renewal.trains_as_keras(holder) and expected.keys() - saved
         is_as_then = not is_short and as_then.issuperset({**saved, **expected})
