@@ -56,7 +56,7 @@ def seconds(call):
 
 
 # What Ctrl+C raises, and what a handler of SIGTERM does that lets a program end in order.
-ERRORS = [KeyboardInterrupt, pytest.param(SystemExit, marks=pytest.mark.slow)]
+ERRORS = [KeyboardInterrupt, pytest.param(SystemExit, marks=pytest.mark.seldom)]
 
 
 def interrupt_often(call, error):
