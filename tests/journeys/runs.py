@@ -88,7 +88,9 @@ class Runs:
         else:
             container = part if part in scenarios.CONTAINERS else None
             wanted = {
-                one[2] for one in self.asked if one == (self.writer, self.reader, one[2], container)
+                name
+                for writer, reader, name, asked in self.asked
+                if (writer, reader, asked) == (self.writer, self.reader, container)
             }
         return [name for name in self.writer.scenarios if name in wanted]
 

@@ -165,9 +165,9 @@ def edited(chance, content):
 STRANGE = (None, True, -1, 0, 10**30, float("nan"), "", "../..", "__class__", "\ud800", [], {})
 MUTATIONS = (flipped, truncated, zeroed, filled, swapped, inserted, deleted)
 
-# What is mutated; how it is loaded; what may come of it; how many cases at first, and in
-# all. A record is no secret of tiedio's: who edits it may name, flag, tie and seed otherwise,
-# but every value that is loaded is that of the file. Who edits a config gets another model.
+# What is mutated; how it is loaded; what may come of it; how many cases at first, and in all.
+# A record is no secret of tiedio's: who edits it may name, flag, tie and seed otherwise, but every
+# value that is loaded is that of the file. Who edits a config gets another model.
 ANYTHING = {"refused", "same", "reshared", "other"}
 FUZZED = {
     "file": (None, {}, {"refused", "same"}, 12, 300),
@@ -203,13 +203,13 @@ def failures(loader, name, mutate, seeds):
 
 CASES = [
     pytest.param(name, mutate, id=f"{name}-{mutate.__name__}")
-    for name, (member, *_) in FUZZED.items()
     for mutate in (*MUTATIONS, edited)
+    for name, (member, *_) in FUZZED.items()
     if mutate is not edited or (member or "").endswith(".json")
 ]
 
 
-@pytest.mark.often(2)
+@pytest.mark.often(4)
 @pytest.mark.parametrize(("name", "mutate"), CASES)
 def test_a_mutated_file_is_refused_or_loads_right(loader, name, mutate):
     assert not failures(loader, name, mutate, range(FUZZED[name][3]))

@@ -41,8 +41,8 @@ def go_on(
     *,
     filepath: object,
     call: str,
-) -> Iterator[str]:
-    """Lets the generators of the process go on as when saved, and yields a warning if they do not.
+) -> list[str]:
+    """Lets the generators of the process go on as when saved, or returns a warning.
 
     Args:
         models: What was loaded.
@@ -56,23 +56,24 @@ def go_on(
         for model in models:
             _hold_while_looking(model)
         if missing := restore(saved):
-            yield (
+            return [
                 f"Random numbers of {listed(missing)} do not go on as when `{filepath}` was saved: "
                 "this process has no such generator."
-            )
+            ]
     elif (
         saved
         and wanted is None
         and any(int(optimizer.iterations) > 0 for optimizer in walk.optimizers.values())
         and saved != states(walk)
     ):
-        yield (
+        return [
             "Training does not resume exactly: random numbers that are drawn without a seed do not "
             f"go on as when `{filepath}` was saved.\n"
             f"Expected: the state of {listed(saved)} there. Received: that of this process.\n"
             f"`{call}` takes that of the file with `random_state=True`, and does without with "
             "`random_state=False`."
-        )
+        ]
+    return []
 
 
 def restore(states: Mapping[str, tuple[int, ...]]) -> list[str]:
